@@ -1,0 +1,52 @@
+# Needs Python 3.11 or newer (with venv) and make; everything else goes into .venv.
+# pip's own settings are honoured: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, pip.conf …
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+DATA   := data/scenes
+RUN    := runs/scenes_smoke
+
+.DEFAULT_GOAL := help
+.PHONY: help pretrain test test-slow quality style bench clean
+
+help:
+	@echo "make pretrain    train a small network on procedural scenes: data, run, weights, report"
+	@echo "make test        the default test suite, offline"
+	@echo "make test-slow   the tests marked slow"
+	@echo "make quality     linter, formatter (check only), type checker"
+	@echo "make style       let the formatter and the linter repair what they can"
+	@echo "make bench       the benchmarks of benchmarks/"
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1 | cut -d' ' -f2); Python 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+pretrain: $(READY)
+	$(BIN)/python -m dataset_scripts.prepare scenes --output $(DATA)
+	$(BIN)/accelerate launch --config_file training/launchers/single.yaml training/pretrain.py --data $(DATA) --output_dir $(RUN)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+quality: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+style: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.roi_align
+	$(BIN)/python -m benchmarks.step
+
+clean:
+	rm -rf $(VENV) $(DATA) $(RUN)

@@ -1,0 +1,49 @@
+"""Augmentation 2: background. Keep the regions' pixels and replace everything around them by another image.
+
+One mask does two jobs, as in the paper's figure: outside the regions it replaces the surroundings, and where region
+augmentation cut into a region it lets the donor show through.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .regions import rasterise
+
+
+def replace_background(pixels: Tensor, background: Tensor, foreground: Tensor) -> Tensor:
+    """`pixels` where the foreground mask is true, `background` elsewhere.
+
+    Args:
+        pixels: (…, C, H, W).
+        background: The donor image, same shape.
+        foreground: (…, H, W), boolean; see `foreground_mask`.
+    """
+    if pixels.shape != background.shape:
+        raise ValueError(
+            f"background has shape {tuple(background.shape)}, expected {tuple(pixels.shape)} like pixels: resize it first."
+        )
+    return torch.where(foreground[..., None, :, :], pixels, background)
+
+
+def foreground_mask(pixel_boxes: np.ndarray, size: tuple[int, int], cut: np.ndarray | None = None) -> np.ndarray:
+    """(H, W) boolean union of the integer boxes, without the pixels that region augmentation cut."""
+    mask = rasterise(pixel_boxes, size)
+    return mask if cut is None else mask & ~cut
+
+
+def limit_coverage(pixel_boxes: np.ndarray, size: tuple[int, int], most: float) -> np.ndarray:
+    """(R,) flags of the boxes to keep so that their union covers at most a share `most` of the view.
+
+    Where the foreground fills the view there are no surroundings left to replace. The largest boxes go first, until the
+    rest fits; possibly none is kept.
+    """
+    keep = np.ones(len(pixel_boxes), dtype=bool)
+    areas = (pixel_boxes[:, 2:] - pixel_boxes[:, :2]).prod(1)
+    for largest in np.argsort(-areas, kind="stable"):
+        if rasterise(pixel_boxes[keep], size).mean() <= most:
+            break
+        keep[largest] = False
+    return keep

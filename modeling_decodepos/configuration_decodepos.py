@@ -1,0 +1,96 @@
+"""Architecture of a DecodePos model. How it is trained is no part of it."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+
+@strict
+class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Configuration of `DecodePosModel`, `DecodePosBackbone` and `DecodePosForPreTraining`.
+
+    Args:
+        backbone_config: Configuration (or its dictionary) of any backbone transformers' `AutoBackbone` can build; a
+            ResNet-50 by default. A ResNet is split: all stages but the last run on the image, the last one on regions.
+            Any other backbone runs whole, and regions are pooled from its last map.
+        region_bins: Bins per side that a region is pooled to in a full-size view; a view of half the size gets half as
+            many (14 and 7 in SoCo for 224 and 112 pixels).
+        region_sampling_ratio: Bilinear samples per bin and axis; 0 adapts to the size of the box.
+        projector_hidden_size: Width of the hidden layer of projector and predictor.
+        projection_size: Size of the embedding the losses compare.
+        use_predictor: Whether the student predicts the teacher's projection through one more network. Without it, and
+            without negatives, training is prone to collapse; the switch is there for ablations.
+        zero_init_residual: Whether a ResNet's blocks start as the identity (their last normalisation's weight at zero).
+        out_features: Names of the stages `DecodePosBackbone` returns.
+        out_indices: The same as indices.
+    """
+
+    model_type = "decodepos"
+    sub_configs = {"backbone_config": AutoConfig}
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    region_bins: int = 14
+    region_sampling_ratio: int = 0
+    projector_hidden_size: int = 4096
+    projection_size: int = 256
+    use_predictor: bool = True
+    zero_init_residual: bool = True
+
+    def __post_init__(self, **kwargs):
+        saved_type = kwargs.get("model_type", self.model_type)
+        if saved_type != self.model_type:  # transformers would go on with a default configuration and random weights
+            raise ValueError(
+                f"this is the configuration of a {saved_type!r} model, expected {self.model_type!r}. To put a DecodePos model "
+                "around another model's weights, call from_backbone(path) instead of from_pretrained(path)."
+            )
+        self.backbone_config = _build_backbone_config(self.backbone_config)
+        kwargs.pop("stage_names", None)  # always the backbone's, whatever a saved file says
+        self.stage_names = list(self.backbone_config.stage_names)
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
+        super().__post_init__(**kwargs)
+
+    def validate_sizes(self):
+        """Check that every size is positive."""
+        for name in ("region_bins", "projector_hidden_size", "projection_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        if self.region_sampling_ratio < 0:
+            raise ValueError(f"region_sampling_ratio is {self.region_sampling_ratio}; expected 0 (adaptive) or more.")
+
+    @property
+    def splits_backbone(self) -> bool:
+        """Whether the backbone's last stage runs on regions rather than on the image."""
+        return self.backbone_config.model_type == "resnet"
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the last stage, and size of a region embedding."""
+        sizes = getattr(self.backbone_config, "hidden_sizes", None)
+        if sizes:
+            return int(sizes[-1])
+        if hasattr(self.backbone_config, "embed_dim") and hasattr(self.backbone_config, "depths"):  # Swin
+            return int(self.backbone_config.embed_dim * 2 ** (len(self.backbone_config.depths) - 1))
+        return int(self.backbone_config.hidden_size)
+
+
+def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
+    if backbone_config is None:
+        return CONFIG_MAPPING["resnet"]()
+    if isinstance(backbone_config, dict):
+        model_type = backbone_config.get("model_type")
+        if model_type not in CONFIG_MAPPING:
+            raise ValueError(
+                f"backbone_config['model_type'] is {model_type!r}; expected a model type known to transformers, such as "
+                "'resnet', 'convnext', 'swin' or 'dinov2'."
+            )
+        backbone_config = CONFIG_MAPPING[model_type].from_dict(backbone_config)
+    if backbone_config.model_type == DecodePosConfig.model_type:
+        raise ValueError("backbone_config is itself a 'decodepos' configuration; pass the backbone inside it.")
+    if not getattr(backbone_config, "stage_names", None):
+        raise ValueError(
+            f"a {backbone_config.model_type!r} model gives no feature maps: transformers has no backbone class for it. Use "
+            "one that AutoBackbone supports, for example resnet, convnext, convnextv2, swin, dinov2 or dinov3_vit."
+        )
+    return backbone_config

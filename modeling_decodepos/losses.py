@@ -1,0 +1,145 @@
+"""The objective as data: which student view is compared with which teacher view, and the loss of one such pair.
+
+A view's name says what was done to it:
+
+    whole           the whole image, resized (x1 in the paper's figure)
+    crop            a random crop of it (x2)
+    crop_small      the crop at half size
+    whole_cut       the whole image, region-augmented (x̂1)
+    crop_cut_small  the crop, region-augmented, at half size (x̂2-small)
+    repositioned    the crop's regions, moved, over another image (x3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Pairs = tuple[tuple[str, str], ...]
+
+# (student view, teacher view). The last two are the arrows L_dc and L_dp of the paper's figure.
+BYOL_PAIRS: Pairs = (("crop_small", "whole"), ("whole", "crop"))
+DECOUPLING_PAIRS: Pairs = (("crop_cut_small", "whole_cut"), ("whole_cut", "crop"))
+DEPOSITIONING_PAIRS: Pairs = (("repositioned", "whole_cut"), ("repositioned", "crop"))
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A named, weighted sum of pair losses."""
+
+    name: str
+    pairs: Pairs
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a run optimises: its loss terms, and whether features are pooled per region or per image."""
+
+    terms: tuple[LossTerm, ...]
+    level: Literal["region", "image"] = "region"
+
+    @property
+    def student_views(self) -> tuple[str, ...]:
+        """Views the student sees, each once, in the order the terms name them."""
+        return tuple(dict.fromkeys(student for term in self.terms for student, _ in term.pairs))
+
+    @property
+    def teacher_views(self) -> tuple[str, ...]:
+        """Views the teacher sees, each once, in the order the terms name them."""
+        return tuple(dict.fromkeys(teacher for term in self.terms for _, teacher in term.pairs))
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """All views a sample must have."""
+        return tuple(dict.fromkeys(self.student_views + self.teacher_views))
+
+    def weighted(self, weights: Mapping[str, float]) -> Objective:
+        """The same objective with other weights for the terms named."""
+        unknown = set(weights) - {term.name for term in self.terms}
+        if unknown:
+            raise ValueError(f"no loss term is called {', '.join(sorted(unknown))}; there are {self.terms}.")
+        terms = tuple(LossTerm(t.name, t.pairs, weights.get(t.name, t.weight)) for t in self.terms)
+        return Objective(terms, self.level)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    # Both modules: the paper's figure.
+    "both": Objective((LossTerm("decoupling", DECOUPLING_PAIRS), LossTerm("depositioning", DEPOSITIONING_PAIRS))),
+    # The arms of the factorial. Each baseline keeps the same views, without the augmentation under test.
+    "byol_image": Objective((LossTerm("byol", BYOL_PAIRS),), level="image"),
+    "byol_region": Objective((LossTerm("byol", BYOL_PAIRS),)),
+    "decoupling": Objective((LossTerm("decoupling", DECOUPLING_PAIRS),)),
+    "depositioning": Objective(
+        (
+            LossTerm("byol", BYOL_PAIRS),
+            LossTerm("depositioning", (("repositioned", "whole"), ("repositioned", "crop"))),
+        )
+    ),
+}
+
+
+def region_similarity_loss(
+    prediction: Tensor, target: Tensor, valid_regions: Tensor | None = None, num_pairs: Tensor | float | None = None
+) -> Tensor:
+    """Mean over matched regions of -2 times the cosine; equal directions give -2, opposite ones +2.
+
+    This is BYOL's squared distance up to a constant. No gradient reaches the target.
+
+    Args:
+        prediction: (B, R, D) student predictions.
+        target: (B, R, D) teacher projections of the same regions, in the same order.
+        valid_regions: (B, R), true for the regions to compare; all by default.
+        num_pairs: Divide the sum by this instead of the number of regions here. Give the count over all processes and
+            accumulation steps, so that splitting a batch changes nothing.
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must match, region by region."
+        )
+    prediction, target = prediction.float(), target.detach().float()
+    similarity = (F.normalize(prediction, dim=-1) * F.normalize(target, dim=-1)).sum(-1)
+    if valid_regions is None:
+        valid_regions = torch.ones_like(similarity, dtype=torch.bool)
+    count = valid_regions.sum() if num_pairs is None else num_pairs
+    total = torch.where(valid_regions, similarity, 0.0).sum()
+    count = torch.as_tensor(count, device=total.device)
+    # No matched region at all: a loss of zero that still reaches every weight, never 0 / 0.
+    return -2.0 * total / torch.where(count > 0, count, 1)
+
+
+def pair_loss(
+    predictions: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    valid_regions: Mapping[str, Tensor],
+    objective: Objective,
+    num_pairs: Mapping[tuple[str, str], Tensor | float] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of an objective's terms, and each term by name (unweighted, detached).
+
+    Args:
+        predictions: Student predictions (B, R, D) by view name.
+        targets: Teacher projections (B, R, D) by view name.
+        valid_regions: (B, R) flags by view name; a pair counts where both views have the region.
+        objective: The table of pairs.
+        num_pairs: Global number of matched regions of each pair; see `region_similarity_loss`.
+    """
+    terms: dict[str, Tensor] = {}
+    for term in objective.terms:
+        losses = [
+            region_similarity_loss(
+                predictions[student],
+                targets[teacher],
+                valid_regions[student] & valid_regions[teacher],
+                None if num_pairs is None else num_pairs[student, teacher],
+            )
+            for student, teacher in term.pairs
+        ]
+        terms[term.name] = torch.stack(losses).sum()
+    loss = torch.stack([term.weight * terms[term.name] for term in objective.terms]).sum()
+    return loss, {name: value.detach() for name, value in terms.items()}

@@ -1,0 +1,423 @@
+"""DecodePos models: region features from any backbone, and the student/teacher pair that pre-trains it.
+
+Shapes: B images, R regions (padded), N real regions of the batch, C channels, H W map cells, D embedding.
+
+Weights lie under the key names of the backbone's own class, so a trained ResNet here is a plain ResNet there:
+`model.backbone.state_dict()` loads into `transformers.ResNetModel` as it is.
+"""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_outputs import BackboneOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
+from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_decodepos import DecodePosConfig
+from .losses import OBJECTIVES, Objective, pair_loss
+from .region_pooling import average_in_bins, pool_regions
+from .regions import Regions, View, check_regions
+
+
+@dataclass
+class DecodePosModelOutput(ModelOutput):
+    """Features of a batch of images, and of their regions if any were given.
+
+    Args:
+        feature_map: (B, C, H, W), the map regions are pooled from: stage 3 of a ResNet, the last map of any other backbone.
+        region_embeddings: (B, R, D), zero in the padding rows.
+        valid_regions: (B, R), true for the real rows.
+        last_hidden_state: (B, D, H, W), the last stage on the whole image. Left out when regions are given: a ResNet's last
+            stage then ran on the regions instead.
+        pooler_output: (B, D), its mean. Left out when regions are given.
+    """
+
+    feature_map: Tensor | None = None
+    region_embeddings: Tensor | None = None
+    valid_regions: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+
+
+@dataclass
+class DecodePosForPreTrainingOutput(ModelOutput):
+    """Loss of a batch of views.
+
+    Args:
+        loss: Weighted sum of the terms.
+        terms: Each loss term by name: detached, unweighted.
+        predictions: Student predictions (B, R, D) by view name.
+        targets: Teacher projections (B, R, D) by view name.
+    """
+
+    loss: Tensor | None = None
+    terms: dict[str, Tensor] | None = None
+    predictions: dict[str, Tensor] | None = None
+    targets: dict[str, Tensor] | None = None
+
+
+@torch.no_grad()
+def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move the teacher's parameters towards the student's: teacher = momentum * teacher + (1 - momentum) * student.
+
+    Parameters only: the teacher keeps its own batch-norm statistics, gathered on the views it sees (as in SoCo).
+    """
+    targets, sources = dict(teacher.named_parameters()), dict(student.named_parameters())
+    shapes = {(name, p.shape) for name, p in targets.items()} ^ {(name, p.shape) for name, p in sources.items()}
+    if shapes:
+        raise ValueError(f"teacher and student differ in {sorted({name for name, _ in shapes})[:4]}.")
+    if not 0.0 <= momentum <= 1.0:
+        raise ValueError(f"the teacher's momentum is {momentum}; expected a number in [0, 1], such as 0.99.")
+    torch._foreach_lerp_(list(targets.values()), [sources[name] for name in targets], 1.0 - momentum)
+
+
+class RegionBatchNorm(nn.BatchNorm1d):
+    """Batch norm over regions that falls back to its running statistics where a batch holds fewer than two."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalised (N, D) features."""
+        if self.training and features.shape[0] < 2:
+            # One region has no variance: normalising by it would erase the feature.
+            return F.batch_norm(features, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(features)
+
+
+class ProjectionHead(nn.Sequential):
+    """Linear, batch norm, ReLU, linear: the shape of both projector and predictor."""
+
+    def __init__(self, in_size: int, hidden_size: int, out_size: int):
+        super().__init__(
+            nn.Linear(in_size, hidden_size),
+            RegionBatchNorm(hidden_size),
+            nn.ReLU(),
+            nn.Linear(hidden_size, out_size),
+        )
+
+
+class DecodePosPreTrainedModel(PreTrainedModel):
+    """What all DecodePos models share: configuration, initialisation, loading from a backbone's checkpoint."""
+
+    config: DecodePosConfig
+    base_model_prefix = "decodepos"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    # A pre-training checkpoint also loads as a feature extractor, without a report of parts that has no use for.
+    _keys_to_ignore_on_load_unexpected = [r"^teacher\.", r"^projector\.", r"^predictor\."]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):  # torch's own default; transformers' would be normal(0, 0.02)
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight.shape[1])
+                init.uniform_(module.bias, -bound, bound)
+        else:
+            super()._init_weights(module)
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Initialise everything that no checkpoint filled (transformers' `init` functions skip what one did)."""
+        super().initialize_weights()
+        if self.config.zero_init_residual:
+            for module in self.modules():
+                if isinstance(module, ResNetBasicLayer | ResNetBottleNeckLayer):
+                    init.zeros_(module.layer[-1].normalization.weight)
+
+    @classmethod
+    def from_backbone(cls, backbone: str | Path | PreTrainedModel, **config_kwargs: Any) -> Self:
+        """This class around the weights of an existing checkpoint of any backbone, with fresh heads.
+
+        Args:
+            backbone: A Hub id, a local folder, or an already loaded model with a backbone class.
+            **config_kwargs: Further fields of `DecodePosConfig`.
+        """
+        loaded = backbone if isinstance(backbone, PreTrainedModel) else _load_backbone(backbone)
+        model = cls(DecodePosConfig(backbone_config=copy.deepcopy(loaded.config), **config_kwargs))
+        base = getattr(model, cls.base_model_prefix, model)
+        report = base.backbone.load_state_dict(loaded.state_dict(), strict=False)
+        foreign = [key for key in (*report.missing_keys, *report.unexpected_keys) if not _is_map_norm(key)]
+        if foreign:
+            raise ValueError(
+                f"the weights of this {type(loaded).__name__} do not fit a {type(base.backbone).__name__} (first difference: "
+                f"{foreign[0]}). Pass the folder or Hub id it came from, or load it with a backbone class."
+            )
+        if isinstance(model, DecodePosForPreTraining):
+            model.copy_student_to_teacher()
+        return model
+
+
+class DecodePosModel(DecodePosPreTrainedModel):
+    """A backbone that embeds regions.
+
+    ```python
+    model = DecodePosModel.from_pretrained("runs/scenes_smoke/export/pretraining")
+    output = model(pixel_values, regions=[boxes_of_image_0, boxes_of_image_1])   # boxes: (R_i, 4), xyxy in [0, 1]
+    output.region_embeddings[output.valid_regions]                               # (N, D)
+    ```
+    """
+
+    def __init__(self, config: DecodePosConfig):
+        super().__init__(config)
+        self.backbone = _build_backbone(config.backbone_config, config.backbone_config.stage_names[-1:])
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        regions: Tensor | list[Tensor] | None = None,
+        valid_regions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> DecodePosModelOutput:
+        """Features of the images, or of their regions.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalised images.
+            regions: Boxes or masks, ragged (a list with one tensor per image) or padded; see `check_regions`.
+            valid_regions: (B, R), true for the real rows of padded regions.
+        """
+        if regions is None:
+            feature_map = self.feature_map(pixel_values)
+            last = self.apply_region_stage(feature_map)
+            return DecodePosModelOutput(feature_map=feature_map, last_hidden_state=last, pooler_output=last.mean((2, 3)))
+        checked = check_regions(regions, pixel_values.shape[0], valid_regions, pixel_values.device)
+        self._check_patch_multiple(pixel_values)
+        feature_map = self.feature_map(pixel_values)
+        rows = self.embed_regions(feature_map, checked, self.config.region_bins)
+        return DecodePosModelOutput(
+            feature_map=feature_map, region_embeddings=unflatten(rows, checked.valid), valid_regions=checked.valid
+        )
+
+    def feature_map(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) map that regions are pooled from."""
+        least = _smallest_side(self.config.backbone_config)
+        if pixel_values.ndim != 4 or min(pixel_values.shape[-2:]) < least:
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (B, channels, height, width) with sides "
+                f"of at least {least} pixels for this {self.config.backbone_config.model_type} backbone."
+            )
+        if not self.config.splits_backbone:
+            return self.backbone(pixel_values).feature_maps[-1]
+        hidden = self.backbone.embedder(pixel_values)
+        for stage in self.backbone.encoder.stages[:-1]:
+            hidden = stage(hidden)
+        return hidden
+
+    def apply_region_stage(self, features: Tensor) -> Tensor:
+        """The part of the backbone that runs on regions: a ResNet's last stage, nothing for other backbones."""
+        if not self.config.splits_backbone:
+            return features
+        stage = self.backbone.encoder.stages[-1]
+        if not (self.training and features.shape[0] == 1 and max(features.shape[2:]) <= 2):
+            return stage(features)
+        # A single region that this stage halves to a single cell has no variance: fall back as `RegionBatchNorm` does.
+        norms = [module for module in stage.modules() if type(module) is nn.BatchNorm2d and module.training]
+        for norm in norms:
+            norm.eval()
+        features = stage(features)
+        for norm in norms:
+            norm.train()
+        return features
+
+    def embed_regions(self, feature_map: Tensor, regions: Regions, bins: int) -> Tensor:
+        """(N, D) embeddings of the real regions, image by image.
+
+        Padding rows are dropped before the region stage, so they reach neither values nor batch statistics.
+        """
+        pooled = pool_regions(feature_map, regions.boxes, bins, self.config.region_sampling_ratio)
+        # Select rows while channels come last in memory, so that the convolutions find the layout they like.
+        rows = pooled.permute(0, 1, 3, 4, 2)[regions.valid].permute(0, 3, 1, 2)
+        if rows.shape[0] == 0:
+            return rows.new_zeros((0, self.config.hidden_size))
+        features = self.apply_region_stage(rows)
+        if regions.masks is None:
+            return features.mean((2, 3))
+        # A mask is its box, of which only the covered part is averaged.
+        cover = average_in_bins(regions.masks.to(torch.float32), regions.boxes, features.shape[-1])[regions.valid]
+        cover = (cover / cover.sum((1, 2), keepdim=True)).to(features.dtype)
+        return (features * cover[:, None]).sum((2, 3))
+
+    def _check_patch_multiple(self, pixel_values: Tensor) -> None:
+        patch = _smallest_side(self.config.backbone_config)
+        if any(side % patch for side in pixel_values.shape[-2:]):
+            raise ValueError(
+                f"images are {tuple(pixel_values.shape[-2:])} pixels, no multiple of the {patch}-pixel patches: the map would "
+                f"cover less than the boxes refer to. Resize or pad them to a multiple of {patch}."
+            )
+
+
+class DecodePosBackbone(BackboneMixin, DecodePosPreTrainedModel):
+    """The backbone alone, with the feature maps that transformers' detectors and segmenters take.
+
+    Load it by Hub id through `AutoBackbone`, from a local folder through `DecodePosBackbone.from_pretrained`.
+    """
+
+    has_attentions = False
+
+    def __init__(self, config: DecodePosConfig):
+        super().__init__(config)
+        self.backbone = _build_backbone(config.backbone_config, config.out_features)
+        self.num_features = list(self.backbone.num_features)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs: Any) -> BackboneOutput:
+        """Feature maps of the stages in `config.out_features`."""
+        output = self.backbone(pixel_values, output_hidden_states=bool(output_hidden_states))
+        return BackboneOutput(feature_maps=output.feature_maps, hidden_states=output.hidden_states)
+
+
+class DecodePosForPreTraining(DecodePosPreTrainedModel):
+    """Student and teacher, their projectors, the student's predictor, and the losses between their views."""
+
+    def __init__(self, config: DecodePosConfig):
+        super().__init__(config)
+        self.decodepos = DecodePosModel(config)
+        self.projector = self._build_head(config.hidden_size)
+        self.predictor = self._build_head(config.projection_size) if config.use_predictor else nn.Identity()
+        self.teacher = nn.ModuleDict(
+            {"decodepos": DecodePosModel(config), "projector": self._build_head(config.hidden_size)}
+        )
+        self.post_init()
+
+    def _build_head(self, in_size: int) -> ProjectionHead:
+        return ProjectionHead(in_size, self.config.projector_hidden_size, self.config.projection_size)
+
+    @property
+    def student(self) -> nn.ModuleDict:
+        """The parts of the student that the teacher has too."""
+        return nn.ModuleDict({"decodepos": self.decodepos, "projector": self.projector})
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Initialise what no checkpoint filled; a teacher that is not in the file starts as the student."""
+        super().initialize_weights()
+        self.copy_student_to_teacher()
+
+    @torch.no_grad()
+    def copy_student_to_teacher(self) -> None:
+        """Make the teacher equal to the student, except for weights a checkpoint gave it, and freeze it."""
+        source = self.student.state_dict(keep_vars=True)
+        for name, target in self.teacher.state_dict(keep_vars=True).items():
+            init.copy_(target, source[name])
+        self.teacher.requires_grad_(False)
+
+    def update_teacher(self, momentum: float) -> None:
+        """One step of the teacher towards the student. Call it once per step, before the forward pass (as in SoCo)."""
+        ema_update(self.teacher, self.student, momentum)
+
+    @can_return_tuple
+    def forward(
+        self,
+        views: Mapping[str, View],
+        objective: Objective | None = None,
+        num_pairs: Mapping[tuple[str, str], Tensor | float] | None = None,
+        **kwargs: Any,
+    ) -> DecodePosForPreTrainingOutput:
+        """Loss between student and teacher views.
+
+        Args:
+            views: Every view the objective names, each with the same regions in the same order.
+            objective: The table of (student view, teacher view) pairs; both modules of the paper by default.
+            num_pairs: Global number of matched regions per pair; see `region_similarity_loss`.
+        """
+        objective = objective or OBJECTIVES["both"]
+        missing = [name for name in objective.views if name not in views]
+        if missing:
+            raise ValueError(f"the objective needs the views {objective.views}; missing: {', '.join(missing)}.")
+        batch = max(view.valid_regions.shape[0] for view in views.values())
+        full_size = max(views[name].pixel_values.shape[-1] for name in objective.views)
+        predictions = {
+            name: self._embed(self.decodepos, views[name], batch, full_size, self.projector, self.predictor)
+            for name in objective.student_views
+        }
+        with torch.no_grad():
+            targets = {
+                name: self._embed(self.teacher["decodepos"], views[name], batch, full_size, self.teacher["projector"])
+                for name in objective.teacher_views
+            }
+        valid = {name: _spread(views[name].valid_regions, views[name].rows, batch) for name in objective.views}
+        loss, terms = pair_loss(predictions, targets, valid, objective, num_pairs)
+        return DecodePosForPreTrainingOutput(loss=loss, terms=terms, predictions=predictions, targets=targets)
+
+    def _embed(self, model: DecodePosModel, view: View, batch: int, full_size: int, *heads: nn.Module) -> Tensor:
+        """(B, R, D) embeddings of one view's regions after the heads, zero where a region is not valid."""
+        # A view drawn at half size is pooled to half as many bins (SoCo: 14 at 224 pixels, 7 at 112).
+        bins = max(1, round(self.config.region_bins * view.pixel_values.shape[-1] / full_size))
+        regions = check_regions(view.boxes, len(view.pixel_values), view.valid_regions, view.pixel_values.device)
+        if not regions.valid.any():
+            # No region in this batch. Touch every weight with zero, so that distributed training finds all gradients.
+            touched = sum(p.sum() for part in (model, *heads) for p in part.parameters())
+            return touched * view.boxes.new_zeros((batch, view.boxes.shape[1], self.config.projection_size))
+        rows = model.embed_regions(model.feature_map(view.pixel_values), regions, bins)
+        for head in heads:
+            rows = head(rows)
+        return _spread(unflatten(rows, regions.valid), view.rows, batch)
+
+
+def _spread(part: Tensor, rows: Tensor | None, batch: int) -> Tensor:
+    """A view of some images laid out over the whole batch; zero (or False) for the images it does not show."""
+    if rows is None:
+        return part
+    return part.new_zeros((batch, *part.shape[1:])).index_copy(0, rows, part)
+
+
+def unflatten(rows: Tensor, valid: Tensor) -> Tensor:
+    """(B, R, D) from the (N, D) rows of the valid regions; zero elsewhere."""
+    padded = rows.new_zeros((*valid.shape, rows.shape[-1]))
+    padded[valid] = rows
+    return padded
+
+
+def _build_backbone(config: PreTrainedConfig, out_features: list[str]) -> PreTrainedModel:
+    config = copy.deepcopy(config)
+    config.out_features = list(out_features)
+    if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
+        raise ValueError(
+            f"a {config.model_type!r} model gives no feature maps: transformers has no backbone class for it. Use one "
+            "that AutoBackbone supports, for example resnet, convnext, convnextv2, swin, dinov2 or dinov3_vit."
+        )
+    return AutoBackbone.from_config(config)
+
+
+def _load_backbone(name_or_path: str | Path) -> PreTrainedModel:
+    """The backbone of a checkpoint through its concrete class; `AutoBackbone` cannot read a local folder."""
+    config = AutoConfig.from_pretrained(name_or_path)
+    if isinstance(config, DecodePosConfig):
+        return DecodePosModel.from_pretrained(name_or_path).backbone
+    if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
+        raise ValueError(f"{name_or_path} holds a {config.model_type!r} model, which gives no feature maps.")
+    config.out_features = config.stage_names[-1:]
+    model, report = MODEL_FOR_BACKBONE_MAPPING[type(config)].from_pretrained(
+        name_or_path, config=config, output_loading_info=True
+    )
+    missing = sorted(key for key in report["missing_keys"] if not _is_map_norm(key))
+    if missing:
+        raise ValueError(f"{name_or_path} lacks {len(missing)} weights of its backbone, first {missing[0]}.")
+    return model
+
+
+def _is_map_norm(key: str) -> bool:
+    """Whether a weight is one that ConvNeXt and Swin have in their backbone class only, once per map it returns."""
+    return key.startswith("hidden_states_norms.")
+
+
+def _smallest_side(config: PreTrainedConfig) -> int:
+    """Smallest image side the backbone can turn into at least one map cell."""
+    patch = getattr(config, "patch_size", 1)
+    patch = patch if isinstance(patch, int) else max(patch)
+    if "convnext" in config.model_type:  # a stem of 4, then halved without padding between stages
+        return 4 * 2 ** (len(config.depths) - 1)
+    return patch

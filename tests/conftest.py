@@ -1,0 +1,27 @@
+"""What every test starts from: no network, and caches that end with the session."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from tests.hub_server import HubServer
+
+# Read by the Hugging Face libraries when they are imported, which the test modules do after this file.
+# `HF_HUB_OFFLINE=0 pytest -m network` reaches the real Hub.
+CACHE = tempfile.TemporaryDirectory(prefix="decodepos-tests-")
+os.environ["HF_HOME"] = CACHE.name
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_unconfigure() -> None:
+    CACHE.cleanup()
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """An empty Hub on loopback; subprocesses reach it with `hub.env(tmp_path)`."""
+    with HubServer() as server:
+        yield server
+        assert [line for line in server.log if line.status == 501] == []  # a client wanted what the server lacks

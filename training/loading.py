@@ -1,0 +1,259 @@
+"""Images and regions from a data set in our Parquet layout, as batches of views.
+
+The views of a sample depend on (seed, epoch, index) only: not on the number of workers, the batch size, the number of
+devices, or on whether the run was interrupted. The donor image is drawn by the same rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from modeling_decodepos.regions import View
+from modeling_decodepos.schema import xywh_to_unit_xyxy
+from training.arguments import ViewArguments
+from training.views import VIEW_RULES, apply_view, draw_views, sample_views
+
+Key = tuple[int, int]  # epoch, index
+# Keeps the streams of random numbers apart that are drawn for one (seed, epoch, index).
+_ORDER, _VIEWS, _DONOR = 0, 1, 2
+
+
+@dataclass
+class RegionBatch:
+    """One batch: the views by name, which samples they show, and how far the moved regions could move."""
+
+    views: dict[str, View]
+    indices: list[int]
+    slack: torch.Tensor  # one number per mixed sample: free share of the view on the axis with more room
+    can_move: torch.Tensor  # one flag per mixed sample
+
+    def pin_memory(self) -> RegionBatch:
+        """The batch in page-locked memory; a DataLoader calls this."""
+        return RegionBatch({n: v.pin_memory() for n, v in self.views.items()}, self.indices, self.slack, self.can_move)
+
+
+class RegionDataset(Dataset):
+    """A split of a data set, from which batches of views are fetched by (epoch, index) keys."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str,
+        args: ViewArguments,
+        view_names: list[str],
+        *,
+        seed: int = 0,
+        region_source: str = "auto",
+        image_level: bool = False,
+    ):
+        rows = load_split(path, split)
+        self.region_column = choose_region_column(rows, region_source, f"{path} [{split}]")
+        # Columns that are not needed (such as maps) would be decoded for every sample.
+        wanted = {"image", "image_id", "width", "height", self.region_column}
+        self.rows = rows.select_columns([name for name in rows.column_names if name in wanted])
+        self.args, self.view_names, self.seed, self.image_level = args, view_names, seed, image_level
+        if len(self.rows) < 2:
+            raise ValueError(f"{path} [{split}] holds {len(self.rows)} images; at least 2 are needed (one lends its pixels).")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Key) -> RegionBatch:
+        """A batch of one."""
+        return self.__getitems__([key])
+
+    def __getitems__(self, keys: list[Key]) -> RegionBatch:
+        """The batch of these (epoch, index) keys."""
+        samples = [self._sample(epoch, index) for epoch, index in keys]
+        views: dict[str, View] = {}
+        for name in self.view_names:
+            rows = [row for row, (_, _, parameters) in enumerate(samples) if name in parameters]
+            drawn = [samples[row][2][name] for row in rows]
+            if not drawn:  # no image of this batch is mixed; the view keeps its place with no rows
+                size = self.args.view_size_px
+                views[name] = View(
+                    torch.zeros((0, 3, size, size), dtype=torch.uint8),
+                    torch.zeros((0, self.args.num_regions, 4)),
+                    torch.zeros((0, self.args.num_regions), dtype=torch.bool),
+                    torch.zeros(0, dtype=torch.int64),
+                )
+                continue
+            # 8-bit, channels last in memory: a quarter of the bytes to move, and the layout the network wants.
+            size = drawn[0].size_px
+            pixels = torch.empty((len(drawn), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+            for place, (row, parameters) in enumerate(zip(rows, drawn, strict=True)):
+                image, donor, _ = samples[row]
+                pixels[place] = apply_view(parameters, image, donor)
+            views[name] = View(
+                pixels,
+                torch.from_numpy(np.stack([p.boxes for p in drawn])),
+                torch.from_numpy(np.stack([p.valid for p in drawn])),
+                None if len(rows) == len(samples) else torch.tensor(rows),
+            )
+        placements = [p.placement for _, _, drawn_views in samples for p in drawn_views.values() if p.placement]
+        return RegionBatch(
+            views=views,
+            indices=[index for _, index in keys],
+            slack=torch.tensor([max(p.slack) for p in placements]),
+            can_move=torch.tensor([p.can_move for p in placements], dtype=torch.bool),
+        )
+
+    def draw(self, epoch: int, index: int) -> Image.Image:
+        """A picture of one sample's views."""
+        if not 0 <= index < len(self):
+            raise ValueError(f"index is {index}, but the split holds {len(self)} images (0 to {len(self) - 1}).")
+        image, donor, views = self._sample(epoch, index)
+        donor = self._image(self.rows[self._donor(epoch, index)]) if donor is None else donor
+        return draw_views(image, donor, self._boxes(self.rows[index]), views)
+
+    def _boxes(self, row: dict[str, Any]) -> np.ndarray:
+        """(R, 4) unit boxes of an image's regions."""
+        regions = row[self.region_column] or {}
+        boxes = np.asarray(regions.get("bbox") or [], dtype=np.float32).reshape(-1, 4)
+        if self.region_column == "objects" and regions.get("iscrowd"):
+            boxes = boxes[~np.asarray(regions["iscrowd"], dtype=bool)]  # a crowd is no single region
+        return np.asarray(xywh_to_unit_xyxy(boxes, row["width"], row["height"]), dtype=np.float64).clip(0.0, 1.0)
+
+    def _sample(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
+        row = self.rows[index]
+        image = self._image(row)
+        needs_donor = any(VIEW_RULES[name].moved for name in self.view_names)
+        donor = self._image(self.rows[self._donor(epoch, index)]) if needs_donor else None
+        rng = np.random.default_rng([self.seed, _VIEWS, epoch, index])
+        donor_size = image.shape[:2] if donor is None else donor.shape[:2]
+        boxes = self._boxes(row)
+        views = sample_views(rng, image.shape[:2], donor_size, boxes, self.view_names, self.args, self.image_level)
+        return image, donor, views
+
+    def _donor(self, epoch: int, index: int) -> int:
+        """Another image of the split, never the sample itself."""
+        rng = np.random.default_rng([self.seed, _DONOR, epoch, index])
+        return int(index + rng.integers(1, len(self))) % len(self)
+
+    def _image(self, row: dict[str, Any]) -> np.ndarray:
+        return decode_image(row["image"]["bytes"], str(row.get("image_id", "without image_id")))
+
+
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB pixels; an EXIF rotation is applied, as `datasets` does."""
+    pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR_RGB)
+    if pixels is None:
+        raise ValueError(f"image {name} cannot be decoded ({len(data)} bytes, beginning {data[:8]!r}).")
+    return pixels
+
+
+def load_split(path: str | Path, split: str) -> datasets.Dataset:
+    """The rows of one split, with images left as bytes."""
+    if Path(path).is_dir() and not any(Path(path).rglob("*.parquet")):
+        raise FileNotFoundError(f"{path} holds no Parquet file; make one with: python -m dataset_scripts.prepare --help")
+    if not Path(path).is_dir() and (Path(path).is_absolute() or str(path).count("/") != 1):
+        raise FileNotFoundError(
+            f"no data folder at {path}. Make the built-in one with:\n  python -m dataset_scripts.prepare scenes --output {path}"
+        )
+    rows = datasets.load_dataset(str(path), split=split)
+    missing = {"image", "width", "height"} - set(rows.column_names)
+    if missing:
+        raise ValueError(
+            f"{path} [{split}] lacks the columns {', '.join(sorted(missing))}; it has {', '.join(rows.column_names)}. The "
+            "expected layout is in modeling_decodepos/schema.py."
+        )
+    return rows.cast_column("image", datasets.Image(decode=False))
+
+
+def choose_region_column(rows: datasets.Dataset, region_source: str, name: str) -> str:
+    """The column that regions come from: `regions` or `objects`."""
+    candidates = ["regions", "objects"] if region_source == "auto" else [region_source]
+    for column in candidates:
+        if column in rows.column_names and (region_source != "auto" or _has_boxes(rows, column)):
+            return column
+    raise ValueError(
+        f"{name} has no regions: looked for {' and '.join(candidates)} among the columns {', '.join(rows.column_names)}."
+    )
+
+
+def _has_boxes(rows: datasets.Dataset, column: str) -> bool:
+    return any((row or {}).get("bbox") for row in rows.select(range(min(64, len(rows))))[column])
+
+
+def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
+    """The order in which an epoch visits the images: a function of (seed, epoch)."""
+    return np.random.default_rng([seed, _ORDER, epoch]).permutation(length)
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """The (epoch, index) keys of every micro-batch of this process, from `first_step` to `last_step`.
+
+    A global batch is a run of the epoch's order; each process and accumulation step takes its slice of it. What is left at
+    the end of an epoch and fills no batch is dropped.
+    """
+
+    length: int
+    global_batch_size: int
+    slices: int  # processes times accumulation steps
+    own_slices: tuple[int, ...]
+    first_step: int
+    last_step: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.length < self.global_batch_size:
+            raise ValueError(
+                f"global_batch_size is {self.global_batch_size}, but the split holds only {self.length} images."
+            )
+        if self.global_batch_size % self.slices:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not divisible by {self.slices} (processes times "
+                "accumulation_steps)."
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates per pass over the data."""
+        return self.length // self.global_batch_size
+
+    def __len__(self) -> int:
+        return (self.last_step - self.first_step) * len(self.own_slices)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        per_slice = self.global_batch_size // self.slices
+        order, order_epoch = np.zeros(0, dtype=int), -1
+        for step in range(self.first_step, self.last_step):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = epoch_order(self.length, self.seed, epoch), epoch
+            for part in self.own_slices:
+                start = position * self.global_batch_size + part * per_slice
+                yield [(epoch, int(index)) for index in order[start : start + per_slice]]
+
+
+def build_loader(dataset: RegionDataset, batches: StepBatches, num_workers: int, pin_memory: bool) -> DataLoader:
+    """A loader of `RegionBatch`es in the order of `batches`."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists of keys serves
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_one_thread,
+        pin_memory=pin_memory,
+        prefetch_factor=2 if num_workers else None,
+    )
+
+
+def _as_it_is(batch: RegionBatch) -> RegionBatch:
+    return batch  # `__getitems__` has built it
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)

@@ -1,0 +1,143 @@
+"""What a run writes about itself: run.json, log.jsonl, and the numbers a progress bar shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.arguments import Recipe, origins
+
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "huggingface_hub", "safetensors", "numpy", "decodepos")
+
+
+class RunLog:
+    """log.jsonl: one JSON object per logged step, flushed as it is written."""
+
+    def __init__(self, path: Path, first_step: int):
+        self.path = path
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # A resumed run repeats the steps after its checkpoint; their old lines go.
+        kept = [line for line in read_log(path) if line["step"] <= first_step]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def write(self, **values: Any) -> None:
+        """Append one line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; a last line cut off by a crash is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class Stopwatch:
+    """Seconds since it was made, and how many of them went into waiting for data."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.waited = 0.0
+
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self.started
+
+    def wait_share(self) -> float:
+        """Share of the time so far that was spent waiting."""
+        return self.waited / max(self.seconds(), 1e-9)
+
+
+def embedding_std(embeddings: Tensor, valid: Tensor) -> float:
+    """Mean over dimensions of the standard deviation of the normalised embeddings.
+
+    About 1 / sqrt(D) when embeddings spread over the sphere, 0 when they have collapsed to one point.
+    """
+    rows = F.normalize(embeddings[valid].float(), dim=-1)
+    return float(rows.std(0).mean()) if len(rows) > 1 else float("nan")
+
+
+def describe_run(recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:
+    """What run.json holds when a run starts."""
+    return {
+        "name": Path(recipe.run.output_dir).name,
+        "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "started": now(),
+        "finished": None,
+        "status": "running",
+        "recipe": recipe.values(),
+        "recipe_name": recipe.name,
+        "origins": origins(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "commit": _commit(),
+        "data": data,
+        "machine": _machine(),
+    }
+
+
+def describe_data(path: str, split: str, rows: Any) -> dict[str, Any]:
+    """Where the images came from: the data set's own manifest hash where it has one."""
+    manifest = Path(path) / "manifest.json"
+    digest = rows._fingerprint
+    if manifest.is_file():
+        import hashlib
+
+        digest = "sha256:" + hashlib.sha256(manifest.read_bytes()).hexdigest()
+    return {"path": path, "split": split, "images": len(rows), "hash": digest}
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file so that it is never seen half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".writing")
+    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def now() -> str:
+    """The time, in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except ImportError:
+        return "not installed"
+
+
+def _commit() -> str:
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or "unknown"
+
+
+def _machine() -> dict[str, Any]:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+    }

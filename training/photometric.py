@@ -1,0 +1,87 @@
+"""Colour jitter, grey, blur and solarisation: parameters drawn in one place, applied in another.
+
+The operations are those of PIL and torchvision on 8-bit images, done by OpenCV.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from training.arguments import ViewArguments
+
+BLUR_SIGMA = (0.1, 2.0)  # SoCo
+SOLARIZE_THRESHOLD = 128
+
+
+@dataclass(frozen=True)
+class Photometric:
+    """What is done to the colours of one view."""
+
+    jitter: tuple[tuple[str, float], ...] = ()  # (operation, factor), in order
+    grayscale: bool = False
+    blur_sigma: float = 0.0
+    solarize: bool = False
+
+
+def sample_photometric(rng: np.random.Generator, args: ViewArguments, of_whole_image: bool) -> Photometric:
+    """A random treatment; views of the whole image are blurred more and never solarised (as SoCo's first view)."""
+    jitter: tuple[tuple[str, float], ...] = ()
+    if rng.random() < args.jitter_probability:
+        strengths = {"brightness": args.brightness, "contrast": args.contrast, "saturation": args.saturation}
+        factors = {name: rng.uniform(max(0, 1 - s), 1 + s) for name, s in strengths.items()}
+        factors["hue"] = rng.uniform(-args.hue, args.hue)
+        jitter = tuple((name, factors[name]) for name in rng.permutation(sorted(factors)).tolist())
+    grayscale = rng.random() < args.grayscale_probability
+    blurred = rng.random() < (args.blur_probability_whole if of_whole_image else args.blur_probability)
+    sigma = rng.uniform(*BLUR_SIGMA)
+    solarize = rng.random() < (0.0 if of_whole_image else args.solarize_probability)
+    return Photometric(jitter, bool(grayscale), float(sigma) if blurred else 0.0, bool(solarize))
+
+
+def apply_photometric(pixels: np.ndarray, treatment: Photometric) -> np.ndarray:
+    """Treated (H, W, 3) uint8 RGB pixels; the input is left as it is."""
+    for name, factor in treatment.jitter:
+        pixels = _JITTER[name](pixels, factor)
+    if treatment.grayscale:
+        pixels = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    if treatment.blur_sigma > 0:
+        pixels = cv2.GaussianBlur(pixels, (0, 0), treatment.blur_sigma, borderType=cv2.BORDER_REFLECT_101)
+    if treatment.solarize:
+        pixels = cv2.LUT(pixels, _SOLARIZED)
+    return pixels
+
+
+def _adjust_brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
+    return cv2.LUT(pixels, _blend_table(factor, 0.0))
+
+
+def _adjust_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
+    mean = round(float(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).mean()))
+    return cv2.LUT(pixels, _blend_table(factor, (1 - factor) * mean))
+
+
+def _adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
+    gray = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(pixels, factor, gray, 1 - factor, 0)
+
+
+def _adjust_hue(pixels: np.ndarray, factor: float) -> np.ndarray:
+    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
+    hsv[..., 0] += np.uint8(int(factor * 255) % 256)  # hue is a circle: it may wrap
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+
+
+def _blend_table(factor: float, offset: float) -> np.ndarray:
+    return (np.arange(256) * factor + offset).clip(0, 255).astype(np.uint8)
+
+
+_SOLARIZED = np.where(np.arange(256) < SOLARIZE_THRESHOLD, np.arange(256), 255 - np.arange(256)).astype(np.uint8)
+_JITTER = {
+    "brightness": _adjust_brightness,
+    "contrast": _adjust_contrast,
+    "saturation": _adjust_saturation,
+    "hue": _adjust_hue,
+}

@@ -1,0 +1,332 @@
+"""One image and its regions -> the views of the method.
+
+`sample_views` draws every parameter of every view of a sample without looking at a pixel; `apply_view` uses them. Which
+views there are is a table.
+
+    python -m training.views --data DIR --index N --output views.png
+
+draws the views of one sample with their regions, in the arrangement of the paper's architecture figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+
+from modeling_decodepos.background import foreground_mask, limit_coverage, replace_background
+from modeling_decodepos.region_cutout import cut_regions, enlarge_cut, sample_grid_boxes, sample_region_cut
+from modeling_decodepos.regions import boxes_in_window, boxes_to_pixels, flip_boxes
+from modeling_decodepos.repositioning import (
+    FOREGROUND_SCALES,
+    Placement,
+    place_boxes,
+    placed_pixel_boxes,
+    reposition_foreground,
+    sample_placement,
+)
+from training.arguments import ViewArguments
+from training.photometric import Photometric, apply_photometric, sample_photometric
+
+# Cuts show the data set's mean colour, which is (almost) zero once normalised: 255 times the ImageNet mean, as measured
+# on the paper's figure.
+MEAN_COLOUR = torch.tensor([124, 116, 104], dtype=torch.uint8)
+WHOLE = np.array([0.0, 0.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class ViewRule:
+    """How a view is made."""
+
+    of_whole: bool = False  # the whole image, else the sample's crop
+    small: bool = False
+    cut: bool = False  # region-augmented
+    moved: bool = False  # regions moved over another image
+
+
+VIEW_RULES: dict[str, ViewRule] = {
+    "whole": ViewRule(of_whole=True),
+    "whole_cut": ViewRule(of_whole=True, cut=True),
+    "crop": ViewRule(),
+    "crop_small": ViewRule(small=True),
+    "crop_cut_small": ViewRule(small=True, cut=True),
+    "repositioned": ViewRule(moved=True),
+}
+
+
+@dataclass(frozen=True)
+class PixelSource:
+    """A window of an image (pixels x1, y1, x2, y2), resized to a square, perhaps mirrored, and its colours treated."""
+
+    window: tuple[int, int, int, int]
+    side_px: int
+    flip: bool
+    colours: Photometric
+
+
+@dataclass(frozen=True)
+class ViewParameters:
+    """Everything that was drawn for one view of one sample."""
+
+    size_px: int
+    source: PixelSource
+    boxes: np.ndarray  # (K, 4) float32, unit xyxy of this view
+    valid: np.ndarray  # (K,) bool
+    cut: np.ndarray | None = None  # (S, S) bool
+    placement: Placement | None = None
+    background: PixelSource | None = None
+    foreground: np.ndarray | None = None  # (S, S) bool
+
+
+def sample_views(
+    rng: np.random.Generator,
+    image_size: tuple[int, int],
+    donor_size: tuple[int, int],
+    boxes: np.ndarray,
+    names: Iterable[str],
+    args: ViewArguments,
+    image_level: bool = False,
+) -> dict[str, ViewParameters]:
+    """Parameters of the named views of one image, by name. The mixed view is left out for images that get none.
+
+    Args:
+        rng: The sample's own generator.
+        image_size: Height and width of the image.
+        donor_size: Height and width of the image that gives the new surroundings.
+        boxes: (R, 4) unit xyxy boxes of the image; any number.
+        names: Keys of `VIEW_RULES`.
+        args: How to draw.
+        image_level: Use one region, the whole view, in every view (image-level baselines).
+    """
+    names = list(names)
+    crop, chosen = _sample_crop(rng, image_size, boxes, args)
+    shared_flip = bool(rng.random() < 0.5)
+    mixed = rng.random() < args.mixed_share
+    height, width = image_size
+    views: dict[str, ViewParameters] = {}
+    for name in names:
+        rule = VIEW_RULES[name]
+        own_flip = bool(rng.random() < 0.5)
+        flip = {"own": own_flip, "shared": shared_flip, "none": False}[args.flip]
+        colours = sample_photometric(rng, args, rule.of_whole)
+        window = (0, 0, width, height) if rule.of_whole else crop
+        size = args.small_view_px if rule.small else args.view_size_px
+        in_view = boxes_in_window(chosen, np.array(window) / [width, height, width, height])
+        in_view = flip_boxes(in_view) if flip else in_view
+        if image_level:
+            in_view = WHOLE[None]
+        parameters = ViewParameters(
+            size_px=size,
+            source=PixelSource(window, size, flip, colours),
+            boxes=_pad(in_view, args.num_regions),
+            valid=np.arange(args.num_regions) < len(in_view),
+        )
+        if rule.cut:
+            parameters = dataclasses.replace(parameters, cut=_sample_cut(rng, in_view, size, args, args.cut_surroundings))
+        if rule.moved:
+            parameters = _sample_move(rng, parameters, in_view, donor_size, args)
+            if not mixed:
+                continue
+        views[name] = parameters
+    return views
+
+
+def apply_view(parameters: ViewParameters, image: np.ndarray, donor: np.ndarray | None = None) -> torch.Tensor:
+    """(3, S, S) uint8 pixels of a view, channels last in memory.
+
+    Args:
+        parameters: From `sample_views`.
+        image: (H, W, 3) uint8 RGB.
+        donor: The image whose pixels surround moved regions; needed for those views only.
+    """
+    pixels = _read(parameters.source, image)
+    if parameters.cut is not None:
+        pixels = cut_regions(pixels, torch.from_numpy(parameters.cut), MEAN_COLOUR)
+    if parameters.placement is not None and parameters.background is not None:
+        if donor is None or parameters.foreground is None:
+            raise ValueError("a view with a placement needs the donor's pixels and a foreground mask.")
+        background = _read(parameters.background, donor)
+        moved = reposition_foreground(pixels, parameters.placement, background)
+        pixels = replace_background(moved, background, torch.from_numpy(parameters.foreground))
+    return pixels
+
+
+def _read(source: PixelSource, image: np.ndarray) -> torch.Tensor:
+    x1, y1, x2, y2 = source.window
+    # A view, not a copy: channels come last in memory, which is the fast path of torch's 8-bit antialiased resize.
+    window = torch.from_numpy(image[y1:y2, x1:x2]).permute(2, 0, 1)[None]
+    side = source.side_px
+    resized = F.interpolate(window, size=(side, side), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+    if source.flip:
+        resized = resized[:, ::-1]
+    return torch.from_numpy(apply_photometric(np.ascontiguousarray(resized), source.colours)).permute(2, 0, 1)
+
+
+def _sample_crop(
+    rng: np.random.Generator, image_size: tuple[int, int], boxes: np.ndarray, args: ViewArguments
+) -> tuple[tuple[int, int, int, int], np.ndarray]:
+    """A crop window in pixels, and up to K of the boxes that are large enough in the crop and in the whole image.
+
+    SoCo's rule: try again until half of the regions are in view, and ask for half as many each time. An image without any
+    usable region contributes the crop itself as its one region.
+    """
+    height, width = image_size
+    demand = max(args.num_regions // 2, 1)
+    unit = np.array([width, height, width, height])
+    window, usable = (0, 0, width, height), np.zeros(0, dtype=int)
+    for _ in range(args.crop_attempts):
+        window = _sample_window(rng, image_size, args)
+        sides = boxes_in_window(boxes, np.array(window) / unit).reshape(-1, 2, 2)
+        extent = np.minimum(sides[:, 1] - sides[:, 0], boxes[:, 2:] - boxes[:, :2])
+        usable = np.flatnonzero((extent >= args.min_region_side).all(1))
+        if len(usable) >= demand:
+            break
+        demand = max(demand // 2, 1)
+    if len(usable) == 0:
+        return window, (np.array(window) / unit)[None]
+    return window, boxes[rng.choice(usable, min(args.num_regions, len(usable)), replace=False)]
+
+
+def _sample_window(
+    rng: np.random.Generator, image_size: tuple[int, int], args: ViewArguments
+) -> tuple[int, int, int, int]:
+    """A random resized crop's window in whole pixels; the whole image if ten draws do not fit."""
+    height, width = image_size
+    for _ in range(10):
+        area = height * width * rng.uniform(args.crop_scale_min, args.crop_scale_max)
+        aspect = np.exp(rng.uniform(-1, 1) * np.log(args.crop_aspect))
+        w, h = round(float(np.sqrt(area * aspect))), round(float(np.sqrt(area / aspect)))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+            return left, top, left + w, top + h
+    return 0, 0, width, height
+
+
+def _sample_cut(
+    rng: np.random.Generator, boxes: np.ndarray, size: int, args: ViewArguments, surroundings: bool
+) -> np.ndarray:
+    ratio = rng.uniform(args.cut_ratio_min, args.cut_ratio_max)
+    if surroundings:
+        boxes = np.concatenate([boxes, sample_grid_boxes(rng)])
+    cells = size // args.cut_grid_px
+    return enlarge_cut(sample_region_cut(boxes, (cells, cells), ratio, rng, args.cut_form), args.cut_grid_px)
+
+
+def _sample_move(
+    rng: np.random.Generator,
+    view: ViewParameters,
+    boxes: np.ndarray,
+    donor_size: tuple[int, int],
+    args: ViewArguments,
+) -> ViewParameters:
+    """The view with its regions moved over a donor; boxes that would leave no surroundings are dropped."""
+    size = view.size_px
+    scale = FOREGROUND_SCALES.get(args.repositioning, (1.0, 1.0))
+    keep = limit_coverage(boxes_to_pixels(boxes, (size, size)), (size, size), args.max_foreground / scale[1] ** 2)
+    background = PixelSource(
+        window=_sample_window(rng, donor_size, args),
+        side_px=size,
+        flip=bool(rng.random() < 0.5),
+        colours=sample_photometric(rng, args, of_whole_image=False),
+    )
+    placement = Placement(size, 0, 0)
+    if keep.any() and args.repositioning != "none":
+        placement = sample_placement(boxes[keep], size, scale, rng)
+    moved = place_boxes(boxes, placement, size)
+    pixel_boxes = placed_pixel_boxes(boxes[keep], placement)
+    cut = None
+    if args.cut_foreground:
+        cut = _sample_cut(rng, pixel_boxes / size, size, args, surroundings=False)
+    return dataclasses.replace(
+        view,
+        source=dataclasses.replace(view.source, side_px=placement.side_px),
+        boxes=_pad(moved, args.num_regions),
+        valid=_pad(keep, args.num_regions),
+        placement=placement,
+        background=background,
+        foreground=foreground_mask(pixel_boxes, (size, size), cut),
+    )
+
+
+def _pad(rows: np.ndarray, length: int) -> np.ndarray:
+    """Rows padded to `length`: boxes with whole-view boxes, flags with False."""
+    if rows.dtype == bool:
+        return np.concatenate([rows, np.zeros(length - len(rows), dtype=bool)])
+    return np.concatenate([rows, np.tile(WHOLE, (length - len(rows), 1))]).astype(np.float32)
+
+
+# --- the picture ---------------------------------------------------------------------------------------------------------
+
+REGION_COLOURS = ["#ffd400", "#e6194b", "#4363d8", "#3cb44b", "#f58231", "#911eb4", "#42d4f4", "#f032e6"]
+_PANEL = 224
+_CAPTION = 34
+_PANELS = {
+    "crop_cut_small": (2, 0, "crop_cut_small\nstudent"),
+    "crop": (1, 1, "crop\nteacher"),
+    "donor": (2, 1, "donor\ngives the new surroundings"),
+    "repositioned": (3, 1, "repositioned\nstudent"),
+    "image": (0, 2, "image\nwith all its regions"),
+    "whole": (1, 2, "whole\nnot seen by any network"),
+    "whole_cut": (2, 2, "whole_cut\nstudent and teacher"),
+}
+
+
+def draw_views(image: np.ndarray, donor: np.ndarray, boxes: np.ndarray, views: dict[str, ViewParameters]) -> Image.Image:
+    """A picture of one sample: the image, the donor and every view, each with its regions in matching colours."""
+    canvas = Image.new("RGB", (4 * (_PANEL + 16) + 16, 3 * (_PANEL + _CAPTION + 12) + 8), "white")
+    draw = ImageDraw.Draw(canvas)
+
+    def paste(name: str, pixels: np.ndarray, panel_boxes: np.ndarray, colours: list[str], full_px: int) -> None:
+        column, row, caption = _PANELS[name]
+        side = round(_PANEL * full_px / max(v.size_px for v in views.values()))
+        left, top = 16 + column * (_PANEL + 16), 8 + row * (_PANEL + _CAPTION + 12) + (_PANEL - side)
+        canvas.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC), (left, top))
+        for (x1, y1, x2, y2), colour in zip(panel_boxes * (side - 1), colours, strict=False):
+            draw.rectangle([left + x1, top + y1, left + x2, top + y2], outline=colour, width=3)
+        draw.multiline_text((left, top + side + 3), caption, fill="black", spacing=2)
+
+    full = max(view.size_px for view in views.values())
+    paste("image", image, boxes, ["#9a9a9a"] * len(boxes), full)
+    paste("donor", donor, boxes[:0], [], full)
+    for name, view in views.items():
+        if name in _PANELS:
+            pixels = apply_view(view, image, donor).permute(1, 2, 0).numpy()
+            colours = [c for c, ok in zip(REGION_COLOURS * 8, view.valid, strict=False) if ok]
+            paste(name, pixels, view.boxes[view.valid], colours, view.size_px)
+    return canvas
+
+
+def main() -> None:
+    """Draw the views of one sample of a data set."""
+    from training.arguments import load_recipe
+    from training.loading import RegionDataset
+
+    parser = argparse.ArgumentParser(description="Draw the views of one sample with their regions.")
+    parser.add_argument("--data", required=True, help="data folder or Hub id")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--index", type=int, default=0, help="which image")
+    parser.add_argument("--epoch", type=int, default=0, help="the views of another epoch")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recipe", help="take the view settings from this recipe (default: the defaults, 224 pixels)")
+    parser.add_argument("--repositioning", choices=[*FOREGROUND_SCALES, "none"], help="overrides the recipe")
+    parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
+    args = parser.parse_args()
+    views = load_recipe(args.recipe).views if args.recipe else ViewArguments()
+    if args.repositioning:
+        views = dataclasses.replace(views, repositioning=args.repositioning)
+    dataset = RegionDataset(args.data, args.split, views, list(VIEW_RULES), seed=args.seed)
+    picture = dataset.draw(args.epoch, args.index)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(args.output)
+    print(f"wrote {args.output}")
+
+
+if __name__ == "__main__":
+    main()
