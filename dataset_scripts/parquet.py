@@ -291,10 +291,20 @@ def _kept_shards(folder: Path, manifest: Mapping[str, Any], shards: Sequence[Sha
 _rows_done: Any = None
 
 
+def _worker_context() -> Any:
+    # Not "fork": a child would inherit the locks of whatever threads this process has. A server that has imported the
+    # libraries once, and nothing else, is forked in no time, and its memory is shared.
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 def _start_worker(counter: Any) -> None:
     global _rows_done
     _rows_done = counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which lets shards in progress finish
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent alone
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
@@ -334,8 +344,7 @@ def _written(
         for shard in shards:
             yield shard, write_shard(folder / shard.path, _make_rows(shard, make_row, progress.update), schema)
         return
-    # "spawn": a forked child would inherit the locks of whatever threads this process has.
-    context = multiprocessing.get_context("spawn")
+    context = _worker_context()
     counter = context.Value("q", 0)
     with ProcessPoolExecutor(min(workers, len(shards)), context, _start_worker, (counter,)) as pool:
         waiting = {pool.submit(_work, folder, shard, make_row, schema): shard for shard in shards}

@@ -41,7 +41,7 @@ def scene_row(split: str, number: int, seed: int, size_px: int, proposals: str) 
     index = FIRST_INDEX[split] + number
     scene = render_scene(sample_scene(seed, index, size_px))
     count = len(scene.classes)
-    boxes = unit_xyxy_to_xywh(scene.boxes, size_px, size_px)
+    boxes = np.rint(unit_xyxy_to_xywh(scene.boxes, size_px, size_px))  # their edges lie between pixels
     seen = np.bincount(scene.instances.ravel(), minlength=count + 1)[1:]
     rng = np.random.default_rng([seed, index, _PROPOSAL_STREAM])
     regions, scores = propose(proposals, size_px, size_px, boxes, rng)

@@ -149,6 +149,8 @@ class SceneSpec:
     def __post_init__(self) -> None:
         if self.size_px < 16:
             raise ValueError(f"size_px of a scene is {self.size_px}, expected at least 16 pixels.")
+        if len(self.objects) > 254:  # their numbers are stored in a uint8 map
+            raise ValueError(f"The scene has {len(self.objects)} objects, expected at most 254.")
 
 
 @dataclass(frozen=True)
@@ -287,7 +289,7 @@ def _outline(item: SceneObject) -> _Outline:
 def _tight_box(inside: NDArray[np.bool_], top: int, left: int) -> tuple[int, int, int, int]:
     """Extent (x1, y1, x2, y2) in pixels of the true values of a window whose first pixel is (left, top)."""
     columns, rows = np.flatnonzero(inside.any(axis=0)), np.flatnonzero(inside.any(axis=1))
-    return left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1
+    return left + int(columns[0]), top + int(rows[0]), left + int(columns[-1]) + 1, top + int(rows[-1]) + 1
 
 
 def _cast_shadow(canvas: FloatArray, item: SceneObject, outline: _Outline) -> None:
@@ -310,7 +312,7 @@ def _draw_surface(item: SceneObject, outline: _Outline) -> FloatArray:
         colors = main + (second - main) * mix
     x, y = outline.dx / radius, outline.dy / radius
     light = 1.0 - np.float32(0.11) * (x + y)
-    depth = np.clip(outline.distance_px * (np.float32(-1.0) / np.maximum(2.0, 0.22 * radius)), 0.0, 1.0)
+    depth = np.clip(outline.distance_px * np.float32(-1 / max(2.0, 0.11 * item.size_px)), 0.0, 1.0)
     rim = np.float32(0.70) + np.float32(0.30) * (depth * (2.0 - depth))
     gx, gy = (x + np.float32(0.36)) * 2, (y + np.float32(0.40)) * 2
     gloss = np.maximum(0.0, 1.0 - gx * gx - gy * gy)
@@ -680,7 +682,7 @@ def _place(rng: np.random.Generator, layout: _Layout, item: SceneObject) -> None
         center = None
         if nest and layout.boxes and attempt < 4:
             x1, y1, x2, y2 = layout.boxes[rng.integers(len(layout.boxes))]
-            inner = min(x2 - x1, y2 - y1) * rng.uniform(0.4, 0.62)
+            inner = float(min(x2 - x1, y2 - y1)) * rng.uniform(0.4, 0.62)
             if inner >= 0.14 * layout.size_px:
                 low, high = (x1 + inner / 2, y1 + inner / 2), (x2 - inner / 2, y2 - inner / 2)
                 center, diameter = rng.uniform(low, high), inner
