@@ -13,6 +13,8 @@ from tests.hub_server import HubServer
 CACHE = tempfile.TemporaryDirectory(prefix="decodepos-tests-")
 os.environ["HF_HOME"] = CACHE.name
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tests are small: a second thread costs more than it brings, above all where other programs share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_unconfigure() -> None:

@@ -88,7 +88,9 @@ class ViewArguments:
         0.9, "Largest regions are dropped until the foreground covers at most this share of the view.", OURS
     )
     mixed_share: float = _key(
-        1.0, "Share of the images that get the mixed view; the follow-up mixes 0.25.", OURS + "; the paper's is unknown"
+        1.0,
+        "Share of the images that get the mixed view; the follow-up mixes 0.25.",
+        OURS + "; the paper's is unknown",
     )
     jitter_probability: float = _key(0.8, "Probability of colour jitter.", SOCO)
     brightness: float = _key(0.4, "Strength of brightness jitter.", SOCO)
@@ -104,7 +106,13 @@ class ViewArguments:
         _check_range("small_view_scale", self.small_view_scale, 0, 1, low_open=True)
         _check_order("crop_scale", self.crop_scale_min, self.crop_scale_max, 0, 1)
         _check_order("cut_ratio", self.cut_ratio_min, self.cut_ratio_max, 0, 0.99)
-        for name in ("mixed_share", "min_region_side", "max_foreground", "jitter_probability", "grayscale_probability"):
+        for name in (
+            "mixed_share",
+            "min_region_side",
+            "max_foreground",
+            "jitter_probability",
+            "grayscale_probability",
+        ):
             _check_range(name, getattr(self, name), 0, 1)
         for name in ("blur_probability", "blur_probability_whole", "solarize_probability"):
             _check_range(name, getattr(self, name), 0, 1)
@@ -147,7 +155,9 @@ class RunArguments:
     global_batch_size: int = _key(512, "Images per update, over all devices and accumulation steps.", PEERS)
     accumulation_steps: int = _key(1, "Micro-batches per update and device.", OURS)
     optimizer: str = _key("lars", "Optimiser.", SOCO, ("lars", "adamw"))
-    base_learning_rate: float = _key(1.0, "Learning rate per 256 images; the rate used is this times batch / 256.", SOCO)
+    base_learning_rate: float = _key(
+        1.0, "Learning rate per 256 images; the rate used is this times batch / 256.", SOCO
+    )
     min_learning_rate: float = _key(1e-6, "Learning rate at the last step.", SOCO)
     warmup_share: float = _key(
         0.0125, "Share of the run with a rising learning rate (10 of 800 epochs).", SOCO + " (10 epochs)"
@@ -161,7 +171,9 @@ class RunArguments:
     cpu: bool = _key(False, "Run on the CPU even where there is an accelerator.", OURS)
     save_steps: int = _key(0, "Updates between checkpoints; 0 saves at the end only.", OURS)
     keep_checkpoints: int = _key(2, "Checkpoints kept; older ones are deleted.", OURS)
-    resume: str = _key("auto", "auto continues the newest checkpoint of output_dir, none starts anew, or a path.", OURS)
+    resume: str = _key(
+        "auto", "auto continues the newest checkpoint of output_dir, none starts anew, or a path.", OURS
+    )
     log_steps: int = _key(5, "Updates between log lines.", OURS)
     max_immobile_share: float = _key(
         1.0, "Stop with an error if more than this share of the mixed samples had no room to move.", OURS
@@ -263,7 +275,9 @@ def parse_command_line(arguments: list[str] | None = None) -> Recipe:
         parser.error(f"unknown argument {unknown[0]}." + (f" Did you mean --{near[0]}?" if near else ""))
     given = vars(known)
     overrides = {
-        key: yaml.load(value, Loader=_RecipeLoader) for key, value in given.items() if key != "recipe" and value is not None
+        key: yaml.load(value, Loader=_RecipeLoader)
+        for key, value in given.items()
+        if key != "recipe" and value is not None
     }
     try:
         return load_recipe(given["recipe"], overrides)

@@ -66,7 +66,9 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
         return max((p.parent for p in folder.glob(f"step_*/{STATE_FILE}")), default=None)
     path = Path(resume)
     if not (path / STATE_FILE).is_file():
-        raise FileNotFoundError(f"resume: {path} is no checkpoint; expected a folder checkpoints/step_… with {STATE_FILE}.")
+        raise FileNotFoundError(
+            f"resume: {path} is no checkpoint; expected a folder checkpoints/step_… with {STATE_FILE}."
+        )
     return path
 
 

@@ -1,6 +1,6 @@
 """What a run leaves for others: a plain backbone that needs no code of ours, and the full pre-training model.
 
-    python -m training.export runs/scenes_smoke/export/pretraining --format backbone --output my-backbone
+python -m training.export runs/scenes_smoke/export/pretraining --format backbone --output my-backbone
 """
 
 from __future__ import annotations

@@ -63,7 +63,9 @@ class RegionDataset(Dataset):
         self.rows = rows.select_columns([name for name in rows.column_names if name in wanted])
         self.args, self.view_names, self.seed, self.image_level = args, view_names, seed, image_level
         if len(self.rows) < 2:
-            raise ValueError(f"{path} [{split}] holds {len(self.rows)} images; at least 2 are needed (one lends its pixels).")
+            raise ValueError(
+                f"{path} [{split}] holds {len(self.rows)} images; at least 2 are needed (one lends its pixels)."
+            )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -155,7 +157,9 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
 def load_split(path: str | Path, split: str) -> datasets.Dataset:
     """The rows of one split, with images left as bytes."""
     if Path(path).is_dir() and not any(Path(path).rglob("*.parquet")):
-        raise FileNotFoundError(f"{path} holds no Parquet file; make one with: python -m dataset_scripts.prepare --help")
+        raise FileNotFoundError(
+            f"{path} holds no Parquet file; make one with: python -m dataset_scripts.prepare --help"
+        )
     if not Path(path).is_dir() and (Path(path).is_absolute() or str(path).count("/") != 1):
         raise FileNotFoundError(
             f"no data folder at {path}. Make the built-in one with:\n  python -m dataset_scripts.prepare scenes --output {path}"

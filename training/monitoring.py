@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dataset_scripts.parquet import MANIFEST_NAME, data_sha256, load_manifest
 from training.arguments import Recipe, origins
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "huggingface_hub", "safetensors", "numpy", "decodepos")
@@ -97,12 +98,8 @@ def describe_run(recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:
 
 def describe_data(path: str, split: str, rows: Any) -> dict[str, Any]:
     """Where the images came from: the data set's own manifest hash where it has one."""
-    manifest = Path(path) / "manifest.json"
-    digest = rows._fingerprint
-    if manifest.is_file():
-        import hashlib
-
-        digest = "sha256:" + hashlib.sha256(manifest.read_bytes()).hexdigest()
+    has_manifest = (Path(path) / MANIFEST_NAME).is_file()
+    digest = data_sha256(load_manifest(Path(path))) if has_manifest else f"datasets fingerprint {rows._fingerprint}"
     return {"path": path, "split": split, "images": len(rows), "hash": digest}
 
 

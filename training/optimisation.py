@@ -53,7 +53,9 @@ class LARS(torch.optim.Optimizer):
     def __init__(
         self, params: list[dict], lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
     ):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "adapt": True})
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "adapt": True}
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

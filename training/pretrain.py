@@ -36,6 +36,8 @@ from training.export import IMAGE_MEAN, IMAGE_STD, export_backbone, export_pretr
 from training.loading import RegionBatch, RegionDataset, StepBatches, build_loader
 from training.monitoring import RunLog, Stopwatch, describe_data, describe_run, embedding_std, now, write_json
 from training.optimisation import build_optimizer, learning_rate_at, set_learning_rate, teacher_momentum_at
+from training.probe import ProbeResult, draw_probe, probe_model
+from training.report import write_report
 
 BACKBONES: dict[str, dict[str, Any]] = {
     "resnet50": {},
@@ -173,7 +175,8 @@ def train(run: Run, batches: Iterator[RegionBatch], log: RunLog | None, progress
                 log.write(**line)
             shown = {name: f"{line[name]:.3f}" for name in ("loss", *(t.name for t in run.objective.terms))}
             progress.set_postfix(
-                shown | {"img/s": f"{line['images_per_second']:.0f}", "wait": f"{line['data_wait']:.0%}"}, refresh=False
+                shown | {"img/s": f"{line['images_per_second']:.0f}", "wait": f"{line['data_wait']:.0%}"},
+                refresh=False,
             )
             stop_if_immobile(immobile, mixed, settings.max_immobile_share)
             watch, slack, can_move = Stopwatch(), [], []
@@ -303,17 +306,41 @@ def run_training(run: Run, dataset: RegionDataset, batches: StepBatches, output_
         if run.step == 0 and recipe.run.probe_count:
             write_json(output_dir / "probe.json", {"before": probe(run).to_dict()})
     batches = StepBatches(
-        batches.length, batches.global_batch_size, batches.slices, batches.own_slices, run.step, run.total_steps, batches.seed
+        batches.length,
+        batches.global_batch_size,
+        batches.slices,
+        batches.own_slices,
+        run.step,
+        run.total_steps,
+        batches.seed,
     )
     loader = build_loader(dataset, batches, recipe.data.num_workers, run.accelerator.device.type == "cuda")
-    with tqdm(total=run.total_steps, initial=run.step, disable=not main_process, unit="step", dynamic_ncols=True) as bar:
+    with tqdm(
+        total=run.total_steps, initial=run.step, disable=not main_process, unit="step", dynamic_ncols=True
+    ) as bar:
         train(run, iter(loader), log, bar, batches.steps_per_epoch)
+
+
+def probe(run: Run) -> ProbeResult:
+    """How much of a region's feature is the object, on exactly re-rendered scenes; see training/probe.py."""
+    size = run.recipe.views.view_size_px
+    return probe_model(run.net.decodepos, seed=run.recipe.run.seed, count=run.recipe.run.probe_count, size_px=size)
+
+
+def compare_probes(run: Run, output_dir: Path) -> None:
+    """Probe the trained network, and draw it beside the one the run began with."""
+    path = output_dir / "probe.json"
+    if not path.is_file():
+        return
+    results = json.loads(path.read_text(encoding="utf-8"))
+    results["after"] = probe(run).to_dict()
+    write_json(path, results)
+    before, after = (ProbeResult.from_dict(results[name]) for name in ("before", "after"))
+    draw_probe(before, after).save(output_dir / "probe.png")
 
 
 def finish(run: Run, dataset: RegionDataset, output_dir: Path) -> None:
     """Export the weights, write the report, and say how to load what came out."""
-    from training.report import write_report
-
     size = run.recipe.views.view_size_px
     backbone = export_backbone(run.net, output_dir / "export" / "backbone", size)
     pretraining = export_pretraining(run.net, output_dir / "export" / "pretraining", size)
@@ -321,8 +348,8 @@ def finish(run: Run, dataset: RegionDataset, output_dir: Path) -> None:
     description |= {"status": "finished", "finished": description["finished"] or now()}
     description["export"] = {"backbone": str(backbone), "pretraining": str(pretraining)}
     write_json(output_dir / "run.json", description)
-    dataset.view_names = list(dict.fromkeys([*dataset.view_names, "crop", "whole"]))
     dataset.draw(0, 0).save(output_dir / "views.png")
+    compare_probes(run, output_dir)
     report = write_report(output_dir)
     print(
         f"\ncheckpoint  {output_dir / 'checkpoints'}\nreport      {report}\n\nLoad what came out (no code of ours needed):\n\n"

@@ -129,7 +129,9 @@ def sample_views(
             valid=np.arange(args.num_regions) < len(in_view),
         )
         if rule.cut:
-            parameters = dataclasses.replace(parameters, cut=_sample_cut(rng, in_view, size, args, args.cut_surroundings))
+            parameters = dataclasses.replace(
+                parameters, cut=_sample_cut(rng, in_view, size, args, args.cut_surroundings)
+            )
         if rule.moved:
             parameters = _sample_move(rng, parameters, in_view, donor_size, args)
             if not mixed:
@@ -278,7 +280,9 @@ _PANELS = {
 }
 
 
-def draw_views(image: np.ndarray, donor: np.ndarray, boxes: np.ndarray, views: dict[str, ViewParameters]) -> Image.Image:
+def draw_views(
+    image: np.ndarray, donor: np.ndarray, boxes: np.ndarray, views: dict[str, ViewParameters]
+) -> Image.Image:
     """A picture of one sample: the image, the donor and every view, each with its regions in matching colours."""
     canvas = Image.new("RGB", (4 * (_PANEL + 16) + 16, 3 * (_PANEL + _CAPTION + 12) + 8), "white")
     draw = ImageDraw.Draw(canvas)

@@ -1,0 +1,47 @@
+"""A tiny data set and a tiny recipe, made once for the session."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataset_scripts import prepare
+from training.arguments import Recipe, build_recipe
+
+IMAGES = 24
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 training scenes of 64 pixels."""
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    size = ["--train", str(IMAGES), "--validation", "4", "--size-px", "64", "--workers", "1"]
+    assert prepare.main(["scenes", "--output", str(folder), *size]) in (0, None)
+    return folder
+
+
+@pytest.fixture
+def recipe_values(scenes: Path, tmp_path: Path) -> dict[str, Any]:
+    """Keys of a run that takes a second."""
+    return {
+        "data": str(scenes),
+        "view_size_px": 64,
+        "backbone": "resnet_tiny",
+        "region_bins": 4,
+        "projector_hidden_size": 32,
+        "projection_size": 16,
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 6,
+        "global_batch_size": 8,
+        "optimizer": "adamw",
+        "base_learning_rate": 0.02,
+        "log_steps": 1,
+        "cpu": True,
+    }
+
+
+@pytest.fixture
+def make_recipe(recipe_values: dict[str, Any]) -> Callable[..., Recipe]:
+    """The tiny recipe with some keys changed."""
+    return lambda **changes: build_recipe({**recipe_values, **changes}, name="tiny")

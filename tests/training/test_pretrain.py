@@ -1,0 +1,201 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator, debug_launcher
+from torch import nn
+from transformers import AutoImageProcessor, AutoModel, ResNetModel
+
+import training.pretrain as pretrain
+from modeling_decodepos.losses import OBJECTIVES
+from training.arguments import Recipe
+from training.loading import RegionDataset
+from training.optimisation import build_optimizer
+
+ROOT = Path(__file__).parents[2]
+Make = Callable[..., Recipe]
+
+
+def build_run(recipe: Recipe, total_steps: int = 20) -> tuple[pretrain.Run, RegionDataset]:
+    """A run without its surroundings: no files, no loop."""
+    objective = OBJECTIVES[recipe.model.objective]
+    image_level = objective.level == "image"
+    data = RegionDataset(recipe.data.data, "train", recipe.views, list(objective.views), image_level=image_level)
+    net = pretrain.build_model(recipe.model, recipe.run.seed)
+    optimizer = build_optimizer(net, recipe.run.optimizer, 0.0, 0.9)
+    run = pretrain.Run(Accelerator(cpu=True), net, net, optimizer, objective, recipe, total_steps, 1e-3)
+    return run, data
+
+
+def freeze_statistics(net: nn.Module) -> None:
+    """Batch norms in eval mode: their statistics are the one thing that splitting a batch must change."""
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def run_command(values: dict[str, Any], *launcher: str, **environment: str) -> subprocess.CompletedProcess:
+    flags = [
+        part
+        for key, value in values.items()
+        for part in (f"--{key}", str(value).lower() if value is True else str(value))
+    ]
+    command = [sys.executable, *launcher, "training/pretrain.py", *flags]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )
+
+
+@pytest.mark.parametrize("arm", sorted(OBJECTIVES))
+def test_every_arm_learns_a_few_images_by_heart(make_recipe: Make, arm: str):
+    run, data = build_run(make_recipe(objective=arm))
+    batch = data.__getitems__([(0, i) for i in range(8)])
+    losses = []
+    for _ in range(20):
+        losses.append(float(pretrain.training_step(run, [batch])["loss"]))
+        run.step += 1
+    pairs = sum(len(term.pairs) for term in run.objective.terms)
+    assert abs(losses[0]) < 0.5 * 2 * pairs
+    assert losses[-1] < losses[0] - 0.4 * pairs
+    assert losses[-1] >= -2 * pairs
+
+
+def test_the_teacher_moves_once_per_step_before_its_forward_pass(make_recipe: Make, monkeypatch: pytest.MonkeyPatch):
+    run, data = build_run(make_recipe(accumulation_steps=2))
+    batch = data.__getitems__([(0, i) for i in range(4)])
+    pretrain.training_step(run, [batch, batch])
+    run.step += 1
+    events: list[str] = []
+    update, forward = run.net.update_teacher, run.net.teacher["decodepos"].feature_map
+    monkeypatch.setattr(run.net, "update_teacher", lambda m: (events.append(f"ema {m:.4f}"), update(m)))
+    monkeypatch.setattr(
+        run.net.teacher["decodepos"], "feature_map", lambda x: (events.append("teacher"), forward(x))[1]
+    )
+    student = run.net.decodepos.backbone.embedder.embedder.convolution.weight.detach().clone()
+    before = run.net.teacher["decodepos"].backbone.embedder.embedder.convolution.weight.clone()
+    pretrain.training_step(run, [batch, batch])
+    momentum = run.momentum()
+    assert events == [f"ema {momentum:.4f}", *["teacher"] * 4]  # two teacher views of two micro-batches
+    after = run.net.teacher["decodepos"].backbone.embedder.embedder.convolution.weight
+    # It followed the student as it was before this step's update, not after.
+    torch.testing.assert_close(after, momentum * before + (1 - momentum) * student)
+
+
+def test_splitting_a_batch_changes_neither_loss_nor_update(make_recipe: Make):
+    weights, losses = [], []
+    for split in (1, 4):
+        run, data = build_run(make_recipe(accumulation_steps=split, mixed_share=0.5))
+        freeze_statistics(run.net)
+        keys = [(0, i) for i in range(8)]
+        size = 8 // split
+        batches = [data.__getitems__(keys[i : i + size]) for i in range(0, 8, size)]
+        losses.append(float(pretrain.training_step(run, batches)["loss"]))
+        weights.append(
+            torch.cat([p.grad.flatten() if p.grad is not None else p.flatten() for p in run.net.parameters()])
+        )
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    torch.testing.assert_close(weights[0], weights[1], atol=2e-5, rtol=0)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(make_recipe: Make):
+    run, data = build_run(make_recipe())
+    batch = data.__getitems__([(0, i) for i in range(4)])
+    with torch.no_grad():
+        run.net.predictor[3].bias[0] = float("nan")
+    before = run.net.projector[0].weight.clone()
+    with pytest.raises(FloatingPointError, match=r"nan at step 0; stopped before the update.*\[0, 1, 2, 3\]"):
+        pretrain.training_step(run, [batch])
+    assert torch.equal(run.net.projector[0].weight, before)
+
+
+def test_a_run_that_cannot_move_its_regions_is_stopped():
+    pretrain.stop_if_immobile(2, 10, most=0.2)
+    with pytest.raises(RuntimeError, match=r"3 of 10 mixed samples.*--repositioning scaled"):
+        pretrain.stop_if_immobile(3, 10, most=0.2)
+
+
+def test_whole_run_then_resume_gives_the_same_weights(recipe_values: dict[str, Any], tmp_path: Path):
+    """6 steps equal 3 + stop + 3, bit for bit, and what is exported loads without code of ours."""
+    straight = recipe_values | {"output_dir": tmp_path / "straight", "save_steps": 3, "probe_count": 4}
+    done = run_command(straight)
+    assert done.returncode == 0, done.stderr
+    assert 'AutoModel.from_pretrained("' in done.stdout
+    halves = recipe_values | {"output_dir": tmp_path / "halves", "save_steps": 3, "probe_count": 4}
+    assert run_command(halves).returncode == 0
+    # As if the second half had been killed: its checkpoint gone, its log lines still there.
+    last = tmp_path / "halves/checkpoints/step_0000006"
+    for file in [*last.iterdir()]:
+        file.unlink()
+    last.rmdir()
+    resumed = run_command(halves)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "at step 3" in resumed.stdout
+    for name in ("export/pretraining/model.safetensors", "export/backbone/model.safetensors", "probe.json"):
+        assert (tmp_path / "straight" / name).read_bytes() == (tmp_path / "halves" / name).read_bytes(), name
+    logs = [
+        [json.loads(x) for x in (tmp_path / d / "log.jsonl").read_text().splitlines()] for d in ("straight", "halves")
+    ]
+    assert [line["step"] for line in logs[0]] == [line["step"] for line in logs[1]] == [1, 2, 3, 4, 5, 6]
+    assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
+    assert (tmp_path / "straight/report.html").is_file()
+
+    backbone = tmp_path / "straight/export/backbone"
+    model, report = AutoModel.from_pretrained(backbone, output_loading_info=True)
+    assert type(model) is ResNetModel
+    assert not any(report.values())
+    processor = AutoImageProcessor.from_pretrained(backbone)
+    assert processor.size == {"height": 64, "width": 64}
+
+    again = run_command(straight)
+    assert again.returncode == 0, again.stderr
+    assert "this run is complete" in again.stdout
+    other = run_command(straight | {"cut_form": "independent"})
+    assert other.returncode != 0
+    assert "cut_form: 'collaborative' there, 'independent' now" in other.stderr
+
+
+def _train_as_one_of_two(recipe: Recipe, folder: Path) -> None:
+    run, data = build_run(recipe)
+    freeze_statistics(run.net)
+    run.model = run.accelerator.prepare_model(run.net)
+    rank = run.accelerator.process_index
+    batch = data.__getitems__([(0, i) for i in range(8)][4 * rank : 4 * rank + 4])
+    logged = pretrain.training_step(run, [batch])
+    weights = {name: p.detach() for name, p in run.net.named_parameters()} | {"loss": logged["loss"]}
+    torch.save(weights, folder / f"{rank}.pt")
+
+
+def test_two_processes_make_the_same_update_as_one(make_recipe: Make, tmp_path: Path):
+    """A real process group: the loss divides by the pairs of both processes, which hold different numbers of them."""
+    recipe = make_recipe(mixed_share=0.5, optimizer="lars", base_learning_rate=1.0)
+    debug_launcher(_train_as_one_of_two, (recipe, tmp_path), num_processes=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    run, data = build_run(recipe)
+    freeze_statistics(run.net)
+    loss = pretrain.training_step(run, [data.__getitems__([(0, i) for i in range(8)])])["loss"]
+    assert float(first["loss"]) == pytest.approx(float(loss), abs=1e-5)
+    for name, weight in run.net.named_parameters():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], weight.detach(), atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_the_launcher_of_the_readme_runs_two_processes(recipe_values: dict[str, Any], tmp_path: Path):
+    values = recipe_values | {"output_dir": tmp_path / "two", "max_steps": 2}
+    done = run_command(
+        values, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", ACCELERATE_USE_CPU="true"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "(2 x 1 x 4)" in done.stdout
+    assert len((tmp_path / "two/log.jsonl").read_text().splitlines()) == 2
