@@ -42,8 +42,8 @@ class DataArguments:
     split: str = _key("train", "Split to train on.", OURS)
     region_source: str = _key(
         "auto",
-        "Where regions come from: the `regions` column (proposals), the `objects` column (annotations), or auto: proposals "
-        "where the data has them.",
+        "Where regions come from: the `regions` column (proposals), the `objects` column (annotations), or auto: "
+        "proposals where the data has them.",
         PAPER + " uses selective search; auto is ours",
         ("auto", "regions", "objects"),
     )
@@ -64,8 +64,8 @@ class ViewArguments:
     min_region_side: float = _key(0.1, "A region narrower than this share of a view is left out.", OURS)
     flip: str = _key(
         "own",
-        "Mirroring with probability 1/2: each view on its own, all views of an image alike, or none. Alike lets the network "
-        "solve the task by position.",
+        "Mirroring with probability 1/2: each view on its own, all views of an image alike, or none. Alike lets the "
+        "network solve the task by position.",
         OURS + " (SoCo flips each view on its own too; the paper's is unknown)",
         ("own", "shared", "none"),
     )
@@ -78,8 +78,8 @@ class ViewArguments:
     cut_grid_px: int = _key(1, "Cuts fall on a grid of this many pixels; give a ViT's patch size.", FOLLOW_UP)
     repositioning: str = _key(
         "scaled",
-        "How the foreground moves: 'paper' keeps its size (often there is no room to move), 'scaled' makes it smaller first, "
-        "'none' replaces the surroundings only.",
+        "How the foreground moves: 'paper' keeps its size (often there is no room to move), 'scaled' makes it smaller "
+        "first, 'none' replaces the surroundings only.",
         OURS + "; 'paper' as measured on the figure",
         (*FOREGROUND_SCALES, "none"),
     )
@@ -243,13 +243,14 @@ def build_recipe(values: dict[str, Any], name: str = "run", source: str = "the r
             raise ValueError(f"{source}: unknown key {key!r}.{hint}")
         group, f = fields[key]
         chosen[group][key] = _coerce(key, value, get_type_hints(group)[key], f.metadata["choices"], source)
-    groups = []
+    groups: list[Any] = []
     for group in GROUPS:
         try:
             groups.append(group(**chosen[group]))
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
-    return Recipe(*groups, name=name)
+    data, views, model, run = groups
+    return Recipe(data, views, model, run, name)
 
 
 def parse_command_line(arguments: list[str] | None = None) -> Recipe:
@@ -299,7 +300,7 @@ def _coerce(key: str, value: Any, kind: type, choices: tuple[str, ...] | None, s
     """The value in the field's own type; a bool is no number and a word no bool."""
     if kind is str and isinstance(value, bool):  # YAML reads no / off as false; a word was meant
         value = "no" if value is False else "yes"
-    accepted = {int: int, float: (int, float), bool: bool, str: (str, Path)}[kind]
+    accepted: Any = {int: int, float: (int, float), bool: bool, str: (str, Path)}[kind]
     if not isinstance(value, accepted) or (kind in (int, float) and isinstance(value, bool)):
         raise ValueError(f"{source}: {key} is {value!r} ({type(value).__name__}); expected {kind.__name__}.")
     if choices and value not in choices:

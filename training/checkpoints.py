@@ -66,9 +66,7 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
         return max((p.parent for p in folder.glob(f"step_*/{STATE_FILE}")), default=None)
     path = Path(resume)
     if not (path / STATE_FILE).is_file():
-        raise FileNotFoundError(
-            f"resume: {path} is no checkpoint; expected a folder checkpoints/step_… with {STATE_FILE}."
-        )
+        raise FileNotFoundError(f"resume: {path} is no checkpoint; expected a folder step_… holding {STATE_FILE}.")
     return path
 
 
@@ -79,8 +77,8 @@ def load_checkpoint(
     state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     if state["processes"] != accelerator.num_processes:
         raise ValueError(
-            f"{path} was written by {state['processes']} processes, this run has {accelerator.num_processes}. Use as many "
-            "again, or start anew with --resume none."
+            f"{path} was written by {state['processes']} processes, this run has {accelerator.num_processes}. Use as "
+            "many again, or start anew with --resume none."
         )
     model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
     _restore_optimizer(model, optimizer, load_file(path / "optimizer.safetensors"))

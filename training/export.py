@@ -10,7 +10,7 @@ import inspect
 import shutil
 from pathlib import Path
 
-from transformers import PreTrainedModel, ResNetModel, ViTImageProcessorPil
+from transformers import PreTrainedModel, ResNetConfig, ResNetModel, ViTImageProcessorPil
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining
@@ -47,6 +47,7 @@ def export_pretraining(model: DecodePosForPreTraining, path: Path | str, image_s
 
 
 def _native_resnet(backbone: PreTrainedModel) -> ResNetModel:
+    assert isinstance(backbone.config, ResNetConfig)
     native = ResNetModel(backbone.config)
     native.load_state_dict(backbone.state_dict(), strict=True)
     return native

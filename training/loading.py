@@ -76,7 +76,7 @@ class RegionDataset(Dataset):
 
     def __getitems__(self, keys: list[Key]) -> RegionBatch:
         """The batch of these (epoch, index) keys."""
-        samples = [self._sample(epoch, index) for epoch, index in keys]
+        samples = [self._sample(epoch, index, self.view_names) for epoch, index in keys]
         views: dict[str, View] = {}
         for name in self.view_names:
             rows = [row for row, (_, _, parameters) in enumerate(samples) if name in parameters]
@@ -111,11 +111,11 @@ class RegionDataset(Dataset):
         )
 
     def draw(self, epoch: int, index: int) -> Image.Image:
-        """A picture of one sample's views."""
+        """A picture of one sample: all views, those that training uses among them."""
         if not 0 <= index < len(self):
             raise ValueError(f"index is {index}, but the split holds {len(self)} images (0 to {len(self) - 1}).")
-        image, donor, views = self._sample(epoch, index)
-        donor = self._image(self.rows[self._donor(epoch, index)]) if donor is None else donor
+        image, donor, views = self._sample(epoch, index, list(VIEW_RULES))
+        assert donor is not None
         return draw_views(image, donor, self._boxes(self.rows[index]), views)
 
     def _boxes(self, row: dict[str, Any]) -> np.ndarray:
@@ -126,15 +126,17 @@ class RegionDataset(Dataset):
             boxes = boxes[~np.asarray(regions["iscrowd"], dtype=bool)]  # a crowd is no single region
         return np.asarray(xywh_to_unit_xyxy(boxes, row["width"], row["height"]), dtype=np.float64).clip(0.0, 1.0)
 
-    def _sample(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
+    def _sample(
+        self, epoch: int, index: int, names: list[str]
+    ) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
         row = self.rows[index]
         image = self._image(row)
-        needs_donor = any(VIEW_RULES[name].moved for name in self.view_names)
+        needs_donor = any(VIEW_RULES[name].moved for name in names)
         donor = self._image(self.rows[self._donor(epoch, index)]) if needs_donor else None
         rng = np.random.default_rng([self.seed, _VIEWS, epoch, index])
         donor_size = image.shape[:2] if donor is None else donor.shape[:2]
         boxes = self._boxes(row)
-        views = sample_views(rng, image.shape[:2], donor_size, boxes, self.view_names, self.args, self.image_level)
+        views = sample_views(rng, image.shape[:2], donor_size, boxes, names, self.args, self.image_level)
         return image, donor, views
 
     def _donor(self, epoch: int, index: int) -> int:
@@ -162,14 +164,15 @@ def load_split(path: str | Path, split: str) -> datasets.Dataset:
         )
     if not Path(path).is_dir() and (Path(path).is_absolute() or str(path).count("/") != 1):
         raise FileNotFoundError(
-            f"no data folder at {path}. Make the built-in one with:\n  python -m dataset_scripts.prepare scenes --output {path}"
+            f"no data folder at {path}. Make the built-in one with:\n"
+            f"  python -m dataset_scripts.prepare scenes --output {path}"
         )
     rows = datasets.load_dataset(str(path), split=split)
     missing = {"image", "width", "height"} - set(rows.column_names)
     if missing:
         raise ValueError(
-            f"{path} [{split}] lacks the columns {', '.join(sorted(missing))}; it has {', '.join(rows.column_names)}. The "
-            "expected layout is in modeling_decodepos/schema.py."
+            f"{path} [{split}] lacks the columns {', '.join(sorted(missing))}; it has {', '.join(rows.column_names)}. "
+            "The expected layout is in modeling_decodepos/schema.py."
         )
     return rows.cast_column("image", datasets.Image(decode=False))
 
@@ -181,7 +184,8 @@ def choose_region_column(rows: datasets.Dataset, region_source: str, name: str) 
         if column in rows.column_names and (region_source != "auto" or _has_boxes(rows, column)):
             return column
     raise ValueError(
-        f"{name} has no regions: looked for {' and '.join(candidates)} among the columns {', '.join(rows.column_names)}."
+        f"{name} has no regions: looked for {' and '.join(candidates)} among its columns, which are "
+        f"{', '.join(rows.column_names)}."
     )
 
 
@@ -198,17 +202,17 @@ def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
 class StepBatches:
     """The (epoch, index) keys of every micro-batch of this process, from `first_step` to `last_step`.
 
-    A global batch is a run of the epoch's order; each process and accumulation step takes its slice of it. What is left at
-    the end of an epoch and fills no batch is dropped.
+    A global batch is a run of the epoch's order; each process and accumulation step takes its slice of it. What fills
+    no batch at the end of an epoch is dropped.
     """
 
     length: int
     global_batch_size: int
-    slices: int  # processes times accumulation steps
-    own_slices: tuple[int, ...]
-    first_step: int
-    last_step: int
-    seed: int
+    slices: int = 1  # processes times accumulation steps
+    own_slices: tuple[int, ...] = (0,)
+    first_step: int = 0
+    last_step: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.length < self.global_batch_size:
@@ -245,7 +249,7 @@ def build_loader(dataset: RegionDataset, batches: StepBatches, num_workers: int,
     """A loader of `RegionBatch`es in the order of `batches`."""
     return DataLoader(
         dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists of keys serves
+        batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=_as_it_is,
         worker_init_fn=_one_thread,
@@ -254,7 +258,7 @@ def build_loader(dataset: RegionDataset, batches: StepBatches, num_workers: int,
     )
 
 
-def _as_it_is(batch: RegionBatch) -> RegionBatch:
+def _as_it_is(batch: Any) -> Any:
     return batch  # `__getitems__` has built it
 
 

@@ -67,7 +67,8 @@ class LARS(torch.optim.Optimizer):
                 continue
             updates = torch._foreach_add([p.grad for p in weights], weights, alpha=group["weight_decay"])
             if group["adapt"]:
-                torch._foreach_mul_(updates, self._trust_ratios(weights, updates, group["trust"]))
+                for update, ratio in zip(updates, self._trust_ratios(weights, updates, group["trust"]), strict=True):
+                    update.mul_(ratio)
             buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in weights]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, updates)
@@ -75,7 +76,9 @@ class LARS(torch.optim.Optimizer):
         return loss
 
     @staticmethod
-    def _trust_ratios(weights: list[torch.Tensor], updates: list[torch.Tensor], trust: float) -> list[torch.Tensor]:
+    def _trust_ratios(
+        weights: list[torch.Tensor], updates: tuple[torch.Tensor, ...] | list[torch.Tensor], trust: float
+    ) -> list[torch.Tensor]:
         ratios = []
         for weight, update in zip(torch._foreach_norm(weights), torch._foreach_norm(updates), strict=True):
             # A tensor of zeros, or one without gradient, takes a plain step.

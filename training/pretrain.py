@@ -8,10 +8,10 @@ The step is `training_step`; everything else here is setup and bookkeeping aroun
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -200,7 +200,7 @@ def stop_if_immobile(immobile: int, mixed: int, most: float) -> None:
 
 def build_model(args: ModelArguments, seed: int) -> DecodePosForPreTraining:
     """A pre-training model around a named backbone, or around the weights of a Hub id or folder."""
-    heads = {
+    heads: dict[str, Any] = {
         "region_bins": args.region_bins,
         "projector_hidden_size": args.projector_hidden_size,
         "projection_size": args.projection_size,
@@ -213,13 +213,39 @@ def build_model(args: ModelArguments, seed: int) -> DecodePosForPreTraining:
     return DecodePosForPreTraining.from_backbone(args.backbone, **heads)
 
 
+def plan_batches(accelerator: Accelerator, recipe: Recipe, images: int) -> StepBatches:
+    """Which part of every global batch this process takes."""
+    per_process = recipe.run.accumulation_steps
+    first = accelerator.process_index * per_process
+    return StepBatches(
+        length=images,
+        global_batch_size=recipe.run.global_batch_size,
+        slices=accelerator.num_processes * per_process,
+        own_slices=tuple(range(first, first + per_process)),
+        seed=recipe.run.seed,
+    )
+
+
+def describe_plan(run: Run, batches: StepBatches, images: int) -> str:
+    """Batch size and learning rate with everything they were derived from, in one line each."""
+    settings = run.recipe.run
+    return (
+        f"{run.recipe.name}: {run.total_steps} steps of {settings.global_batch_size} images = "
+        f"{run.accelerator.num_processes} processes x {settings.accumulation_steps} micro-batches x "
+        f"{settings.global_batch_size // batches.slices} images, from the {images} of {run.recipe.data.data}, on "
+        f"{run.accelerator.device}\n"
+        f"peak learning rate {run.peak_learning_rate:.4g} = {settings.base_learning_rate:g} x "
+        f"{settings.global_batch_size} / 256"
+    )
+
+
 def check_world(accelerator: Accelerator) -> None:
     """The launcher may silently start fewer processes, or several runs beside each other, than were asked for."""
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != asked:
         raise RuntimeError(
-            f"the launcher asked for {asked} processes but {accelerator.num_processes} work together. On CPUs launch with "
-            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N training/pretrain.py --cpu."
+            f"the launcher asked for {asked} processes but {accelerator.num_processes} work together. On CPUs launch "
+            "with ACCELERATE_USE_CPU=true torchrun --nproc_per_node N training/pretrain.py --cpu."
         )
 
 
@@ -234,7 +260,8 @@ def check_same_recipe(output_dir: Path, recipe: Recipe) -> None:
     if changed:
         lines = "\n".join(f"  {key}: {before.get(key)!r} there, {after[key]!r} now" for key in changed)
         raise ValueError(
-            f"{output_dir} holds a run of another recipe:\n{lines}\nGive this run its own --output_dir, or delete the folder."
+            f"{output_dir} holds a run of another recipe:\n{lines}\n"
+            "Give this run its own --output_dir, or delete the folder."
         )
 
 
@@ -261,9 +288,7 @@ def main() -> None:
             region_source=recipe.data.region_source,
             image_level=objective.level == "image",
         )
-    slices = accelerator.num_processes * recipe.run.accumulation_steps
-    own = tuple(range(accelerator.process_index * recipe.run.accumulation_steps, (accelerator.process_index + 1) * recipe.run.accumulation_steps))  # fmt: skip # noqa: E501
-    batches = StepBatches(len(dataset), recipe.run.global_batch_size, slices, own, 0, 0, recipe.run.seed)
+    batches = plan_batches(accelerator, recipe, len(dataset))
     total_steps = recipe.run.max_steps or recipe.run.epochs * batches.steps_per_epoch
 
     net = build_model(recipe.model, recipe.run.seed).to(accelerator.device, memory_format=torch.channels_last)
@@ -275,13 +300,9 @@ def main() -> None:
     checkpoint = find_checkpoint(output_dir / "checkpoints", recipe.run.resume)
     if checkpoint is not None:
         run.step = load_checkpoint(checkpoint, net, optimizer, accelerator)["step"]
-    accelerator.print(
-        f"{recipe.name}: {total_steps} steps of {recipe.run.global_batch_size} images "
-        f"({accelerator.num_processes} x {recipe.run.accumulation_steps} x "
-        f"{recipe.run.global_batch_size // slices}) from {len(dataset)} images in {recipe.data.data}; peak learning rate "
-        f"{peak:.4g} = {recipe.run.base_learning_rate:g} x {recipe.run.global_batch_size}/256; on {accelerator.device}"
-        + (f"; continuing from {checkpoint} at step {run.step}" if checkpoint else "")
-    )
+    accelerator.print(describe_plan(run, batches, len(dataset)))
+    if checkpoint is not None:
+        accelerator.print(f"continuing from {checkpoint} at step {run.step}")
     if run.step < total_steps:
         run_training(run, dataset, batches, output_dir)
     else:
@@ -305,15 +326,7 @@ def run_training(run: Run, dataset: RegionDataset, batches: StepBatches, output_
         log = RunLog(output_dir / "log.jsonl", run.step)
         if run.step == 0 and recipe.run.probe_count:
             write_json(output_dir / "probe.json", {"before": probe(run).to_dict()})
-    batches = StepBatches(
-        batches.length,
-        batches.global_batch_size,
-        batches.slices,
-        batches.own_slices,
-        run.step,
-        run.total_steps,
-        batches.seed,
-    )
+    batches = dataclasses.replace(batches, first_step=run.step, last_step=run.total_steps)
     loader = build_loader(dataset, batches, recipe.data.num_workers, run.accelerator.device.type == "cuda")
     with tqdm(
         total=run.total_steps, initial=run.step, disable=not main_process, unit="step", dynamic_ncols=True
@@ -352,7 +365,8 @@ def finish(run: Run, dataset: RegionDataset, output_dir: Path) -> None:
     compare_probes(run, output_dir)
     report = write_report(output_dir)
     print(
-        f"\ncheckpoint  {output_dir / 'checkpoints'}\nreport      {report}\n\nLoad what came out (no code of ours needed):\n\n"
+        f"\ncheckpoint  {output_dir / 'checkpoints'}\nreport      {report}\n\n"
+        "Load what came out (no code of ours needed):\n\n"
         "    from transformers import AutoImageProcessor, AutoModel\n"
         f'    processor = AutoImageProcessor.from_pretrained("{backbone}")\n'
         f'    model = AutoModel.from_pretrained("{backbone}")'
@@ -360,4 +374,4 @@ def finish(run: Run, dataset: RegionDataset, output_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -247,7 +247,7 @@ def _build_tiles(run: RunFiles) -> list[Html]:
         stat_tile("images seen", f"{seen:,}" if seen else "–", _batch_note(run)),  # noqa: RUF001
     ]
     best = _least_loss(run)
-    limits = f"range {format_number(-best)} to {format_number(best)}; about 0 by chance" if best else ""
+    limits = f"about 0 by chance, {format_number(best)} at full agreement" if best else ""
     items.append(stat_tile("final loss", format_number(_last(run.log, "loss")), limits))
 
     spread, healthy = _last(run.log, "embedding_std"), _healthy_std(run)
@@ -293,15 +293,16 @@ def _probe_section(run: RunFiles) -> Html:
     parts = [
         markup(
             "<p>One object is drawn twice: in another place, before another background, among other neighbours. A "
-            "third picture keeps the place and everything around it and swaps the object for another. Which of the two does "
-            "the network find closer to the original? The share of {} such questions that <b>the same object</b> wins:"
+            "third picture keeps the place and everything around it and swaps the object for another. Which of the "
+            "two does the network find closer to the original? The share of {} such questions that <b>the same "
+            "object</b> wins:"
             "</p>",
             result.count,
         ),
         bar_pair(
             before.content_wins if before else None,
             after.content_wins if after else None,
-            marks={"only place and surroundings": 0.0, "coin toss": 0.5, "only the object": 1.0},
+            marks={"surroundings": 0.0, "coin toss": 0.5, "the object": 1.0},
             intervals=(before.interval if before else None, after.interval if after else None),
         ),
     ]

@@ -1,7 +1,7 @@
 """One image and its regions -> the views of the method.
 
-`sample_views` draws every parameter of every view of a sample without looking at a pixel; `apply_view` uses them. Which
-views there are is a table.
+`sample_views` draws every parameter of every view of a sample without looking at a pixel; `apply_view` uses them.
+Which views there are is a table.
 
     python -m training.views --data DIR --index N --output views.png
 
@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from modeling_decodepos.background import foreground_mask, limit_coverage, replace_background
+from modeling_decodepos.losses import DECOUPLING_PAIRS, DEPOSITIONING_PAIRS
 from modeling_decodepos.region_cutout import cut_regions, enlarge_cut, sample_grid_boxes, sample_region_cut
 from modeling_decodepos.regions import boxes_in_window, boxes_to_pixels, flip_boxes
 from modeling_decodepos.repositioning import (
@@ -35,8 +36,7 @@ from modeling_decodepos.repositioning import (
 from training.arguments import ViewArguments
 from training.photometric import Photometric, apply_photometric, sample_photometric
 
-# Cuts show the data set's mean colour, which is (almost) zero once normalised: 255 times the ImageNet mean, as measured
-# on the paper's figure.
+# Cuts show 255 times the ImageNet mean, (almost) zero once normalised; the colour measured on the paper's figure.
 MEAN_COLOUR = torch.tensor([124, 116, 104], dtype=torch.uint8)
 WHOLE = np.array([0.0, 0.0, 1.0, 1.0])
 
@@ -97,7 +97,8 @@ def sample_views(
     """Parameters of the named views of one image, by name. The mixed view is left out for images that get none.
 
     Args:
-        rng: The sample's own generator.
+        rng: The sample's own generator. Every view draws from a stream of its own, so that what a view looks like does
+            not depend on which other views are asked for: the arms of a comparison share their crops.
         image_size: Height and width of the image.
         donor_size: Height and width of the image that gives the new surroundings.
         boxes: (R, 4) unit xyxy boxes of the image; any number.
@@ -105,14 +106,14 @@ def sample_views(
         args: How to draw.
         image_level: Use one region, the whole view, in every view (image-level baselines).
     """
-    names = list(names)
     crop, chosen = _sample_crop(rng, image_size, boxes, args)
     shared_flip = bool(rng.random() < 0.5)
     mixed = rng.random() < args.mixed_share
+    streams = dict(zip(VIEW_RULES, rng.spawn(len(VIEW_RULES)), strict=True))
     height, width = image_size
     views: dict[str, ViewParameters] = {}
     for name in names:
-        rule = VIEW_RULES[name]
+        rule, rng = VIEW_RULES[name], streams[name]
         own_flip = bool(rng.random() < 0.5)
         flip = {"own": own_flip, "shared": shared_flip, "none": False}[args.flip]
         colours = sample_photometric(rng, args, rule.of_whole)
@@ -176,8 +177,8 @@ def _sample_crop(
 ) -> tuple[tuple[int, int, int, int], np.ndarray]:
     """A crop window in pixels, and up to K of the boxes that are large enough in the crop and in the whole image.
 
-    SoCo's rule: try again until half of the regions are in view, and ask for half as many each time. An image without any
-    usable region contributes the crop itself as its one region.
+    SoCo's rule: try again until half of the regions are in view, and ask for half as many each time. An image without
+    any usable region contributes the crop itself as its one region.
     """
     height, width = image_size
     demand = max(args.num_regions // 2, 1)
@@ -264,19 +265,19 @@ def _pad(rows: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([rows, np.tile(WHOLE, (length - len(rows), 1))]).astype(np.float32)
 
 
-# --- the picture ---------------------------------------------------------------------------------------------------------
+# --- the picture
 
 REGION_COLOURS = ["#ffd400", "#e6194b", "#4363d8", "#3cb44b", "#f58231", "#911eb4", "#42d4f4", "#f032e6"]
 _PANEL = 224
 _CAPTION = 34
 _PANELS = {
-    "crop_cut_small": (2, 0, "crop_cut_small\nstudent"),
-    "crop": (1, 1, "crop\nteacher"),
-    "donor": (2, 1, "donor\ngives the new surroundings"),
-    "repositioned": (3, 1, "repositioned\nstudent"),
-    "image": (0, 2, "image\nwith all its regions"),
-    "whole": (1, 2, "whole\nnot seen by any network"),
-    "whole_cut": (2, 2, "whole_cut\nstudent and teacher"),
+    "image": (0, 0, "image\nwith all its regions"),
+    "crop": (1, 0, "crop (x2)\nteacher"),
+    "crop_cut_small": (2, 0, "crop_cut_small (x2-small, hat)\nstudent"),
+    "donor": (3, 0, "donor\ngives the new surroundings"),
+    "whole": (0, 1, "whole (x1)\nin baselines only"),
+    "whole_cut": (1, 1, "whole_cut (x1, hat)\nstudent and teacher"),
+    "repositioned": (3, 1, "repositioned (x3)\nstudent"),
 }
 
 
@@ -284,8 +285,9 @@ def draw_views(
     image: np.ndarray, donor: np.ndarray, boxes: np.ndarray, views: dict[str, ViewParameters]
 ) -> Image.Image:
     """A picture of one sample: the image, the donor and every view, each with its regions in matching colours."""
-    canvas = Image.new("RGB", (4 * (_PANEL + 16) + 16, 3 * (_PANEL + _CAPTION + 12) + 8), "white")
+    canvas = Image.new("RGB", (4 * (_PANEL + 16) + 16, 2 * (_PANEL + _CAPTION + 12) + 8), "white")
     draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(13)
 
     def paste(name: str, pixels: np.ndarray, panel_boxes: np.ndarray, colours: list[str], full_px: int) -> None:
         column, row, caption = _PANELS[name]
@@ -294,7 +296,7 @@ def draw_views(
         canvas.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC), (left, top))
         for (x1, y1, x2, y2), colour in zip(panel_boxes * (side - 1), colours, strict=False):
             draw.rectangle([left + x1, top + y1, left + x2, top + y2], outline=colour, width=3)
-        draw.multiline_text((left, top + side + 3), caption, fill="black", spacing=2)
+        draw.multiline_text((left, top + side + 3), caption, fill="black", spacing=2, font=font)
 
     full = max(view.size_px for view in views.values())
     paste("image", image, boxes, ["#9a9a9a"] * len(boxes), full)
@@ -304,6 +306,10 @@ def draw_views(
             pixels = apply_view(view, image, donor).permute(1, 2, 0).numpy()
             colours = [c for c, ok in zip(REGION_COLOURS * 8, view.valid, strict=False) if ok]
             paste(name, pixels, view.boxes[view.valid], colours, view.size_px)
+    pairs = {"L_dc": DECOUPLING_PAIRS, "L_dp": DEPOSITIONING_PAIRS}
+    lines = [f"{term}   {s} -> {t}" for term, table in pairs.items() for s, t in table]
+    corner = (16 + 2 * (_PANEL + 16), 8 + _PANEL + _CAPTION + 92)
+    draw.multiline_text(corner, "student -> teacher\n\n" + "\n".join(lines), fill="#444444", spacing=4, font=font)
     return canvas
 
 

@@ -197,5 +197,5 @@ def test_the_launcher_of_the_readme_runs_two_processes(recipe_values: dict[str, 
         values, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", ACCELERATE_USE_CPU="true"
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "(2 x 1 x 4)" in done.stdout
+    assert "2 processes x 1 micro-batches x 4 images" in done.stdout
     assert len((tmp_path / "two/log.jsonl").read_text().splitlines()) == 2

@@ -112,7 +112,7 @@ def test_boxes_lie_on_the_same_pixels_in_every_view():
             assert view.valid.tolist() == [True, False, False, False], name
             pixels = apply_view(view, picture, black)[0].numpy()
             centre = (view.boxes[0] * view.size_px).reshape(2, 2)
-            inner = np.round(centre + [[2, 2], [-2, -2]]).astype(int)
+            inner = np.round(centre + np.array([[2, 2], [-2, -2]])).astype(int)
             assert pixels[inner[0, 1] : inner[1, 1], inner[0, 0] : inner[1, 0]].max() < 60, (name, seed)
             outer = np.ones_like(pixels, dtype=bool)
             low, high = np.floor(centre[0] - 2).astype(int).clip(0), np.ceil(centre[1] + 2).astype(int)
@@ -212,6 +212,16 @@ def test_patch_grid_cuts_whole_patches():
     assert cut is not None
     patches = cut.reshape(4, 16, 4, 16).transpose(0, 2, 1, 3).reshape(16, 256)
     assert set(patches.mean(1)) == {0.0, 1.0}
+
+
+def test_a_view_does_not_depend_on_which_others_are_drawn():
+    for seed in range(5):
+        everything = draw(seed, ViewArguments())
+        for name in VIEW_RULES:
+            alone = draw(seed, ViewArguments(), names=[name])[name]
+            assert torch.equal(
+                apply_view(alone, image(0), image(1)), apply_view(everything[name], image(0), image(1))
+            ), name
 
 
 def test_image_level_baseline_has_one_region_the_whole_view():
