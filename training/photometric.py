@@ -12,7 +12,7 @@ import numpy as np
 
 from training.arguments import ViewArguments
 
-BLUR_SIGMA = (0.1, 2.0)  # SoCo
+BLUR_SIGMA = (0.1, 2.0)  # SoCo, in pixels of a 224-pixel view; a smaller view is blurred by the same share of it
 SOLARIZE_THRESHOLD = 128
 
 
@@ -22,7 +22,7 @@ class Photometric:
 
     jitter: tuple[tuple[str, float], ...] = ()  # (operation, factor), in order
     grayscale: bool = False
-    blur_sigma: float = 0.0
+    blur_sigma: float = 0.0  # in pixels of a 224-pixel view
     solarize: bool = False
 
 
@@ -48,7 +48,8 @@ def apply_photometric(pixels: np.ndarray, treatment: Photometric) -> np.ndarray:
     if treatment.grayscale:
         pixels = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if treatment.blur_sigma > 0:
-        pixels = cv2.GaussianBlur(pixels, (0, 0), treatment.blur_sigma, borderType=cv2.BORDER_REFLECT_101)
+        sigma = treatment.blur_sigma * pixels.shape[0] / 224
+        pixels = cv2.GaussianBlur(pixels, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
     if treatment.solarize:
         pixels = cv2.LUT(pixels, _SOLARIZED)
     return pixels
