@@ -39,8 +39,13 @@ ROLES = ("anchor", "same", "other")
 OBJECT_SIZES = (0.22, 0.44)
 """Diameters of probed objects relative to the scene: large enough to be seen, small enough to have somewhere to go."""
 
+OBJECT_SHAPES = ("disc", "square", "triangle", "cross", "heart")
+"""Shapes that fill most of their box. The box of a crescent, ring or star shows as much background as object, so that
+even features of nothing but the box would follow the surroundings."""
+
 # A stream of randomness beside the scenes' own [seed, index]. Above 1: that is the class stream of `scenes`.
 _PROBE_STREAM = 2
+_SCENES_PER_TRIPLET = 32
 _BOOTSTRAP_ROUNDS = 2000
 
 
@@ -102,11 +107,12 @@ class ProbeResult:
 def sample_triplet(seed: int, index: int, size_px: int = 64) -> ProbeTriplet:
     """Triplet number `index` of the probe `seed`, from scenes that no split for training or validation has."""
     rng = np.random.default_rng([seed, index, _PROBE_STREAM])
-    here = sample_scene(seed, FIRST_INDEX["probe"] + 2 * index, size_px)
-    there = sample_scene(seed, FIRST_INDEX["probe"] + 2 * index + 1, size_px)
-    number = _choose_object(rng, here)
-    center = _move_inside(here.objects[number], size_px)
-    item = dataclasses.replace(here.objects[number], center=center)
+    first = FIRST_INDEX["probe"] + index * _SCENES_PER_TRIPLET
+    candidates = (sample_scene(seed, first + k, size_px) for k in range(1, _SCENES_PER_TRIPLET))
+    here, fitting = next((spec, found) for spec in candidates if (found := _find_fitting(spec)))
+    there = sample_scene(seed, first, size_px)
+    number = int(rng.choice(fitting))
+    item = dataclasses.replace(here.objects[number], center=_move_inside(here.objects[number], size_px))
     other = _sample_other(rng, item)
     neighbours = here.objects[:number] + here.objects[number + 1 :]
     # As many neighbours there as a scene has around one of its own objects.
@@ -119,13 +125,14 @@ def sample_triplet(seed: int, index: int, size_px: int = 64) -> ProbeTriplet:
     )
 
 
-def _choose_object(rng: np.random.Generator, spec: SceneSpec) -> int:
+def _find_fitting(spec: SceneSpec) -> list[int]:
+    """Numbers of the objects of a scene that may be probed."""
     low, high = (share * spec.size_px for share in OBJECT_SIZES)
-    fitting = [number for number, item in enumerate(spec.objects) if low <= item.size_px <= high]
-    if fitting:
-        return int(rng.choice(fitting))
-    middle = (low + high) / 2
-    return min(range(len(spec.objects)), key=lambda number: abs(spec.objects[number].size_px - middle))
+    return [
+        number
+        for number, item in enumerate(spec.objects)
+        if low <= item.size_px <= high and item.shape in OBJECT_SHAPES
+    ]
 
 
 def _bounds(item: SceneObject, size_px: int) -> tuple[int, int]:
@@ -151,7 +158,7 @@ def _sample_elsewhere(rng: np.random.Generator, item: SceneObject, size_px: int)
 
 def _sample_other(rng: np.random.Generator, item: SceneObject) -> SceneObject:
     """An object of another shape, texture and colours, as large and in the same place."""
-    shape = (SHAPES.index(item.shape) + rng.integers(1, len(SHAPES))) % len(SHAPES)
+    shape = SHAPES.index(str(rng.choice([name for name in OBJECT_SHAPES if name != item.shape])))
     texture = (TEXTURES.index(item.texture) + rng.integers(1, len(TEXTURES))) % len(TEXTURES)
     return sample_object(rng, int(shape * len(TEXTURES) + texture), item.center, item.size_px, avoid=item.colors)
 

@@ -94,12 +94,12 @@ class RunFiles:
     @property
     def step(self) -> int:
         """The last logged step."""
-        return int(_last(self.log, "step") or 0)
+        return _whole(_last(self.log, "step"))
 
     @property
     def total_steps(self) -> int:
         """Steps the run was to have; 0 if nothing says."""
-        return int(self.description.get("steps") or self.recipe.get("max_steps") or 0)
+        return _whole(self.description.get("steps")) or _whole(self.recipe.get("max_steps"))
 
     @property
     def is_finished(self) -> bool:
@@ -183,12 +183,13 @@ def _reading(run: RunFiles) -> str:
     sentences = []
     recipe, data = run.recipe, _dictionary(run.description.get("data"))
     if run.log:
-        seen = run.step * int(recipe.get("global_batch_size") or 0)
+        seen = run.step * _whole(recipe.get("global_batch_size"))
         of_all = f" of {run.total_steps:,}" if run.total_steps else ""
         text = f"{recipe.get('backbone', 'A network')} was trained for {run.step:,}{of_all} steps"
-        if seen and data.get("images"):
-            passes = format_number(seen / data["images"], 2)
-            text += f" on {data['images']:,} images ({seen:,} seen, {passes} passes)"
+        images = _whole(data.get("images"))
+        if seen and images:
+            passes = format_number(seen / images, 2)
+            text += f" on {images:,} images ({seen:,} seen, {passes} passes)"
         sentences.append(text + ".")
         losses = [line.get("loss") for line in run.log if _is_number(line.get("loss"))]
         if losses:
@@ -220,23 +221,33 @@ def _probe_reading(run: RunFiles) -> str:
         return "" if before is None else "The probe was only measured before training."
     text = (
         "Asked which is closer, the same object somewhere else or another object in its place, the trained network "
-        f"picks the same object in {after.content_wins:.0%} of {after.count} cases"
+        f"picks the same object in {_percent(after.content_wins)} of {after.count} cases"
     )
     if before is None:
-        return text + "."
-    text += f", the untrained one in {before.content_wins:.0%}"
+        return f"{text}. {_probe_level(after)}"
+    text += f", the untrained one in {_percent(before.content_wins)}"
     if after.interval[0] > before.interval[1]:
-        return text + ": its features follow the object more than before."
-    if after.interval[1] < before.interval[0]:
-        return text + ": its features follow the object less than before."
-    return text + ": no clear change, since the two intervals overlap."
+        text += ": its features follow the object more than before."
+    elif after.interval[1] < before.interval[0]:
+        text += ": its features follow the object less than before."
+    else:
+        text += ": no clear change, since the two intervals overlap."
+    return f"{text} {_probe_level(after)}"
+
+
+def _probe_level(result: ProbeResult) -> str:
+    if result.interval[0] > 0.5:
+        return "The object decides more often than its place and surroundings."
+    if result.interval[1] < 0.5:
+        return "Place and surroundings still decide more often than the object."
+    return "Neither the object nor its place and surroundings clearly decides."
 
 
 # ---------------------------------------------------------------------------------------------------------- sections
 
 
 def _build_tiles(run: RunFiles) -> list[Html]:
-    seen = run.step * int(run.recipe.get("global_batch_size") or 0)
+    seen = run.step * _whole(run.recipe.get("global_batch_size"))
     items = [
         stat_tile(
             "steps",
@@ -259,10 +270,10 @@ def _build_tiles(run: RunFiles) -> list[Html]:
 
     if run.after is not None:
         low, high = run.after.interval
-        value = f"{run.after.content_wins:.0%}"
+        value = f"{_percent(run.after.content_wins)}"
         if run.before is not None:
-            value = f"{run.before.content_wins:.0%} → {value}"
-        note = f"95 % interval {low:.0%} to {high:.0%}; 50 % is a coin toss"
+            value = f"{_percent(run.before.content_wins)} → {value}"
+        note = f"95 % interval {_percent(low)} to {_percent(high)}; 50 % is a coin toss"
         items.append(stat_tile("probe: the object wins", value, note, _probe_tone(run)))
     else:
         items.append(stat_tile("probe: the object wins", format_number(None), "not measured after training"))
@@ -270,7 +281,7 @@ def _build_tiles(run: RunFiles) -> list[Html]:
     seconds = sum(line["seconds"] for line in run.log if _is_number(line.get("seconds")))
     speed = _weighted_mean(run.log, "images_per_second")
     waited = _weighted_mean(run.log, "data_wait")
-    note = f"{waited:.0%} of the time waiting for data" if waited is not None else ""
+    note = f"{_percent(waited)} of the time waiting for data" if waited is not None else ""
     items.append(stat_tile("images per second", format_number(speed), note))
     items.append(
         stat_tile("training time", _duration(seconds) if seconds else format_number(None), _machine_note(run))
@@ -280,7 +291,7 @@ def _build_tiles(run: RunFiles) -> list[Html]:
     if slack is not None and moves is not None:
         note = f"{_percent(moves)} of samples could move their regions"
         tone = "good" if moves >= 0.8 else "bad"
-        items.append(stat_tile("mean slack", f"{slack:.0%} of a view", note, tone))
+        items.append(stat_tile("mean slack", f"{_percent(slack)} of a view", note, tone))
     return items
 
 
@@ -335,8 +346,8 @@ def _loading_section(run: RunFiles) -> Html:
             Html("<p>The trained backbone is a plain transformers model; it needs no code of this project.</p>"),
             code_block(
                 "from transformers import AutoImageProcessor, AutoModel\n"
-                f"processor = AutoImageProcessor.from_pretrained({path!r})\n"
-                f"model = AutoModel.from_pretrained({path!r})"
+                f"processor = AutoImageProcessor.from_pretrained({json.dumps(path)})\n"
+                f"model = AutoModel.from_pretrained({json.dumps(path)})"
             ),
         ]
     if export.get("pretraining"):
@@ -345,7 +356,7 @@ def _loading_section(run: RunFiles) -> Html:
             Html("<p>Embeddings of regions: boxes are xyxy in [0, 1], one tensor per image.</p>"),
             code_block(
                 "from modeling_decodepos import DecodePosModel\n"
-                f"model = DecodePosModel.from_pretrained({path!r})\n"
+                f"model = DecodePosModel.from_pretrained({json.dumps(path)})\n"
                 "embeddings = model(pixel_values, regions=[boxes]).region_embeddings"
             ),
         ]
@@ -356,16 +367,18 @@ def _curves_section(run: RunFiles) -> Html:
     if not run.log:
         return message("There are no curves: nothing was logged.")
 
-    def series(*keys: str) -> dict[str, tuple[list[float], list[float | None]]]:
-        lines = [line for line in run.log if _is_number(line.get("step"))]
-        return {key: ([line["step"] for line in lines], [_number(line.get(key)) for line in lines]) for key in keys}
+    lines = [line for line in run.log if _is_number(line.get("step"))]
+    steps = [line["step"] for line in lines]
+
+    def points(key: str) -> tuple[list[float], list[float | None]]:
+        return steps, [_number(line.get(key)) for line in lines]
 
     healthy = _healthy_std(run)
     has_slack = _mean(run.log, "slack") is not None
-    items = [_loss_chart(run, series(*run.terms) if run.terms else series("loss"))]
+    items = [_loss_chart(run, {name: points(name) for name in run.terms or ["loss"]})]
     items.append(
         line_chart(
-            series("embedding_std"),
+            {"embedding std": points("embedding_std")},
             title="Embedding spread",
             y_label="standard deviation",
             references={"perfect spread": healthy, "collapse": 0.0} if healthy else {"collapse": 0.0},
@@ -376,7 +389,7 @@ def _curves_section(run: RunFiles) -> Html:
     if has_slack:
         items.append(
             line_chart(
-                {"mean slack": series("slack")["slack"], "samples that can move": series("can_move")["can_move"]},
+                {"mean slack": points("slack"), "samples that can move": points("can_move")},
                 title="Room to move",
                 y_label="share",
                 y_range=(0.0, 1.0),
@@ -384,19 +397,32 @@ def _curves_section(run: RunFiles) -> Html:
             )
         )
     items += [
-        line_chart(series("learning_rate"), title="Learning rate", y_range=(0.0, None)),
+        line_chart({"learning rate": points("learning_rate")}, title="Learning rate", y_range=(0.0, None)),
         line_chart(
-            series("momentum"), title="Teacher momentum", y_label="share kept per step", references={"frozen": 1.0}
+            {"momentum": points("momentum")},
+            title="Teacher momentum",
+            y_label="share kept per step",
+            references={"frozen": 1.0},
         ),
     ]
     if _mean(run.log, "grad_norm") is not None:
         items.append(
-            line_chart(series("grad_norm"), title="Gradient norm", y_label="before clipping", y_range=(0.0, None))
+            line_chart(
+                {"gradient norm": points("grad_norm")},
+                title="Gradient norm",
+                y_label="before clipping",
+                y_range=(0.0, None),
+            )
         )
     items += [
-        line_chart(series("images_per_second"), title="Speed", y_label="images per second", y_range=(0.0, None)),
         line_chart(
-            {"data wait": series("data_wait")["data_wait"]},
+            {"images per second": points("images_per_second")},
+            title="Speed",
+            y_label="images per second",
+            y_range=(0.0, None),
+        ),
+        line_chart(
+            {"data wait": points("data_wait")},
             title="Waiting for data",
             y_label="share of the time",
             y_range=(0.0, 1.0),
@@ -513,7 +539,8 @@ def _least_loss(run: RunFiles) -> float | None:
     """The loss of full agreement: -2 for each pair, weighted."""
     if run.objective is None:
         return None
-    weights = {"depositioning": float(run.recipe.get("depositioning_weight", 1.0))}
+    weight = _number(run.recipe.get("depositioning_weight"))
+    weights = {} if weight is None else {"depositioning": weight}
     return sum(-2.0 * len(term.pairs) * weights.get(term.name, term.weight) for term in run.objective.terms) or None
 
 
@@ -550,6 +577,10 @@ def _number(value: Any) -> float | None:
     return float(value) if _is_number(value) else None
 
 
+def _whole(value: Any) -> int:
+    return int(value) if _is_number(value) else 0
+
+
 def _last(log: list[dict[str, Any]], key: str) -> float | None:
     return next((line[key] for line in reversed(log) if _is_number(line.get(key))), None)
 
@@ -569,8 +600,10 @@ def _weighted_mean(log: list[dict[str, Any]], key: str) -> float | None:
 
 
 def _percent(share: float) -> str:
-    """A share in whole percent; 100 % only for all of them."""
-    return f"{share:.0%}" if share >= 1 or share < 0.995 else "over 99%"
+    """A share in whole percent; 0 and 100 % only for none and all."""
+    if 0 < share < 0.005:
+        return "under 1 %"
+    return "over 99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,200 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from modeling_decodepos.page import (
+    Html,
+    bar_pair,
+    code_block,
+    details,
+    escape,
+    facts,
+    format_number,
+    image_data_uri,
+    line_chart,
+    markup,
+    message,
+    page,
+    picture,
+    stat_tile,
+    table,
+)
+
+NASTY = "<script>alert('1')</script>\"&{0}"
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Reader(HTMLParser):
+    """Tags, text and attributes of a document; fails on tags that do not nest."""
+
+    def __init__(self, document: str):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.attributes, self.texts = [], [], [], []
+        self.feed(document)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.texts.append(data)
+
+
+def numbers_in_paths(chart):
+    return [float(n) for d in re.findall(r' d="([^"]*)"', chart) for n in re.findall(r"-?[\d.]+", d)]
+
+
+def test_every_string_from_outside_is_escaped_everywhere():
+    # One unescaped slot in any helper lets the tag through.
+    image = Image.new("RGB", (4, 4))
+    pieces = [
+        stat_tile(NASTY, NASTY, NASTY),
+        table([NASTY], [[NASTY]]),
+        facts({NASTY: NASTY}),
+        code_block(NASTY),
+        details(NASTY, NASTY),
+        message(NASTY),
+        picture(image, NASTY, NASTY),
+        bar_pair(0.2, 0.4, marks={NASTY: 0.5}),
+        line_chart(
+            {NASTY: ([0, 1], [1.0, 2.0])},
+            title=NASTY,
+            y_label=NASTY,
+            x_label=NASTY,
+            references={NASTY: 1.5},
+            note=NASTY,
+        ),
+        line_chart({NASTY: ([], [])}, title=NASTY),
+    ]
+    read = Reader(page(NASTY, [(NASTY, piece) for piece in pieces], lead=NASTY, footer=NASTY))
+    assert "script" not in read.tags
+    assert not any(name.startswith("on") for name, _ in read.attributes)
+    assert read.texts.count(NASTY) > 20  # and it is shown as it is, not lost
+
+
+def test_html_is_not_escaped_twice_and_values_are_no_templates():
+    assert markup("<b>{}</b>", markup("<i>{}</i>", "a & b")) == "<b><i>a &amp; b</i></b>"
+    assert markup("{}{}", "{1}", "x") == "{1}x"
+    assert isinstance(escape("a"), Html)
+
+
+def test_page_asks_nothing_of_the_network():
+    image = Image.new("RGB", (4, 4))
+    document = page("title", [("one", picture(image, "alt")), ("two", line_chart({"a": ([1], [1])}, title="t"))])
+    read = Reader(document)
+    assert not {"script", "link", "iframe", "object"} & set(read.tags)
+    for name, value in read.attributes:
+        if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
+            assert value.startswith("data:image/png;base64,")
+    assert not re.search(r"(https?:)?//[a-z]|url\(|@import", document)
+    assert ("http-equiv", "Content-Security-Policy") in read.attributes
+
+
+def test_chart_leaves_gaps_open():
+    xs = list(range(8))
+    ys = [1.0, 2.0, float("nan"), 3.0, None, 4.0, 5.0, float("inf")]
+    chart = line_chart({"a": (xs, ys)}, title="t")
+    Reader(chart)
+    assert "nan" not in chart.lower()
+    assert "inf" not in chart.lower()
+    path = re.search(r' d="([^"]*)"', chart)[1]
+    assert path.count("M") == 2  # 0-1 and 5-6; a line drawn through the gaps would be one stretch
+    assert len(re.findall(r'<circle class="dot s0" [^>]*r="3"/>', chart)) == 1  # 3 stands alone
+    assert "<b>5</b>" in chart  # the last value that is one
+
+
+@pytest.mark.parametrize(
+    ("xs", "ys"),
+    [
+        ([7], [3.0]),
+        ([0, 1, 2], [0.0, 0.0, 0.0]),
+        ([0, 1, 2], [-2.5, -2.5, -2.5]),
+        ([5, 5], [1.0, 2.0]),
+        ([0, 1], [1e-9, 2e-9]),
+        ([0, 1], [-1e30, 1e30]),
+        ([0, 1], [1e308, -1e308]),
+        ([0, 100_000], [0.1, 0.1000001]),
+    ],
+)
+def test_chart_stays_inside_its_drawing(xs, ys):
+    chart = line_chart({"a": (xs, ys)}, title="t")
+    Reader(chart)
+    coordinates = numbers_in_paths(chart) + [float(n) for n in re.findall(r'c[xy]="([^"]*)"', chart)]
+    assert all(0 <= n <= 440 for n in coordinates)
+
+
+def test_chart_without_values_says_so():
+    for xs, ys in (([], []), ([1, 2], [float("nan"), None])):
+        assert "no values were logged" in line_chart({"a": (xs, ys)}, title="t")
+
+
+def test_chart_refuses_series_of_unequal_lengths():
+    with pytest.raises(ValueError, match="3 x values and 2 y values"):
+        line_chart({"a": ([1, 2, 3], [1.0, 2.0])}, title="t")
+
+
+def test_a_long_series_is_thinned_without_losing_its_spike():
+    ys = [1.0] * 50_000
+    ys[31_234] = 9.0
+    chart = line_chart({"a": (list(range(50_000)), ys)}, title="t")
+    assert len(chart) < 60_000
+    heights = numbers_in_paths(chart)[1::2]
+    assert min(heights) < 60 < max(heights)  # taking every 125th point would miss the spike
+
+
+def test_chart_puts_larger_values_higher_and_later_ones_further_right():
+    x0, y0, x1, y1 = numbers_in_paths(line_chart({"a": ([10, 20], [0.0, 1.0])}, title="t"))
+    assert x1 > x0
+    assert y1 < y0
+
+
+def test_axis_reaches_the_reference_lines():
+    chart = line_chart({"a": ([0, 1], [-1.0, -1.2])}, title="t", references={"best": -4.0})
+    assert "−4" in chart  # noqa: RUF001
+    assert "best" in chart
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),  # noqa: RUF001
+        (float("nan"), "–"),  # noqa: RUF001
+        (0.0, "0"),
+        (-2.314, "−2.31"),  # noqa: RUF001
+        (9600, "9,600"),
+        (0.0884, "0.0884"),
+        (1e-6, "1e−6"),  # noqa: RUF001
+        (71.28, "71.3"),
+        (300, "300"),
+    ],
+)
+def test_format_number(value, text):
+    assert format_number(value) == text
+
+
+def test_bars_show_values_and_say_what_is_missing():
+    bars = bar_pair(None, 0.75, intervals=(None, (0.7, 0.8)))
+    assert "not measured" in bars
+    assert "75 % (70 to 80 %)" in bars
+    assert "width:75.00%" in bars
+
+
+def test_image_data_uri_keeps_the_bytes_of_a_file():
+    assert image_data_uri(b"\x89PNG1234") == "data:image/png;base64,iVBORzEyMzQ="
+    assert image_data_uri(Image.new("RGB", (2, 2))).startswith("data:image/png;base64,iVBOR")
+    with pytest.raises(ValueError, match="expected a PNG"):
+        image_data_uri(b"<svg onload=alert(1)>")
