@@ -40,8 +40,9 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
         saved_type = kwargs.get("model_type", self.model_type)
         if saved_type != self.model_type:  # transformers would go on with a default configuration and random weights
             raise ValueError(
-                f"this is the configuration of a {saved_type!r} model, expected {self.model_type!r}. To put a DecodePos model "
-                "around another model's weights, call from_backbone(path) instead of from_pretrained(path)."
+                f"this is the configuration of a {saved_type!r} model, expected {self.model_type!r}. To put a "
+                "DecodePos model around another model's weights, call from_backbone(path) instead of "
+                "from_pretrained(path)."
             )
         self.backbone_config = _build_backbone_config(self.backbone_config)
         kwargs.pop("stage_names", None)  # always the backbone's, whatever a saved file says

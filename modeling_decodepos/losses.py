@@ -135,7 +135,7 @@ def pair_loss(
             region_similarity_loss(
                 predictions[student],
                 targets[teacher],
-                valid_regions[student] & valid_regions[teacher],
+                _matched(valid_regions, student, teacher),
                 None if num_pairs is None else num_pairs[student, teacher],
             )
             for student, teacher in term.pairs
@@ -143,3 +143,13 @@ def pair_loss(
         terms[term.name] = torch.stack(losses).sum()
     loss = torch.stack([term.weight * terms[term.name] for term in objective.terms]).sum()
     return loss, {name: value.detach() for name, value in terms.items()}
+
+
+def _matched(valid_regions: Mapping[str, Tensor], student: str, teacher: str) -> Tensor:
+    one, other = valid_regions[student], valid_regions[teacher]
+    if one.shape != other.shape:
+        raise ValueError(
+            f"view {student!r} holds {tuple(one.shape)} (images, regions) and view {teacher!r} {tuple(other.shape)}; every "
+            "view must list the same regions of the same images."
+        )
+    return one & other

@@ -150,8 +150,8 @@ class DecodePosPreTrainedModel(PreTrainedModel):
         foreign = [key for key in (*report.missing_keys, *report.unexpected_keys) if not _is_map_norm(key)]
         if foreign:
             raise ValueError(
-                f"the weights of this {type(loaded).__name__} do not fit a {type(base.backbone).__name__} (first difference: "
-                f"{foreign[0]}). Pass the folder or Hub id it came from, or load it with a backbone class."
+                f"the weights of this {type(loaded).__name__} do not fit a {type(base.backbone).__name__} (first "
+                f"difference: {foreign[0]}). Pass the folder or Hub id it came from, or load it with a backbone class."
             )
         if isinstance(model, DecodePosForPreTraining):
             model.copy_student_to_teacher()
@@ -265,6 +265,9 @@ class DecodePosBackbone(BackboneMixin, DecodePosPreTrainedModel):
     """
 
     has_attentions = False
+    # The backbone inside installs its own hooks for its maps. With a second set, transformers records each map twice
+    # and returns the wrong ones.
+    _output_capturing_hooks_installed = True
 
     def __init__(self, config: DecodePosConfig):
         super().__init__(config)
@@ -399,7 +402,7 @@ def _load_backbone(name_or_path: str | Path) -> PreTrainedModel:
         return DecodePosModel.from_pretrained(name_or_path).backbone
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
         raise ValueError(f"{name_or_path} holds a {config.model_type!r} model, which gives no feature maps.")
-    config.out_features = config.stage_names[-1:]
+    config.out_features = list(config.stage_names)  # with the norms of every map
     model, report = MODEL_FOR_BACKBONE_MAPPING[type(config)].from_pretrained(
         name_or_path, config=config, output_loading_info=True
     )

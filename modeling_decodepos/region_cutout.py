@@ -119,7 +119,9 @@ def _cut_spilling(cut: np.ndarray, box: np.ndarray, ratio: float, rng: np.random
 def _cut_rectangle(inside: np.ndarray, share: float, rng: np.random.Generator) -> None:
     """Cut a rectangle of the box's own aspect ratio and `share` of its area, wholly inside it."""
     height, width = inside.shape
-    side = np.sqrt(max(share, 0.0))
+    if share * inside.size < 0.5:  # less than half a cell is none; else a region of one patch would always go whole
+        return
+    side = np.sqrt(share)
     left, top = rng.uniform(0, width * (1 - side)), rng.uniform(0, height * (1 - side))
     rows = np.round([top, top + height * side]).astype(int)
     columns = np.round([left, left + width * side]).astype(int)

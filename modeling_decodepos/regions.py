@@ -167,7 +167,7 @@ def boxes_to_pixels(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def rasterise(pixel_boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) boolean union of integer boxes as `boxes_to_pixels` gives them; what sticks out of the grid is left out."""
+    """(H, W) boolean union of integer boxes as `boxes_to_pixels` gives them; what sticks out is left out."""
     mask = np.zeros(size, dtype=bool)
     for x1, y1, x2, y2 in np.maximum(pixel_boxes, 0):  # a negative index would count from the other side
         mask[y1:y2, x1:x2] = True
