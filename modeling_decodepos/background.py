@@ -23,7 +23,7 @@ def replace_background(pixels: Tensor, background: Tensor, foreground: Tensor) -
     """
     if pixels.shape != background.shape:
         raise ValueError(
-            f"background has shape {tuple(background.shape)}, expected {tuple(pixels.shape)} like pixels: resize it first."
+            f"background has shape {tuple(background.shape)}, expected {tuple(pixels.shape)} like pixels: resize it."
         )
     return torch.where(foreground[..., None, :, :], pixels, background)
 
@@ -37,8 +37,8 @@ def foreground_mask(pixel_boxes: np.ndarray, size: tuple[int, int], cut: np.ndar
 def limit_coverage(pixel_boxes: np.ndarray, size: tuple[int, int], most: float) -> np.ndarray:
     """(R,) flags of the boxes to keep so that their union covers at most a share `most` of the view.
 
-    Where the foreground fills the view there are no surroundings left to replace. The largest boxes go first, until the
-    rest fits; possibly none is kept.
+    Where the foreground fills the view there are no surroundings left to replace. The largest boxes go first, until
+    the rest fits; possibly none is kept.
     """
     keep = np.ones(len(pixel_boxes), dtype=bool)
     areas = (pixel_boxes[:, 2:] - pixel_boxes[:, :2]).prod(1)

@@ -1,8 +1,15 @@
 """Architecture of a DecodePos model. How it is trained is no part of it."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
+
+NO_FEATURE_MAPS = (
+    "a {!r} model gives no feature maps: transformers has no backbone class for it. Use one that has, for example "
+    "resnet, convnext, convnextv2, swin, dinov2 or dinov3_vit."
+)
 
 
 @strict
@@ -20,7 +27,7 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
         projection_size: Size of the embedding the losses compare.
         use_predictor: Whether the student predicts the teacher's projection through one more network. Without it, and
             without negatives, training is prone to collapse; the switch is there for ablations.
-        zero_init_residual: Whether a ResNet's blocks start as the identity (their last normalisation's weight at zero).
+        zero_init_residual: Whether a ResNet's blocks start as the identity (weight of their last normalisation at 0).
         out_features: Names of the stages `DecodePosBackbone` returns.
         out_indices: The same as indices.
     """
@@ -36,7 +43,7 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
     use_predictor: bool = True
     zero_init_residual: bool = True
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         saved_type = kwargs.get("model_type", self.model_type)
         if saved_type != self.model_type:  # transformers would go on with a default configuration and random weights
             raise ValueError(
@@ -52,7 +59,7 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
         )
         super().__post_init__(**kwargs)
 
-    def validate_sizes(self):
+    def validate_sizes(self) -> None:
         """Check that every size is positive."""
         for name in ("region_bins", "projector_hidden_size", "projection_size"):
             if getattr(self, name) < 1:
@@ -63,35 +70,33 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def splits_backbone(self) -> bool:
         """Whether the backbone's last stage runs on regions rather than on the image."""
-        return self.backbone_config.model_type == "resnet"
+        backbone: Any = self.backbone_config
+        return backbone.model_type == "resnet"
 
     @property
     def hidden_size(self) -> int:
         """Channels of the last stage, and size of a region embedding."""
-        sizes = getattr(self.backbone_config, "hidden_sizes", None)
-        if sizes:
-            return int(sizes[-1])
-        if hasattr(self.backbone_config, "embed_dim") and hasattr(self.backbone_config, "depths"):  # Swin
-            return int(self.backbone_config.embed_dim * 2 ** (len(self.backbone_config.depths) - 1))
-        return int(self.backbone_config.hidden_size)
+        backbone: Any = self.backbone_config
+        if getattr(backbone, "hidden_sizes", None):
+            return int(backbone.hidden_sizes[-1])
+        if hasattr(backbone, "embed_dim") and hasattr(backbone, "depths"):  # Swin
+            return int(backbone.embed_dim * 2 ** (len(backbone.depths) - 1))
+        return int(backbone.hidden_size)
 
 
 def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
     if backbone_config is None:
         return CONFIG_MAPPING["resnet"]()
     if isinstance(backbone_config, dict):
-        model_type = backbone_config.get("model_type")
+        model_type: Any = backbone_config.get("model_type")
         if model_type not in CONFIG_MAPPING:
             raise ValueError(
-                f"backbone_config['model_type'] is {model_type!r}; expected a model type known to transformers, such as "
-                "'resnet', 'convnext', 'swin' or 'dinov2'."
+                f"backbone_config['model_type'] is {model_type!r}; expected a model type known to transformers, such "
+                "as 'resnet', 'convnext', 'swin' or 'dinov2'."
             )
         backbone_config = CONFIG_MAPPING[model_type].from_dict(backbone_config)
     if backbone_config.model_type == DecodePosConfig.model_type:
         raise ValueError("backbone_config is itself a 'decodepos' configuration; pass the backbone inside it.")
     if not getattr(backbone_config, "stage_names", None):
-        raise ValueError(
-            f"a {backbone_config.model_type!r} model gives no feature maps: transformers has no backbone class for it. Use "
-            "one that AutoBackbone supports, for example resnet, convnext, convnextv2, swin, dinov2 or dinov3_vit."
-        )
+        raise ValueError(NO_FEATURE_MAPS.format(backbone_config.model_type))
     return backbone_config

@@ -149,7 +149,7 @@ def _matched(valid_regions: Mapping[str, Tensor], student: str, teacher: str) ->
     one, other = valid_regions[student], valid_regions[teacher]
     if one.shape != other.shape:
         raise ValueError(
-            f"view {student!r} holds {tuple(one.shape)} (images, regions) and view {teacher!r} {tuple(other.shape)}; every "
-            "view must list the same regions of the same images."
+            f"view {student!r} holds {tuple(one.shape)} (images, regions) and view {teacher!r} {tuple(other.shape)}; "
+            "every view must list the same regions of the same images."
         )
     return one & other

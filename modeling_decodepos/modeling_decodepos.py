@@ -25,7 +25,7 @@ from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetB
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_decodepos import DecodePosConfig
+from .configuration_decodepos import NO_FEATURE_MAPS, DecodePosConfig
 from .losses import OBJECTIVES, Objective, pair_loss
 from .region_pooling import average_in_bins, pool_regions
 from .regions import Regions, View, check_regions
@@ -36,11 +36,11 @@ class DecodePosModelOutput(ModelOutput):
     """Features of a batch of images, and of their regions if any were given.
 
     Args:
-        feature_map: (B, C, H, W), the map regions are pooled from: stage 3 of a ResNet, the last map of any other backbone.
+        feature_map: (B, C, H, W), the map regions are pooled from: stage 3 of a ResNet, else the backbone's last map.
         region_embeddings: (B, R, D), zero in the padding rows.
         valid_regions: (B, R), true for the real rows.
-        last_hidden_state: (B, D, H, W), the last stage on the whole image. Left out when regions are given: a ResNet's last
-            stage then ran on the regions instead.
+        last_hidden_state: (B, D, H, W), the last stage on the whole image. Left out when regions are given: a ResNet's
+            last stage then ran on the regions instead.
         pooler_output: (B, D), its mean. Left out when regions are given.
     """
 
@@ -112,7 +112,7 @@ class DecodePosPreTrainedModel(PreTrainedModel):
     config: DecodePosConfig
     base_model_prefix = "decodepos"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     # A pre-training checkpoint also loads as a feature extractor, without a report of parts that has no use for.
     _keys_to_ignore_on_load_unexpected = [r"^teacher\.", r"^projector\.", r"^predictor\."]
 
@@ -133,7 +133,8 @@ class DecodePosPreTrainedModel(PreTrainedModel):
         if self.config.zero_init_residual:
             for module in self.modules():
                 if isinstance(module, ResNetBasicLayer | ResNetBottleNeckLayer):
-                    init.zeros_(module.layer[-1].normalization.weight)
+                    last: Any = module.layer[-1]
+                    init.zeros_(last.normalization.weight)
 
     @classmethod
     def from_backbone(cls, backbone: str | Path | PreTrainedModel, **config_kwargs: Any) -> Self:
@@ -144,8 +145,10 @@ class DecodePosPreTrainedModel(PreTrainedModel):
             **config_kwargs: Further fields of `DecodePosConfig`.
         """
         loaded = backbone if isinstance(backbone, PreTrainedModel) else _load_backbone(backbone)
-        model = cls(DecodePosConfig(backbone_config=copy.deepcopy(loaded.config), **config_kwargs))
-        base = getattr(model, cls.base_model_prefix, model)
+        backbone_config = copy.deepcopy(loaded.config)
+        backbone_config.name_or_path = ""  # where it lay on this machine is nobody's business
+        model = cls(DecodePosConfig(backbone_config=backbone_config, **config_kwargs))
+        base: Any = getattr(model, cls.base_model_prefix, model)
         report = base.backbone.load_state_dict(loaded.state_dict(), strict=False)
         foreign = [key for key in (*report.missing_keys, *report.unexpected_keys) if not _is_map_norm(key)]
         if foreign:
@@ -170,7 +173,7 @@ class DecodePosModel(DecodePosPreTrainedModel):
 
     def __init__(self, config: DecodePosConfig):
         super().__init__(config)
-        self.backbone = _build_backbone(config.backbone_config, config.backbone_config.stage_names[-1:])
+        self.backbone = _build_backbone(config.backbone_config, config.stage_names[-1:])
         self.post_init()
 
     @can_return_tuple
@@ -191,7 +194,8 @@ class DecodePosModel(DecodePosPreTrainedModel):
         if regions is None:
             feature_map = self.feature_map(pixel_values)
             last = self.apply_region_stage(feature_map)
-            return DecodePosModelOutput(feature_map=feature_map, last_hidden_state=last, pooler_output=last.mean((2, 3)))
+            pooled = last.mean((2, 3))
+            return DecodePosModelOutput(feature_map=feature_map, last_hidden_state=last, pooler_output=pooled)
         checked = check_regions(regions, pixel_values.shape[0], valid_regions, pixel_values.device)
         self._check_patch_multiple(pixel_values)
         feature_map = self.feature_map(pixel_values)
@@ -202,11 +206,11 @@ class DecodePosModel(DecodePosPreTrainedModel):
 
     def feature_map(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) map that regions are pooled from."""
-        least = _smallest_side(self.config.backbone_config)
+        least = _smallest_side(self.backbone.config)
         if pixel_values.ndim != 4 or min(pixel_values.shape[-2:]) < least:
             raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (B, channels, height, width) with sides "
-                f"of at least {least} pixels for this {self.config.backbone_config.model_type} backbone."
+                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (B, channels, height, width) with sides"
+                f" of at least {least} pixels for this {self.backbone.config.model_type} backbone."
             )
         if not self.config.splits_backbone:
             return self.backbone(pixel_values).feature_maps[-1]
@@ -250,11 +254,11 @@ class DecodePosModel(DecodePosPreTrainedModel):
         return (features * cover[:, None]).sum((2, 3))
 
     def _check_patch_multiple(self, pixel_values: Tensor) -> None:
-        patch = _smallest_side(self.config.backbone_config)
+        patch = _smallest_side(self.backbone.config)
         if any(side % patch for side in pixel_values.shape[-2:]):
             raise ValueError(
-                f"images are {tuple(pixel_values.shape[-2:])} pixels, no multiple of the {patch}-pixel patches: the map would "
-                f"cover less than the boxes refer to. Resize or pad them to a multiple of {patch}."
+                f"images are {tuple(pixel_values.shape[-2:])} pixels, no multiple of the {patch}-pixel patches: the "
+                f"map would cover less than the boxes refer to. Resize or pad them to a multiple of {patch}."
             )
 
 
@@ -290,7 +294,7 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
         self.decodepos = DecodePosModel(config)
         self.projector = self._build_head(config.hidden_size)
         self.predictor = self._build_head(config.projection_size) if config.use_predictor else nn.Identity()
-        self.teacher = nn.ModuleDict(
+        self.teacher: Any = nn.ModuleDict(
             {"decodepos": DecodePosModel(config), "projector": self._build_head(config.hidden_size)}
         )
         self.post_init()
@@ -384,28 +388,24 @@ def unflatten(rows: Tensor, valid: Tensor) -> Tensor:
     return padded
 
 
-def _build_backbone(config: PreTrainedConfig, out_features: list[str]) -> PreTrainedModel:
+def _build_backbone(config: Any, out_features: list[str]) -> Any:
     config = copy.deepcopy(config)
     config.out_features = list(out_features)
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
-        raise ValueError(
-            f"a {config.model_type!r} model gives no feature maps: transformers has no backbone class for it. Use one "
-            "that AutoBackbone supports, for example resnet, convnext, convnextv2, swin, dinov2 or dinov3_vit."
-        )
+        raise ValueError(NO_FEATURE_MAPS.format(config.model_type))
     return AutoBackbone.from_config(config)
 
 
-def _load_backbone(name_or_path: str | Path) -> PreTrainedModel:
+def _load_backbone(name_or_path: str | Path) -> Any:
     """The backbone of a checkpoint through its concrete class; `AutoBackbone` cannot read a local folder."""
-    config = AutoConfig.from_pretrained(name_or_path)
+    config: Any = AutoConfig.from_pretrained(name_or_path)
     if isinstance(config, DecodePosConfig):
         return DecodePosModel.from_pretrained(name_or_path).backbone
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
-        raise ValueError(f"{name_or_path} holds a {config.model_type!r} model, which gives no feature maps.")
+        raise ValueError(f"{name_or_path}: " + NO_FEATURE_MAPS.format(config.model_type))
     config.out_features = list(config.stage_names)  # with the norms of every map
-    model, report = MODEL_FOR_BACKBONE_MAPPING[type(config)].from_pretrained(
-        name_or_path, config=config, output_loading_info=True
-    )
+    backbone_class: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    model, report = backbone_class.from_pretrained(name_or_path, config=config, output_loading_info=True)
     missing = sorted(key for key in report["missing_keys"] if not _is_map_norm(key))
     if missing:
         raise ValueError(f"{name_or_path} lacks {len(missing)} weights of its backbone, first {missing[0]}.")

@@ -1,12 +1,12 @@
 """Augmentation 1: region augmentation. Cut a limited share out of every region, and out of its surroundings.
 
 Cutting each box on its own over-cuts boxes that overlap. Region-collaborative cutout goes from the largest box to the
-smallest, looks at what is already gone from each, and restores a box that lost more than its share before cutting anew.
-The mean share per region is then the ratio asked for. It is no hard cap: a small box that is restored changes the larger
+smallest, looks at what is already gone from each, and restores a box that lost more than its share before it cuts. The
+mean share per region is then the ratio asked for. It is no hard cap: a small box that is restored changes the larger
 one around it, and the worst of nine overlapping boxes loses about 1.4 times the ratio.
 
-`sample_region_cut` draws a boolean mask, true where pixels go. `cut_regions` applies it. Cut after flipping, with flipped
-boxes: cutting first would remove the mirror image of the intended area.
+`sample_region_cut` draws a boolean mask, true where pixels go. `cut_regions` applies it. Cut after flipping, with
+flipped boxes: cutting first would remove the mirror image of the intended area.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def sample_grid_boxes(rng: np.random.Generator, cells: int = 3) -> np.ndarray:
     # The centre lies in the middle half of its cell.
     centre = np.stack([column.ravel(), row.ravel()], axis=1) + rng.uniform(0.25, 0.75, size=(count, 2))
     area = rng.uniform(*GRID_BOX_AREA, size=count)
-    aspect = np.exp(rng.uniform(*np.log(GRID_BOX_ASPECT), size=count))
+    aspect = np.exp(rng.uniform(np.log(GRID_BOX_ASPECT[0]), np.log(GRID_BOX_ASPECT[1]), size=count))
     half = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], axis=1) / 2
     return np.concatenate([centre / cells - half, centre / cells + half], axis=1).clip(0.0, 1.0)
 
@@ -101,7 +101,7 @@ def _cut_independently(cut: np.ndarray, box: np.ndarray, ratio: float, rng: np.r
 
 
 def _cut_spilling(cut: np.ndarray, box: np.ndarray, ratio: float, rng: np.random.Generator) -> None:
-    """The follow-up's first public form: a full rectangle centred anywhere in the box, so it may reach the surroundings."""
+    """The follow-up's first public form: a full rectangle centred anywhere in the box, so it may reach beyond it."""
     inside = _window(cut, box)
     share = inside.mean()
     if 0.8 * ratio < share <= 1.2 * ratio:

@@ -25,8 +25,8 @@ def pool_regions(feature_map: Tensor, boxes: Tensor, bins: int, sampling_ratio: 
         boxes: (B, R, 4), xyxy in [0, 1] of the image the map belongs to. A box may leave the map: samples further than
             one cell outside count as zero, nearer ones take the border's value, as in the reference operator.
         bins: Bins per side.
-        sampling_ratio: Samples per bin and axis; 0 adapts to the box (one sample per started cell, but never more than a
-            box as large as the map needs).
+        sampling_ratio: Samples per bin and axis; 0 adapts to the box (one sample per started cell, but never more than
+            a box as large as the map needs).
     """
     if feature_map.ndim != 4:
         raise ValueError(f"feature_map has shape {tuple(feature_map.shape)}; expected (B, C, H, W).")
@@ -35,7 +35,7 @@ def pool_regions(feature_map: Tensor, boxes: Tensor, bins: int, sampling_ratio: 
             f"boxes have shape {tuple(boxes.shape)}; expected ({feature_map.shape[0]}, R, 4) to match the map's batch."
         )
     if bins < 1 or sampling_ratio < 0:
-        raise ValueError(f"bins is {bins} and sampling_ratio {sampling_ratio}; expected bins >= 1, sampling_ratio >= 0.")
+        raise ValueError(f"bins is {bins}, sampling_ratio {sampling_ratio}; expected at least 1 and at least 0.")
     batch, channels, height, width = feature_map.shape
     regions = boxes.shape[1]
     with torch.no_grad():

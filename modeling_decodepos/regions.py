@@ -55,19 +55,22 @@ class Regions:
 
 
 def check_regions(
-    regions: Tensor | Sequence[Tensor], batch_size: int, valid_regions: Tensor | None = None, device: object = None
+    regions: Tensor | Sequence[Tensor],
+    batch_size: int,
+    valid_regions: Tensor | None = None,
+    device: torch.device | str | None = None,
 ) -> Regions:
     """Padded, validated regions from any accepted form.
 
     Args:
-        regions: Boxes as a list of (R_i, 4) tensors, one per image, or as a padded (B, R, 4) tensor; or masks as a list
-            of (R_i, H, W) tensors or a (B, R, H, W) tensor. Boxes are xyxy in [0, 1]; a mask is true inside the region.
+        regions: Boxes as a list of (R_i, 4) tensors, one per image, or as a padded (B, R, 4) tensor; or masks as a
+            list of (R_i, H, W) tensors or a (B, R, H, W) tensor. Boxes are xyxy in [0, 1]; a mask is true inside.
         batch_size: Number of images the regions belong to.
         valid_regions: (B, R), true for the real rows of a padded tensor. All rows count when it is left out.
         device: Where the result shall live; the device of `regions` when left out.
 
     Raises:
-        ValueError: The form, the number of images, or a single region is wrong. The message names the image and the row.
+        ValueError: The form, the number of images, or a single region is wrong. The message names image and row.
     """
     if isinstance(regions, Tensor):
         if regions.ndim not in (3, 4):
@@ -204,8 +207,8 @@ def _check_boxes(boxes: Tensor, valid: Tensor) -> None:
     complain(~boxes.isfinite().all(-1), "it holds a value that is not finite.")
     complain(
         ~inside,
-        "it leaves the image. Boxes are x1, y1, x2, y2 in [0, 1] of the image: divide pixel boxes by width and height, "
-        "and clip boxes that stick out.",
+        "it leaves the image. Boxes are x1, y1, x2, y2 in [0, 1] of the image: divide pixel boxes by width and "
+        "height, and clip boxes that stick out.",
     )
     complain(
         ~has_area,

@@ -11,13 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .regions import boxes_to_pixels
 
-# Range of the foreground's scale. "paper": rigid size, as measured on the paper's figure. "scaled": ours; with rigid size
-# four boxes of a typical photo leave no slack, and moving them by nothing taught a trial network nothing.
+# Range of the foreground's scale. "paper": rigid size, as measured on the paper's figure. "scaled": ours; with rigid
+# size four boxes of a typical photo leave no slack, and moving them by nothing taught a trial network nothing.
 FOREGROUND_SCALES: dict[str, tuple[float, float]] = {"paper": (1.0, 1.0), "scaled": (0.45, 0.9)}
 # A foreground with less room than this share of the view, on both axes, counts as unable to move.
 LEAST_SLACK = 0.05
@@ -25,7 +24,7 @@ LEAST_SLACK = 0.05
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a view of `side_px` pixels goes on a canvas of the original view's size: its top left corner and its size."""
+    """Where a view, resized to `side_px` pixels, goes on a canvas of its original size."""
 
     side_px: int
     left_px: int
@@ -84,7 +83,7 @@ def reposition_foreground(pixels: Tensor, placement: Placement, canvas: Tensor) 
     """
     if pixels.shape[-2:] != (placement.side_px, placement.side_px):
         raise ValueError(
-            f"pixels are {tuple(pixels.shape[-2:])}, but the placement is for {placement.side_px} x {placement.side_px}."
+            f"pixels are {tuple(pixels.shape[-2:])}, but the placement is for a side of {placement.side_px}."
         )
     height, width = canvas.shape[-2:]
     moved = canvas.clone()

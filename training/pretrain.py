@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import ResNetConfig
@@ -42,7 +43,7 @@ from training.report import write_report
 BACKBONES: dict[str, dict[str, Any]] = {
     "resnet50": {},
     "resnet18": {"hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"},
-    # A ResNet-10 of width 32, for 64-pixel scenes on two cores.
+    # A ResNet-10 of width 32, for small scenes on two cores.
     "resnet_tiny": {
         "embedding_size": 32,
         "hidden_sizes": [32, 64, 128, 256],
@@ -270,7 +271,11 @@ def main() -> None:
     recipe = parse_command_line()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    accelerator = Accelerator(cpu=recipe.run.cpu, mixed_precision=recipe.run.mixed_precision)
+    # Some backbones hold weights that no feature map depends on (Swin's last norm, DINO's mask token).
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=recipe.model.backbone not in BACKBONES)]
+    # A 1x1 kernel's channels-last strides differ in name only from those of its gradient bucket.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    accelerator = Accelerator(cpu=recipe.run.cpu, mixed_precision=recipe.run.mixed_precision, kwargs_handlers=handlers)
     check_world(accelerator)
     output_dir = Path(recipe.run.output_dir)
     check_same_recipe(output_dir, recipe)

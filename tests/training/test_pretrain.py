@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator, debug_launcher
+from accelerate import Accelerator
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel, ResNetModel
 
@@ -165,11 +166,13 @@ def test_whole_run_then_resume_gives_the_same_weights(recipe_values: dict[str, A
     assert "cut_form: 'collaborative' there, 'independent' now" in other.stderr
 
 
-def _train_as_one_of_two(recipe: Recipe, folder: Path) -> None:
+def _train_as_one_of_two(rank: int, recipe: Recipe, folder: Path, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     run, data = build_run(recipe)
+    assert run.accelerator.num_processes == 2
     freeze_statistics(run.net)
     run.model = run.accelerator.prepare_model(run.net)
-    rank = run.accelerator.process_index
     batch = data.__getitems__([(0, i) for i in range(8)][4 * rank : 4 * rank + 4])
     logged = pretrain.training_step(run, [batch])
     weights = {name: p.detach() for name, p in run.net.named_parameters()} | {"loss": logged["loss"]}
@@ -179,7 +182,10 @@ def _train_as_one_of_two(recipe: Recipe, folder: Path) -> None:
 def test_two_processes_make_the_same_update_as_one(make_recipe: Make, tmp_path: Path):
     """A real process group: the loss divides by the pairs of both processes, which hold different numbers of them."""
     recipe = make_recipe(mixed_share=0.5, optimizer="lars", base_learning_rate=1.0)
-    debug_launcher(_train_as_one_of_two, (recipe, tmp_path), num_processes=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_train_as_one_of_two, (recipe, tmp_path, port), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     run, data = build_run(recipe)
     freeze_statistics(run.net)
