@@ -134,7 +134,7 @@ class ModelArguments:
 
     backbone: str = _key(
         "resnet50",
-        "resnet50, resnet18, resnet_tiny (small images, two cores), or a Hub id or folder whose weights to start from.",
+        "resnet50, resnet18, resnet_tiny (small images, two cores), or a Hub id or folder with weights to start from.",
         PAPER + " draws a C4 backbone; ResNet-50 is inferred",
     )
     objective: str = _key("both", "Table of loss pairs; see modeling_decodepos/losses.py.", PAPER, tuple(OBJECTIVES))

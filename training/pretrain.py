@@ -312,9 +312,11 @@ def main() -> None:
         run_training(run, dataset, batches, output_dir)
     else:
         accelerator.print("this run is complete; nothing is left to train.")
-    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        finish(run, dataset, output_dir)
+        if not is_finished(output_dir):
+            finish(run, dataset, output_dir)
+        print(how_to_load(output_dir))
+    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
@@ -358,19 +360,31 @@ def compare_probes(run: Run, output_dir: Path) -> None:
 
 
 def finish(run: Run, dataset: RegionDataset, output_dir: Path) -> None:
-    """Export the weights, write the report, and say how to load what came out."""
+    """Export the weights, compare the probes, draw the views, and write the report."""
     size = run.recipe.views.view_size_px
-    backbone = export_backbone(run.net, output_dir / "export" / "backbone", size)
-    pretraining = export_pretraining(run.net, output_dir / "export" / "pretraining", size)
-    description = json.loads((output_dir / "run.json").read_text(encoding="utf-8"))
-    description |= {"status": "finished", "finished": description["finished"] or now()}
-    description["export"] = {"backbone": str(backbone), "pretraining": str(pretraining)}
-    write_json(output_dir / "run.json", description)
+    export = {
+        "backbone": str(export_backbone(run.net, output_dir / "export" / "backbone", size)),
+        "pretraining": str(export_pretraining(run.net, output_dir / "export" / "pretraining", size)),
+    }
     dataset.draw(0, 0).save(output_dir / "views.png")
     compare_probes(run, output_dir)
-    report = write_report(output_dir)
-    print(
-        f"\ncheckpoint  {output_dir / 'checkpoints'}\nreport      {report}\n\n"
+    description = json.loads((output_dir / "run.json").read_text(encoding="utf-8"))
+    write_json(output_dir / "run.json", description | {"status": "finished", "finished": now(), "export": export})
+    write_report(output_dir)
+
+
+def is_finished(output_dir: Path) -> bool:
+    """Whether an earlier call already left everything that `finish` leaves."""
+    description = json.loads((output_dir / "run.json").read_text(encoding="utf-8"))
+    left = [*description.get("export", {"": "export"}).values(), output_dir / "report.html"]
+    return description["status"] == "finished" and all(Path(path).exists() for path in left)
+
+
+def how_to_load(output_dir: Path) -> str:
+    """Where everything is, and the three lines that load the result."""
+    backbone = output_dir / "export" / "backbone"
+    return (
+        f"\ncheckpoint  {output_dir / 'checkpoints'}\nreport      {output_dir / 'report.html'}\n\n"
         "Load what came out (no code of ours needed):\n\n"
         "    from transformers import AutoImageProcessor, AutoModel\n"
         f'    processor = AutoImageProcessor.from_pretrained("{backbone}")\n'
