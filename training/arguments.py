@@ -70,6 +70,9 @@ class ViewArguments:
         ("own", "shared", "none"),
     )
     cut_form: str = _key("collaborative", "Form of region augmentation.", FOLLOW_UP, tuple(CUT_FORMS))
+    cut_probability: float = _key(
+        1.0, "Probability that a view made to be cut is cut at all.", OURS + "; the follow-up cuts half of its views"
+    )
     cut_ratio_min: float = _key(0.2, "Least share cut from each region.", OURS + "; the follow-up draws from 0.2-0.6")
     cut_ratio_max: float = _key(0.4, "Greatest share cut from each region.", OURS + "; the figure shows 0.1-0.47")
     cut_surroundings: bool = _key(
@@ -84,6 +87,12 @@ class ViewArguments:
         (*FOREGROUND_SCALES, "none"),
     )
     cut_foreground: bool = _key(True, "Whether the donor also shows through cuts inside moved regions.", PAPER)
+    donor: str = _key(
+        "image",
+        "What surrounds moved regions: another image of the split, or the mean colour.",
+        PAPER + " shows another image; which one is unknown, ours is drawn from (seed, epoch, index)",
+        ("image", "mean"),
+    )
     max_foreground: float = _key(
         0.9, "Largest regions are dropped until the foreground covers at most this share of the view.", OURS
     )
@@ -114,7 +123,7 @@ class ViewArguments:
             "grayscale_probability",
         ):
             _check_range(name, getattr(self, name), 0, 1)
-        for name in ("blur_probability", "blur_probability_whole", "solarize_probability"):
+        for name in ("blur_probability", "blur_probability_whole", "solarize_probability", "cut_probability"):
             _check_range(name, getattr(self, name), 0, 1)
         for name in ("view_size_px", "num_regions", "crop_attempts", "cut_grid_px"):
             _check_range(name, getattr(self, name), 1, 100_000)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from modeling_decodepos.regions import View
 from modeling_decodepos.schema import xywh_to_unit_xyxy
 from training.arguments import ViewArguments
-from training.views import VIEW_RULES, apply_view, draw_views, sample_views
+from training.views import MEAN_COLOUR, VIEW_RULES, apply_view, draw_views, sample_views
 
 Key = tuple[int, int]  # epoch, index
 # Keeps the streams of random numbers apart that are drawn for one (seed, epoch, index).
@@ -132,12 +132,17 @@ class RegionDataset(Dataset):
         row = self.rows[index]
         image = self._image(row)
         needs_donor = any(VIEW_RULES[name].moved for name in names)
-        donor = self._image(self.rows[self._donor(epoch, index)]) if needs_donor else None
+        donor = self._donor_image(epoch, index) if needs_donor else None
         rng = np.random.default_rng([self.seed, _VIEWS, epoch, index])
         donor_size = image.shape[:2] if donor is None else donor.shape[:2]
         boxes = self._boxes(row)
         views = sample_views(rng, image.shape[:2], donor_size, boxes, names, self.args, self.image_level)
         return image, donor, views
+
+    def _donor_image(self, epoch: int, index: int) -> np.ndarray:
+        if self.args.donor == "mean":
+            return MEAN_COLOUR.numpy().reshape(1, 1, 3).repeat(8, 0).repeat(8, 1)
+        return self._image(self.rows[self._donor(epoch, index)])
 
     def _donor(self, epoch: int, index: int) -> int:
         """Another image of the split, never the sample itself."""

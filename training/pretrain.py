@@ -376,7 +376,7 @@ def finish(run: Run, dataset: RegionDataset, output_dir: Path) -> None:
 def is_finished(output_dir: Path) -> bool:
     """Whether an earlier call already left everything that `finish` leaves."""
     description = json.loads((output_dir / "run.json").read_text(encoding="utf-8"))
-    left = [*description.get("export", {"": "export"}).values(), output_dir / "report.html"]
+    left = [*description.get("export", {}).values(), output_dir / "report.html"]
     return description["status"] == "finished" and all(Path(path).exists() for path in left)
 
 

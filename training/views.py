@@ -215,7 +215,7 @@ def _sample_window(
 def _sample_cut(
     rng: np.random.Generator, boxes: np.ndarray, size: int, args: ViewArguments, surroundings: bool
 ) -> np.ndarray:
-    ratio = rng.uniform(args.cut_ratio_min, args.cut_ratio_max)
+    ratio = rng.uniform(args.cut_ratio_min, args.cut_ratio_max) if rng.random() < args.cut_probability else 0.0
     if surroundings:
         boxes = np.concatenate([boxes, sample_grid_boxes(rng)])
     cells = size // args.cut_grid_px
@@ -237,7 +237,7 @@ def _sample_move(
         window=_sample_window(rng, donor_size, args),
         side_px=size,
         flip=bool(rng.random() < 0.5),
-        colours=sample_photometric(rng, args, of_whole_image=False),
+        colours=sample_photometric(rng, args, of_whole_image=False) if args.donor == "image" else Photometric(),
     )
     placement = Placement(size, 0, 0)
     if keep.any() and args.repositioning != "none":

@@ -97,6 +97,17 @@ def test_the_donor_is_never_the_sample_itself(scenes: Path):
     assert all(len(set(row)) > 15 for row in donors.tolist()), "any other image may be drawn"
 
 
+def test_a_mean_donor_is_one_colour(scenes: Path):
+    args = ViewArguments(view_size_px=32, donor="mean")
+    dataset = RegionDataset(scenes, "train", args, ["repositioned"])
+    for index in range(4):
+        _, donor, views = dataset._sample(0, index, ["repositioned"])
+        assert donor is not None
+        shown = dataset[(0, index)].views["repositioned"].pixel_values[0]
+        around = shown[:, ~torch.from_numpy(views["repositioned"].foreground)]
+        assert around.unique(dim=1).flatten().tolist() == [124, 116, 104]
+
+
 def test_a_share_of_mixed_images_makes_a_shorter_view(scenes: Path):
     args = ViewArguments(view_size_px=32, mixed_share=0.25)
     dataset = RegionDataset(scenes, "train", args, VIEWS)

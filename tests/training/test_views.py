@@ -206,6 +206,12 @@ def test_an_image_without_usable_regions_still_gives_one(boxes: np.ndarray):
             assert torch.isfinite(apply_view(view, image(0), image(1)).float()).all()
 
 
+def test_cut_probability_spares_whole_views():
+    args = dataclasses.replace(PLAIN, cut_probability=0.5)
+    spared = [not draw(seed, args, names=["whole_cut"])["whole_cut"].cut.any() for seed in range(200)]
+    assert 0.4 < np.mean(spared) < 0.6
+
+
 def test_patch_grid_cuts_whole_patches():
     args = dataclasses.replace(PLAIN, cut_grid_px=16)
     cut = draw(0, args, names=["whole_cut"])["whole_cut"].cut
