@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from modeling_decodepos import DecodePosConfig, DecodePosForPreTraining
+from tests.image_processors import needs_auto_image_processor
 from training.arguments import parse_command_line
 from training.export import export_backbone, export_pretraining
 from training.pretrain import BACKBONES
@@ -72,6 +73,7 @@ def test_modules_take_the_flags_shown(monkeypatch: pytest.MonkeyPatch, capsys: p
                 assert argument in shown, f"{module} knows no {argument}"
 
 
+@needs_auto_image_processor
 def test_python_blocks_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """On an untrained model in the place where the trained one would be."""
     torch.manual_seed(0)

@@ -23,6 +23,7 @@ from transformers import (
 
 from modeling_decodepos import DecodePosBackbone, DecodePosConfig, DecodePosForPreTraining, DecodePosModel
 from tests.hub_server import HubServer, run_python
+from tests.image_processors import needs_auto_image_processor
 from tests.modeling.conftest import BACKBONES, BOXES, pretraining_model, shake, tiny_config, tiny_resnet, tiny_views
 from training.export import export_backbone, export_pretraining
 
@@ -319,6 +320,7 @@ def test_an_exported_pretraining_folder_is_complete(exported: tuple[DecodePosFor
     assert DecodePosForPreTraining.from_pretrained(path / "again").config.model_type == "decodepos"
 
 
+@needs_auto_image_processor
 def test_both_folders_have_a_preprocessor(exported: tuple[DecodePosForPreTraining, Path]) -> None:
     _, path = exported
     for name in ("backbone", "pretraining"):
