@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoImageProcessor
 
-# Without torchvision, transformers before 5.19 puts a stand-in here that only raises.
+# Without torchvision, transformers 5.17 puts a stand-in here that only raises.
 needs_auto_image_processor = pytest.mark.skipif(
     "torchvision" in getattr(AutoImageProcessor, "_backends", ()), reason="this transformers wants torchvision for it"
 )

@@ -211,7 +211,7 @@ assert torch.equal(outputs(pinned)[0], outputs(first)[0])
 backbone = AutoBackbone.from_pretrained("org/resnet", out_indices=[3, 4])
 assert torch.equal(outputs(backbone).feature_maps[-1], outputs(second).last_hidden_state)
 assert ConvNextImageProcessorPil.from_pretrained("org/resnet").size["shortest_edge"] == 96
-if "torchvision" not in getattr(AutoImageProcessor, "_backends", ()):  # before transformers 5.19 it needs torchvision
+if "torchvision" not in getattr(AutoImageProcessor, "_backends", ()):  # transformers 5.17 wants torchvision for it
     assert AutoImageProcessor.from_pretrained("org/resnet", backend="pil").size["shortest_edge"] == 96
 
 remote = AutoModel.from_pretrained("org/remote", trust_remote_code=True)
