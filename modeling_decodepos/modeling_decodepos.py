@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoBackbone, AutoConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
@@ -197,7 +197,7 @@ class DecodePosModel(DecodePosPreTrainedModel):
             pooled = last.mean((2, 3))
             return DecodePosModelOutput(feature_map=feature_map, last_hidden_state=last, pooler_output=pooled)
         checked = check_regions(regions, pixel_values.shape[0], valid_regions, pixel_values.device)
-        self._check_patch_multiple(pixel_values)
+        self.check_map_covers(pixel_values)
         feature_map = self.feature_map(pixel_values)
         rows = self.embed_regions(feature_map, checked, self.config.region_bins)
         return DecodePosModelOutput(
@@ -253,12 +253,13 @@ class DecodePosModel(DecodePosPreTrainedModel):
         cover = (cover / cover.sum((1, 2), keepdim=True)).to(features.dtype)
         return (features * cover[:, None]).sum((2, 3))
 
-    def _check_patch_multiple(self, pixel_values: Tensor) -> None:
-        patch = _smallest_side(self.backbone.config)
-        if any(side % patch for side in pixel_values.shape[-2:]):
+    def check_map_covers(self, pixel_values: Tensor) -> None:
+        """Refuse image sides the map would cover more or less of than the boxes refer to."""
+        stride = _map_stride(self.backbone.config)
+        if any(side % stride for side in pixel_values.shape[-2:]):
             raise ValueError(
-                f"images are {tuple(pixel_values.shape[-2:])} pixels, no multiple of the {patch}-pixel patches: the "
-                f"map would cover less than the boxes refer to. Resize or pad them to a multiple of {patch}."
+                f"images are {tuple(pixel_values.shape[-2:])} pixels; with regions, {self.backbone.config.model_type} "
+                f"needs multiples of {stride}: the map must cover what boxes refer to. Resize or pad them."
             )
 
 
@@ -368,6 +369,7 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
             # No region in this batch. Touch every weight with zero, so that distributed training finds all gradients.
             touched = sum(p.sum() for part in (model, *heads) for p in part.parameters())
             return touched * view.boxes.new_zeros((batch, view.boxes.shape[1], self.config.projection_size))
+        model.check_map_covers(view.pixel_values)
         rows = model.embed_regions(model.feature_map(view.pixel_values), regions, bins)
         for head in heads:
             rows = head(rows)
@@ -417,10 +419,20 @@ def _is_map_norm(key: str) -> bool:
     return key.startswith("hidden_states_norms.")
 
 
-def _smallest_side(config: PreTrainedConfig) -> int:
-    """Smallest image side the backbone can turn into at least one map cell."""
+def _patch_size(config: Any) -> int:
     patch = getattr(config, "patch_size", 1)
-    patch = patch if isinstance(patch, int) else max(patch)
+    return patch if isinstance(patch, int) else max(patch)
+
+
+def _smallest_side(config: Any) -> int:
+    """Smallest image side the backbone can turn into at least one map cell."""
+    return _map_stride(config) if "convnext" in config.model_type else _patch_size(config)
+
+
+def _map_stride(config: Any) -> int:
+    """Pixels per cell of the last map; 1 for a ResNet, whose padded map is taken to cover the image (as in SoCo)."""
     if "convnext" in config.model_type:  # a stem of 4, then halved without padding between stages
         return 4 * 2 ** (len(config.depths) - 1)
-    return patch
+    if "swin" in config.model_type:  # halved between stages, padded to whole windows
+        return _patch_size(config) * 2 ** (len(config.depths) - 1)
+    return _patch_size(config)

@@ -49,6 +49,9 @@ class DataArguments:
     )
     num_workers: int = _key(0, "Processes that make views; 0 makes them in the training process.", OURS)
 
+    def __post_init__(self) -> None:
+        _check_range("num_workers", self.num_workers, 0, 1000)
+
 
 @dataclass(frozen=True)
 class ViewArguments:
@@ -56,7 +59,11 @@ class ViewArguments:
 
     view_size_px: int = _key(224, "Side of a full-size view.", PAPER)
     small_view_scale: float = _key(0.5, "Side of crop_small and crop_cut_small relative to a full-size view.", PAPER)
-    num_regions: int = _key(4, "Regions per image (K); SoCo's number, the paper's is unknown.", SOCO)
+    num_regions: int = _key(
+        4,
+        "Regions per image (K); the paper's number is unknown. Images with fewer contribute fewer.",
+        SOCO + ", which repeats regions up to K; not repeating is ours",
+    )
     crop_scale_min: float = _key(0.6, "Least share of the image's area in the crop.", SOCO)
     crop_scale_max: float = _key(1.0, "Greatest share of the image's area in the crop.", SOCO)
     crop_aspect: float = _key(4 / 3, "The crop's aspect ratio lies between 1/x and x.", SOCO)
@@ -115,14 +122,13 @@ class ViewArguments:
         _check_range("small_view_scale", self.small_view_scale, 0, 1, low_open=True)
         _check_order("crop_scale", self.crop_scale_min, self.crop_scale_max, 0, 1)
         _check_order("cut_ratio", self.cut_ratio_min, self.cut_ratio_max, 0, 0.99)
-        for name in (
-            "mixed_share",
-            "min_region_side",
-            "max_foreground",
-            "jitter_probability",
-            "grayscale_probability",
-        ):
+        for name in ("mixed_share", "max_foreground", "jitter_probability", "grayscale_probability"):
             _check_range(name, getattr(self, name), 0, 1)
+        _check_range("min_region_side", self.min_region_side, 0, 1, low_open=True)
+        _check_range("crop_aspect", self.crop_aspect, 1, 100)
+        for name in ("brightness", "contrast", "saturation"):
+            _check_range(name, getattr(self, name), 0, 10)
+        _check_range("hue", self.hue, 0, 0.5)
         for name in ("blur_probability", "blur_probability_whole", "solarize_probability", "cut_probability"):
             _check_range(name, getattr(self, name), 0, 1)
         for name in ("view_size_px", "num_regions", "crop_attempts", "cut_grid_px"):
@@ -153,6 +159,11 @@ class ModelArguments:
     projection_size: int = _key(256, "Size of the compared embedding.", SOCO)
     use_predictor: bool = _key(True, "Whether the student has a predictor (not drawn in the paper's figure).", SOCO)
 
+    def __post_init__(self) -> None:
+        _check_range("depositioning_weight", self.depositioning_weight, 0, 1_000_000)
+        for name in ("region_bins", "projector_hidden_size", "projection_size"):
+            _check_range(name, getattr(self, name), 1, 1_000_000)
+
 
 @dataclass(frozen=True)
 class RunArguments:
@@ -167,7 +178,7 @@ class RunArguments:
     base_learning_rate: float = _key(
         1.0, "Learning rate per 256 images; the rate used is this times batch / 256.", SOCO
     )
-    min_learning_rate: float = _key(1e-6, "Learning rate at the last step.", SOCO)
+    min_learning_rate: float = _key(1e-6, "Learning rate that the cosine approaches.", SOCO)
     warmup_share: float = _key(
         0.0125, "Share of the run with a rising learning rate (10 of 800 epochs).", SOCO + " (10 epochs)"
     )
@@ -194,6 +205,8 @@ class RunArguments:
             _check_range(name, getattr(self, name), 1, 10_000_000)
         for name in ("max_steps", "save_steps", "seed", "probe_count"):
             _check_range(name, getattr(self, name), 0, 2**31)
+        for name in ("base_learning_rate", "min_learning_rate", "weight_decay", "gradient_clip"):
+            _check_range(name, getattr(self, name), 0, 1_000_000)
         for name in ("warmup_share", "teacher_momentum", "sgd_momentum", "max_immobile_share"):
             _check_range(name, getattr(self, name), 0, 1)
         if self.max_steps == 0 and self.epochs < 1:
@@ -235,7 +248,10 @@ def load_recipe(path: Path | str, overrides: dict[str, Any] | None = None) -> Re
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in DEFAULT_RECIPE.parent.glob("*.yaml")))
         raise FileNotFoundError(f"no recipe at {path}. training/recipes/ holds: {known}.")
-    values = yaml.load(path.read_text(encoding="utf-8"), Loader=_RecipeLoader) or {}
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_RecipeLoader) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}; expected lines of `key: value`.")
     return build_recipe({**values, **(overrides or {})}, name=path.stem, source=str(path))
@@ -276,8 +292,10 @@ def parse_command_line(arguments: list[str] | None = None) -> Recipe:
         for f in dataclasses.fields(group):
             choices = f" One of: {', '.join(f.metadata['choices'])}." if f.metadata["choices"] else ""
             text = f"{f.metadata['help']}{choices}\n(default: {f.default}; origin: {f.metadata['origin']})"
-            # A flag without a value means true, so that `--cpu` works.
-            section.add_argument(f"--{f.name}", nargs="?", const="true", metavar="VALUE", help=text.replace("%", "%%"))
+            kind = get_type_hints(group)[f.name]
+            # A bare `--cpu` means true; only an explicit true or false may follow it.
+            bare: dict[str, Any] = {"nargs": "?", "const": "true"} if kind is bool else {}
+            section.add_argument(f"--{f.name}", metavar="VALUE", help=text.replace("%", "%%"), **bare)
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         key = unknown[0].lstrip("-").split("=")[0]
@@ -310,6 +328,8 @@ def _coerce(key: str, value: Any, kind: type, choices: tuple[str, ...] | None, s
     if kind is str and isinstance(value, bool):  # YAML reads no / off as false; a word was meant
         value = "no" if value is False else "yes"
     accepted: Any = {int: int, float: (int, float), bool: bool, str: (str, Path)}[kind]
+    if kind is bool and isinstance(value, str) and value.endswith((".yaml", ".yml")):
+        raise ValueError(f"{source}: --{key} took {value!r} for its value; put the recipe before the flags.")
     if not isinstance(value, accepted) or (kind in (int, float) and isinstance(value, bool)):
         raise ValueError(f"{source}: {key} is {value!r} ({type(value).__name__}); expected {kind.__name__}.")
     if choices and value not in choices:

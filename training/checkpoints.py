@@ -49,11 +49,14 @@ def save_checkpoint(
         for file in temporary.iterdir():
             _flush(file)
         _flush(temporary)
-        shutil.rmtree(final, ignore_errors=True)
+        _delete(final)
         os.replace(temporary, final)
         _flush(folder)
-        for old in sorted(folder.glob("step_*"))[:-keep]:
-            shutil.rmtree(old)
+        saved = sorted(folder.glob("step_*"))
+        # Later ones belong to a run that was taken up again from here or before: they must not be resumed.
+        later = [path for path in saved if path.name > final.name]
+        for old in [*later, *[path for path in saved if path.name <= final.name][:-keep]]:
+            _delete(old)
     accelerator.wait_for_everyone()
     return final
 
@@ -61,6 +64,12 @@ def save_checkpoint(
 def find_checkpoint(folder: Path, resume: str) -> Path | None:
     """The checkpoint to continue from: the newest in `folder` for auto, none, or the path given."""
     if resume == "none":
+        kept = sorted(folder.glob("step_*"))
+        if kept:
+            raise ValueError(
+                f"resume is none, but {folder} holds {kept[-1].name} of an earlier run. Give this run its own "
+                "--output_dir, or delete the folder."
+            )
         return None
     if resume == "auto":
         return max((p.parent for p in folder.glob(f"step_*/{STATE_FILE}")), default=None)
@@ -115,6 +124,15 @@ def _random_state() -> dict[str, Tensor]:
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().contiguous() for name, value in tensors.items()}
+
+
+def _delete(path: Path) -> None:
+    """Delete a checkpoint so that a half deleted one is never taken for a whole one."""
+    if path.is_dir():
+        doomed = path.with_name(f".deleting_{path.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
 
 
 def _flush(path: Path) -> None:

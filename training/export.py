@@ -14,9 +14,8 @@ from transformers import PreTrainedModel, ResNetConfig, ResNetModel, ViTImagePro
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining
+from training.pixels import IMAGE_MEAN, IMAGE_STD
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
 AUTO_MAP = {
     "AutoConfig": "configuration_decodepos.DecodePosConfig",
     "AutoModel": "modeling_decodepos.DecodePosModel",

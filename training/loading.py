@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from modeling_decodepos.regions import View
 from modeling_decodepos.schema import xywh_to_unit_xyxy
 from training.arguments import ViewArguments
+from training.interruption import leave_signals_to_parent
 from training.views import MEAN_COLOUR, VIEW_RULES, apply_view, draw_views, sample_views
 
 Key = tuple[int, int]  # epoch, index
@@ -153,8 +154,10 @@ class RegionDataset(Dataset):
         return decode_image(row["image"]["bytes"], str(row.get("image_id", "without image_id")))
 
 
-def decode_image(data: bytes, name: str) -> np.ndarray:
+def decode_image(data: bytes | None, name: str) -> np.ndarray:
     """(H, W, 3) uint8 RGB pixels; an EXIF rotation is applied, as `datasets` does."""
+    if not data:
+        raise ValueError(f"image {name} has no bytes: the `image` column must hold the encoded file, not its path.")
     pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR_RGB)
     if pixels is None:
         raise ValueError(f"image {name} cannot be decoded ({len(data)} bytes, beginning {data[:8]!r}).")
@@ -257,9 +260,10 @@ def build_loader(dataset: RegionDataset, batches: StepBatches, num_workers: int,
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         pin_memory=pin_memory,
         prefetch_factor=2 if num_workers else None,
+        generator=torch.Generator(),  # else every new iterator draws from the global stream, and a resumed run differs
     )
 
 
@@ -267,6 +271,7 @@ def _as_it_is(batch: Any) -> Any:
     return batch  # `__getitems__` has built it
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
+    leave_signals_to_parent()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

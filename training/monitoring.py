@@ -53,20 +53,33 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-class Stopwatch:
-    """Seconds since it was made, and how many of them went into waiting for data."""
+class Meter:
+    """What happened between two log lines: time, waiting for data, and the room that moved regions had."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
         self.waited = 0.0
+        self.images = 0
+        self.slack: list[float] = []
+        self.can_move: list[bool] = []
 
-    def seconds(self) -> float:
-        """Seconds so far."""
-        return time.perf_counter() - self.started
+    def add(self, images: int, slack: list[float], can_move: list[bool]) -> None:
+        """Count one step: its images over all processes, and this process's mixed samples."""
+        self.images += images
+        self.slack += slack
+        self.can_move += can_move
 
-    def wait_share(self) -> float:
-        """Share of the time so far that was spent waiting."""
-        return self.waited / max(self.seconds(), 1e-9)
+    def line(self) -> dict[str, float | None]:
+        """The values to log; slack is null where no sample was mixed."""
+        seconds = time.perf_counter() - self.started
+        count = len(self.slack)
+        return {
+            "slack": sum(self.slack) / count if count else None,
+            "can_move": sum(self.can_move) / count if count else None,
+            "images_per_second": self.images / seconds,
+            "data_wait": self.waited / seconds,
+            "seconds": seconds,
+        }
 
 
 def embedding_std(embeddings: Tensor, valid: Tensor) -> float:
@@ -124,9 +137,11 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # there is no git here
+        return "unknown"
     return found.stdout.strip() or "unknown"
 
 

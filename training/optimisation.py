@@ -41,7 +41,6 @@ def build_optimizer(model: nn.Module, name: str, weight_decay: float, momentum: 
     ]
     if name == "lars":
         return LARS(groups, lr=0.0, momentum=momentum)
-    # A fused step is one kernel on a GPU; on CPUs torch's own choice is as fast.
     for group in groups:
         del group["adapt"]
     return torch.optim.AdamW(groups, lr=0.0, betas=(momentum, 0.999))

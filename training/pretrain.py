@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -31,12 +32,14 @@ from modeling_decodepos.configuration_decodepos import DecodePosConfig
 from modeling_decodepos.losses import OBJECTIVES, Objective
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining
 from modeling_decodepos.regions import View
-from training.arguments import ModelArguments, Recipe, parse_command_line
+from training.arguments import ModelArguments, Recipe, build_recipe, parse_command_line
 from training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
-from training.export import IMAGE_MEAN, IMAGE_STD, export_backbone, export_pretraining
+from training.export import export_backbone, export_pretraining
+from training.interruption import EXIT_INTERRUPTED, StopRequest
 from training.loading import RegionBatch, RegionDataset, StepBatches, build_loader
-from training.monitoring import RunLog, Stopwatch, describe_data, describe_run, embedding_std, now, write_json
+from training.monitoring import Meter, RunLog, describe_data, describe_run, embedding_std, now, write_json
 from training.optimisation import build_optimizer, learning_rate_at, set_learning_rate, teacher_momentum_at
+from training.pixels import normalise
 from training.probe import ProbeResult, draw_probe, probe_model
 from training.report import write_report
 
@@ -126,9 +129,7 @@ def matched_regions(batch: RegionBatch, student: str, teacher: str) -> Tensor:
 def prepare_view(view: View, device: torch.device) -> View:
     """The view on the device, its 8-bit pixels normalised there."""
     view = view.to(device)
-    mean = torch.tensor(IMAGE_MEAN, device=device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(IMAGE_STD, device=device).view(1, 3, 1, 1) * 255
-    return View((view.pixel_values - mean) / std, view.boxes, view.valid_regions, view.rows)
+    return dataclasses.replace(view, pixel_values=normalise(view.pixel_values))
 
 
 def stop_if_not_finite(loss: Tensor, step: int, batches: list[RegionBatch]) -> None:
@@ -142,52 +143,54 @@ def stop_if_not_finite(loss: Tensor, step: int, batches: list[RegionBatch]) -> N
 
 
 def train(run: Run, batches: Iterator[RegionBatch], log: RunLog | None, progress: tqdm, steps_per_epoch: int) -> None:
-    """Train to the last step; log, save and show on the way."""
+    """Train to the last step, or until asked to stop; log, save and show on the way."""
     settings = run.recipe.run
-    per_step = settings.accumulation_steps
-    checkpoints = Path(settings.output_dir) / "checkpoints"
-    watch, slack, can_move = Stopwatch(), [], []
-    immobile, mixed = 0, 0
+    stop = StopRequest()
+    meter, moves = Meter(), torch.zeros(2, dtype=torch.int64)
     while run.step < run.total_steps:
         waiting = time.perf_counter()
-        own = [next(batches) for _ in range(per_step)]
-        watch.waited += time.perf_counter() - waiting
+        own = [next(batches) for _ in range(settings.accumulation_steps)]
+        meter.waited += time.perf_counter() - waiting
+        schedule = {"learning_rate": run.learning_rate(), "momentum": run.momentum()}
         logged = training_step(run, own)
         run.step += 1
-        slack += [batch.slack for batch in own]
-        can_move += [batch.can_move for batch in own]
-        if run.step % settings.log_steps == 0 or run.step == run.total_steps:
-            steps = len(slack) // per_step
-            moves = torch.cat(can_move)
-            immobile, mixed = immobile + int((~moves).sum()), mixed + len(moves)
-            line = {
-                "step": run.step,
-                "epoch": round(run.step / steps_per_epoch, 3),
-                **{name: float(value) for name, value in logged.items()},
-                "learning_rate": run.learning_rate(),
-                "momentum": run.momentum(),
-                "slack": float(torch.cat(slack).mean()) if len(moves) else None,
-                "can_move": float(moves.float().mean()) if len(moves) else None,
-                "images_per_second": steps * settings.global_batch_size / watch.seconds(),
-                "data_wait": watch.wait_share(),
-                "seconds": watch.seconds(),
-            }
+        for batch in own:
+            images = settings.global_batch_size // settings.accumulation_steps
+            meter.add(images, batch.slack.tolist(), batch.can_move.tolist())
+        last, leave = run.step == run.total_steps, stop.agreed(run.accelerator)
+        if run.step % settings.log_steps == 0 or last or leave:
+            line: dict[str, Any] = {"step": run.step, "epoch": round(run.step / steps_per_epoch, 3)}
+            line |= {name: float(value) for name, value in logged.items()} | schedule | meter.line()
             if log is not None:
                 log.write(**line)
-            shown = {name: f"{line[name]:.3f}" for name in ("loss", *(t.name for t in run.objective.terms))}
-            progress.set_postfix(
-                shown | {"img/s": f"{line['images_per_second']:.0f}", "wait": f"{line['data_wait']:.0%}"},
-                refresh=False,
-            )
-            stop_if_immobile(immobile, mixed, settings.max_immobile_share)
-            watch, slack, can_move = Stopwatch(), [], []
+            show(progress, line, run.objective)
+            if run.recipe.views.repositioning != "none":
+                moves += count_moves(run.accelerator, meter.can_move)
+                stop_if_immobile(int(moves[0]), int(moves[1]), settings.max_immobile_share)
+            meter = Meter()
         progress.update(1)
-        last = run.step == run.total_steps
-        if last or (settings.save_steps and run.step % settings.save_steps == 0):
+        if last or leave or (settings.save_steps and run.step % settings.save_steps == 0):
+            folder = Path(settings.output_dir) / "checkpoints"
+            state = {"recipe": run.recipe.values()}
             save_checkpoint(
-                checkpoints, run.step, run.net, run.optimizer, run.accelerator, {"recipe": run.recipe.values()},
-                settings.keep_checkpoints,
-            )  # fmt: skip
+                folder, run.step, run.net, run.optimizer, run.accelerator, state, settings.keep_checkpoints
+            )
+        if leave and not last:
+            run.accelerator.print(f"\nasked to stop: saved at step {run.step}; the same command continues from there.")
+            sys.exit(EXIT_INTERRUPTED)
+
+
+def show(progress: tqdm, line: dict[str, Any], objective: Objective) -> None:
+    """Put the latest values beside the progress bar."""
+    shown = {name: f"{line[name]:.3f}" for name in ("loss", *(term.name for term in objective.terms))}
+    speed = {"img/s": f"{line['images_per_second']:.0f}", "wait": f"{line['data_wait']:.0%}"}
+    progress.set_postfix(shown | speed, refresh=False)
+
+
+def count_moves(accelerator: Accelerator, can_move: list[bool]) -> Tensor:
+    """How many mixed samples could not move their regions, and how many there were, over all processes."""
+    counts = torch.tensor([can_move.count(False), len(can_move)], device=accelerator.device)
+    return accelerator.reduce(counts, "sum").cpu()
 
 
 def stop_if_immobile(immobile: int, mixed: int, most: float) -> None:
@@ -250,18 +253,15 @@ def check_world(accelerator: Accelerator) -> None:
         )
 
 
-def check_same_recipe(output_dir: Path, recipe: Recipe) -> None:
-    """A run folder belongs to one recipe."""
-    known = output_dir / "run.json"
-    if not known.is_file():
-        return
-    before, after = json.loads(known.read_text(encoding="utf-8"))["recipe"], recipe.values()
+def refuse_other_recipe(place: Path, before: dict[str, Any], recipe: Recipe) -> None:
+    """A run folder, and a checkpoint, belong to one recipe."""
     free = {"num_workers", "log_steps", "save_steps", "keep_checkpoints", "resume", "output_dir", "cpu"}
-    changed = [k for k in after if k not in free and before.get(k) != after[k]]
+    defaults, after = build_recipe({}).values(), recipe.values()
+    changed = [k for k in after if k not in free and before.get(k, defaults[k]) != after[k]]
     if changed:
-        lines = "\n".join(f"  {key}: {before.get(key)!r} there, {after[key]!r} now" for key in changed)
+        lines = "\n".join(f"  {k}: {before.get(k, defaults[k])!r} there, {after[k]!r} now" for k in changed)
         raise ValueError(
-            f"{output_dir} holds a run of another recipe:\n{lines}\n"
+            f"{place} belongs to a run of another recipe:\n{lines}\n"
             "Give this run its own --output_dir, or delete the folder."
         )
 
@@ -276,39 +276,13 @@ def main() -> None:
     # A 1x1 kernel's channels-last strides differ in name only from those of its gradient bucket.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     accelerator = Accelerator(cpu=recipe.run.cpu, mixed_precision=recipe.run.mixed_precision, kwargs_handlers=handlers)
-    check_world(accelerator)
     output_dir = Path(recipe.run.output_dir)
-    check_same_recipe(output_dir, recipe)
-    objective = OBJECTIVES[recipe.model.objective]
-    if "depositioning" in {term.name for term in objective.terms}:
-        objective = objective.weighted({"depositioning": recipe.model.depositioning_weight})
-
-    with accelerator.main_process_first():
-        dataset = RegionDataset(
-            recipe.data.data,
-            recipe.data.split,
-            recipe.views,
-            list(objective.views),
-            seed=recipe.run.seed,
-            region_source=recipe.data.region_source,
-            image_level=objective.level == "image",
-        )
-    batches = plan_batches(accelerator, recipe, len(dataset))
-    total_steps = recipe.run.max_steps or recipe.run.epochs * batches.steps_per_epoch
-
-    net = build_model(recipe.model, recipe.run.seed).to(accelerator.device, memory_format=torch.channels_last)
-    net.train()
-    peak = recipe.run.base_learning_rate * recipe.run.global_batch_size / 256
-    optimizer = build_optimizer(net, recipe.run.optimizer, recipe.run.weight_decay, recipe.run.sgd_momentum)
-    model = accelerator.prepare_model(net)
-    run = Run(accelerator, model, net, optimizer, objective, recipe, total_steps, peak)
-    checkpoint = find_checkpoint(output_dir / "checkpoints", recipe.run.resume)
-    if checkpoint is not None:
-        run.step = load_checkpoint(checkpoint, net, optimizer, accelerator)["step"]
-    accelerator.print(describe_plan(run, batches, len(dataset)))
-    if checkpoint is not None:
-        accelerator.print(f"continuing from {checkpoint} at step {run.step}")
-    if run.step < total_steps:
+    try:
+        check_world(accelerator)
+        run, dataset, batches = build_run(accelerator, recipe, output_dir)
+    except (ValueError, OSError) as error:  # what a user can put right: the message says how
+        sys.exit(f"{error}")
+    if run.step < run.total_steps:
         run_training(run, dataset, batches, output_dir)
     else:
         accelerator.print("this run is complete; nothing is left to train.")
@@ -320,25 +294,72 @@ def main() -> None:
     accelerator.end_training()
 
 
+def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tuple[Run, RegionDataset, StepBatches]:
+    """Data, networks and optimiser of a run, at the step of the checkpoint it continues from, if there is one."""
+    known = output_dir / "run.json"
+    if known.is_file():
+        refuse_other_recipe(output_dir, json.loads(known.read_text(encoding="utf-8"))["recipe"], recipe)
+    objective = OBJECTIVES[recipe.model.objective]
+    if "depositioning" in {term.name for term in objective.terms}:
+        objective = objective.weighted({"depositioning": recipe.model.depositioning_weight})
+    with accelerator.main_process_first():
+        dataset = RegionDataset(
+            recipe.data.data,
+            recipe.data.split,
+            recipe.views,
+            list(objective.views),
+            seed=recipe.run.seed,
+            region_source=recipe.data.region_source,
+            image_level=objective.level == "image",
+        )
+    batches = plan_batches(accelerator, recipe, len(dataset))
+    net = build_model(recipe.model, recipe.run.seed).to(accelerator.device, memory_format=torch.channels_last)
+    net.train()
+    run = Run(
+        accelerator=accelerator,
+        model=accelerator.prepare_model(net),
+        net=net,
+        optimizer=build_optimizer(net, recipe.run.optimizer, recipe.run.weight_decay, recipe.run.sgd_momentum),
+        objective=objective,
+        recipe=recipe,
+        total_steps=recipe.run.max_steps or recipe.run.epochs * batches.steps_per_epoch,
+        peak_learning_rate=recipe.run.base_learning_rate * recipe.run.global_batch_size / 256,
+    )
+    accelerator.print(describe_plan(run, batches, len(dataset)))
+    checkpoint = find_checkpoint(output_dir / "checkpoints", recipe.run.resume)
+    if checkpoint is not None:
+        state = load_checkpoint(checkpoint, net, run.optimizer, accelerator)
+        refuse_other_recipe(checkpoint, state["recipe"], recipe)
+        run.step = state["step"]
+        accelerator.print(f"continuing from {checkpoint} at step {run.step}")
+    return run, dataset, batches
+
+
 def run_training(run: Run, dataset: RegionDataset, batches: StepBatches, output_dir: Path) -> None:
     """Everything between a built model and its last checkpoint."""
-    recipe, main_process = run.recipe, run.accelerator.is_main_process
+    main_process = run.accelerator.is_main_process
     log = None
     if main_process:
-        description = describe_run(recipe, describe_data(recipe.data.data, recipe.data.split, dataset.rows))
-        description["terms"] = [term.name for term in run.objective.terms]
-        description["projection_size"] = recipe.model.projection_size
-        description["steps"] = run.total_steps
-        write_json(output_dir / "run.json", description)
+        write_json(output_dir / "run.json", describe(run, dataset))
         log = RunLog(output_dir / "log.jsonl", run.step)
-        if run.step == 0 and recipe.run.probe_count:
+        if run.step == 0 and run.recipe.run.probe_count:
             write_json(output_dir / "probe.json", {"before": probe(run).to_dict()})
     batches = dataclasses.replace(batches, first_step=run.step, last_step=run.total_steps)
-    loader = build_loader(dataset, batches, recipe.data.num_workers, run.accelerator.device.type == "cuda")
+    loader = build_loader(dataset, batches, run.recipe.data.num_workers, run.accelerator.device.type == "cuda")
     with tqdm(
         total=run.total_steps, initial=run.step, disable=not main_process, unit="step", dynamic_ncols=True
     ) as bar:
         train(run, iter(loader), log, bar, batches.steps_per_epoch)
+
+
+def describe(run: Run, dataset: RegionDataset) -> dict[str, Any]:
+    """What run.json holds."""
+    data = describe_data(run.recipe.data.data, run.recipe.data.split, dataset.rows)
+    return describe_run(run.recipe, data) | {
+        "terms": [term.name for term in run.objective.terms],
+        "projection_size": run.recipe.model.projection_size,
+        "steps": run.total_steps,
+    }
 
 
 def probe(run: Run) -> ProbeResult:
@@ -368,14 +389,18 @@ def finish(run: Run, dataset: RegionDataset, output_dir: Path) -> None:
     }
     dataset.draw(0, 0).save(output_dir / "views.png")
     compare_probes(run, output_dir)
-    description = json.loads((output_dir / "run.json").read_text(encoding="utf-8"))
-    write_json(output_dir / "run.json", description | {"status": "finished", "finished": now(), "export": export})
+    known = output_dir / "run.json"
+    description = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else describe(run, dataset)
+    write_json(known, description | {"status": "finished", "finished": now(), "export": export})
     write_report(output_dir)
 
 
 def is_finished(output_dir: Path) -> bool:
     """Whether an earlier call already left everything that `finish` leaves."""
-    description = json.loads((output_dir / "run.json").read_text(encoding="utf-8"))
+    known = output_dir / "run.json"
+    if not known.is_file():
+        return False
+    description = json.loads(known.read_text(encoding="utf-8"))
     left = [*description.get("export", {}).values(), output_dir / "report.html"]
     return description["status"] == "finished" and all(Path(path).exists() for path in left)
 

@@ -33,7 +33,7 @@ from modeling_decodepos.scenes import (
     sample_object,
     sample_scene,
 )
-from training.export import IMAGE_MEAN, IMAGE_STD
+from training.pixels import normalise
 
 ROLES = ("anchor", "same", "other")
 OBJECT_SIZES = (0.22, 0.44)
@@ -187,8 +187,6 @@ def probe_model(
             f"count is {count} and batch_size {batch_size}; a probe needs at least 2 triplets and 1 image."
         )
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    mean = torch.tensor(IMAGE_MEAN, device=device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(IMAGE_STD, device=device).view(1, 3, 1, 1) * 255
     specs = [getattr(triplet, role) for triplet in sample_triplets(seed, count, size_px) for role in ROLES]
     training = {module: module.training for module in model.modules()}
     model.eval()
@@ -198,7 +196,7 @@ def probe_model(
             scenes = [render_scene(spec) for spec in specs[start : start + batch_size]]
             pixels = torch.from_numpy(np.stack([scene.pixels for scene in scenes])).to(device).permute(0, 3, 1, 2)
             boxes = torch.from_numpy(np.stack([scene.boxes[-1:] for scene in scenes])).to(device)
-            output = model((pixels.float() - mean) / std, regions=boxes)
+            output = model(normalise(pixels), regions=boxes)
             embeddings.append(output.region_embeddings[:, 0].double().cpu())
     finally:
         for module, was_training in training.items():

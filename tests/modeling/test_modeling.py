@@ -698,10 +698,10 @@ def test_an_image_smaller_than_a_patch_is_refused() -> None:
 
 def test_regions_need_an_image_that_the_patches_cover() -> None:
     """Otherwise the map ends before the image does, and every box would point to the wrong place."""
-    for kind, side, step in (("dinov2", 60, 14), ("dinov3_vit", 72, 16), ("convnext", 80, 32)):
+    for kind, side, step in (("dinov2", 60, 14), ("dinov3_vit", 72, 16), ("convnext", 80, 32), ("swin", 72, 16)):
         model = DecodePosModel(tiny_config(BACKBONES[kind][0])).eval()
         pixels = torch.randn(1, 3, step * 3, side)
-        with pytest.raises(ValueError, match=f"multiple of {step}"):
+        with pytest.raises(ValueError, match=f"multiples of {step}"):
             model(pixels, regions=BOXES[:1])
         assert model(pixels).feature_map.isfinite().all()  # without regions it does not matter
 

@@ -45,6 +45,13 @@ def test_the_command_line_wins_over_the_recipe(tmp_path: Path):
         ({"view_size_px": 100, "cut_grid_px": 16}, ["cut_grid_px", "16", "100"]),
         ({"mixed_share": 1.5}, ["mixed_share", "1.5"]),
         ({"max_steps": 0, "epochs": 0}, ["max_steps", "epochs"]),
+        ({"min_region_side": 0.0}, ["min_region_side", "0.0", "more than"]),
+        ({"crop_aspect": 0.0}, ["crop_aspect", "0.0"]),
+        ({"base_learning_rate": float("nan")}, ["base_learning_rate", "nan"]),
+        ({"gradient_clip": -1.0}, ["gradient_clip", "-1.0"]),
+        ({"hue": 3.0}, ["hue", "3.0"]),
+        ({"num_workers": -1}, ["num_workers", "-1"]),
+        ({"cpu": "recipes/x.yaml"}, ["cpu", "put the recipe before"]),
     ],
 )
 def test_a_wrong_value_is_named(values: dict, words: list[str]):
@@ -54,8 +61,14 @@ def test_a_wrong_value_is_named(values: dict, words: list[str]):
         assert word in str(error.value)
 
 
-def test_a_wrong_flag_or_file_ends_with_a_hint(capsys: pytest.CaptureFixture):
-    for arguments, words in [(["--max_step", "3"], "--max_steps"), (["nowhere.yaml"], "scenes_smoke")]:
+def test_a_wrong_flag_or_file_ends_with_a_hint(capsys: pytest.CaptureFixture, tmp_path: Path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("max_steps: [3\n")
+    for arguments, words in [
+        (["--max_step", "3"], "--max_steps"),
+        (["nowhere.yaml"], "scenes_smoke"),
+        ([str(broken)], "is no YAML"),
+    ]:
         with pytest.raises(SystemExit) as stop:
             parse_command_line(arguments)
         assert stop.value.code == 2

@@ -141,6 +141,24 @@ def test_wrong_data_is_explained(scenes: Path, tmp_path: Path):
         RegionDataset(tmp_path / "other", "train", ARGS, VIEWS)
 
 
+def test_a_loader_takes_nothing_from_the_global_stream_of_randomness(scenes: Path):
+    """A resumed run makes its iterator after the stream was put back: a draw here would shift every later one."""
+    dataset = RegionDataset(scenes, "train", ARGS, VIEWS)
+    batches = StepBatches(len(dataset), 8, first_step=0, last_step=2)
+    for workers in (0, 1):
+        torch.manual_seed(3)
+        expected = torch.rand(4)
+        torch.manual_seed(3)
+        next(iter(build_loader(dataset, batches, workers, False)))
+        assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize("data", [b"", None])
+def test_an_image_without_bytes_is_named(data: bytes | None):
+    with pytest.raises(ValueError, match="image empty-3 has no bytes"):
+        decode_image(data, "empty-3")
+
+
 def test_an_undecodable_image_is_named():
     with pytest.raises(ValueError, match="image broken-7 cannot be decoded"):
         decode_image(b"not a picture", "broken-7")

@@ -1,8 +1,10 @@
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from transformers import AutoModel, ResNetModel
 import training.pretrain as pretrain
 from modeling_decodepos.losses import OBJECTIVES
 from training.arguments import Recipe
+from training.interruption import EXIT_INTERRUPTED
 from training.loading import RegionDataset
 from training.optimisation import build_optimizer
 
@@ -41,20 +44,22 @@ def freeze_statistics(net: nn.Module) -> None:
             module.eval()
 
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def command_line(values: dict[str, Any], *launcher: str) -> list[str]:
+    flags = [part for key, value in values.items() for part in (f"--{key}", str(value))]
+    return [sys.executable, *launcher, "training/pretrain.py", *flags]
+
+
 def run_command(values: dict[str, Any], *launcher: str, **environment: str) -> subprocess.CompletedProcess:
-    flags = [
-        part
-        for key, value in values.items()
-        for part in (f"--{key}", str(value).lower() if value is True else str(value))
-    ]
-    command = [sys.executable, *launcher, "training/pretrain.py", *flags]
     return subprocess.run(
-        command,
+        command_line(values, *launcher),
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=240,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env=ENVIRONMENT | environment,
     )
 
 
@@ -164,6 +169,27 @@ def test_whole_run_then_resume_gives_the_same_weights(recipe_values: dict[str, A
     other = run_command(straight | {"cut_form": "independent"})
     assert other.returncode != 0
     assert "cut_form: 'collaborative' there, 'independent' now" in other.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_run_asked_to_stop_saves_and_continues_as_if_it_had_not(
+    recipe_values: dict[str, Any], tmp_path: Path, number: signal.Signals
+):
+    straight = recipe_values | {"output_dir": tmp_path / "straight", "max_steps": 30, "num_workers": 1}
+    stopped = straight | {"output_dir": tmp_path / "stopped"}
+    with subprocess.Popen(command_line(stopped), cwd=ROOT, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as run:
+        log = tmp_path / "stopped/log.jsonl"
+        while run.poll() is None and not (log.is_file() and log.read_text().count("\n") >= 2):
+            time.sleep(0.01)
+        run.send_signal(number)
+        said, _ = run.communicate(timeout=120)
+    assert run.returncode == EXIT_INTERRUPTED, said
+    assert "the same command continues" in said
+    assert run_command(stopped).returncode == run_command(straight).returncode == 0
+    weights = [
+        (tmp_path / name / "export/pretraining/model.safetensors").read_bytes() for name in ("straight", "stopped")
+    ]
+    assert weights[0] == weights[1]
 
 
 def _train_as_one_of_two(rank: int, recipe: Recipe, folder: Path, port: int) -> None:
