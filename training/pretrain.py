@@ -247,7 +247,7 @@ def check_world(accelerator: Accelerator) -> None:
     """The launcher may silently start fewer processes, or several runs beside each other, than were asked for."""
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != asked:
-        raise RuntimeError(
+        raise ValueError(
             f"the launcher asked for {asked} processes but {accelerator.num_processes} work together. On CPUs launch "
             "with ACCELERATE_USE_CPU=true torchrun --nproc_per_node N training/pretrain.py --cpu."
         )
