@@ -19,6 +19,7 @@ help:
 	@echo "make bench       the benchmarks of benchmarks/"
 
 $(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null && $(PYTHON) -V >/dev/null 2>&1 || { echo "$(PYTHON) is not there or does not run"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1 | cut -d' ' -f2); Python 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

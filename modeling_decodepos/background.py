@@ -13,7 +13,7 @@ from torch import Tensor
 from .regions import rasterise
 
 
-def replace_background(pixels: Tensor, background: Tensor, foreground: Tensor) -> Tensor:
+def replace_background(pixels: Tensor, background: Tensor, foreground: Tensor | np.ndarray) -> Tensor:
     """`pixels` where the foreground mask is true, `background` elsewhere.
 
     Args:
@@ -25,11 +25,18 @@ def replace_background(pixels: Tensor, background: Tensor, foreground: Tensor) -
         raise ValueError(
             f"background has shape {tuple(background.shape)}, expected {tuple(pixels.shape)} like pixels: resize it."
         )
+    foreground = torch.as_tensor(foreground, device=pixels.device)
     return torch.where(foreground[..., None, :, :], pixels, background)
 
 
 def foreground_mask(pixel_boxes: np.ndarray, size: tuple[int, int], cut: np.ndarray | None = None) -> np.ndarray:
-    """(H, W) boolean union of the integer boxes, without the pixels that region augmentation cut."""
+    """(H, W) boolean union of integer boxes, without the pixels that region augmentation cut.
+
+    Args:
+        pixel_boxes: (R, 4), from `boxes_to_pixels`, or from `placed_pixel_boxes` when the regions were moved.
+        size: Height and width of the view.
+        cut: (H, W) mask from `sample_region_cut`; the donor shows through there.
+    """
     mask = rasterise(pixel_boxes, size)
     return mask if cut is None else mask & ~cut
 

@@ -196,6 +196,7 @@ class DecodePosModel(DecodePosPreTrainedModel):
             last = self.apply_region_stage(feature_map)
             pooled = last.mean((2, 3))
             return DecodePosModelOutput(feature_map=feature_map, last_hidden_state=last, pooler_output=pooled)
+        self._check_pixels(pixel_values)
         checked = check_regions(regions, pixel_values.shape[0], valid_regions, pixel_values.device)
         self.check_map_covers(pixel_values)
         feature_map = self.feature_map(pixel_values)
@@ -206,18 +207,25 @@ class DecodePosModel(DecodePosPreTrainedModel):
 
     def feature_map(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) map that regions are pooled from."""
-        least = _smallest_side(self.backbone.config)
-        if pixel_values.ndim != 4 or min(pixel_values.shape[-2:]) < least:
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (B, channels, height, width) with sides"
-                f" of at least {least} pixels for this {self.backbone.config.model_type} backbone."
-            )
+        self._check_pixels(pixel_values)
         if not self.config.splits_backbone:
             return self.backbone(pixel_values).feature_maps[-1]
         hidden = self.backbone.embedder(pixel_values)
         for stage in self.backbone.encoder.stages[:-1]:
             hidden = stage(hidden)
         return hidden
+
+    def _check_pixels(self, pixel_values: Tensor) -> None:
+        least = _smallest_side(self.backbone.config)
+        if pixel_values.ndim != 4 or min(pixel_values.shape[-2:]) < least:
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (B, channels, height, width) with sides"
+                f" of at least {least} pixels for this {self.backbone.config.model_type} backbone."
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values are {pixel_values.dtype}; expected normalised floats (an image processor's)."
+            )
 
     def apply_region_stage(self, features: Tensor) -> Tensor:
         """The part of the backbone that runs on regions: a ResNet's last stage, nothing for other backbones."""

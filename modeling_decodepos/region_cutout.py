@@ -56,7 +56,7 @@ def sample_region_cut(
     return cut
 
 
-def cut_regions(pixels: Tensor, cut: Tensor, fill: Tensor | float = 0.0) -> Tensor:
+def cut_regions(pixels: Tensor, cut: Tensor | np.ndarray, fill: Tensor | float = 0.0) -> Tensor:
     """Pixels (…, C, H, W) with the cut ones replaced by `fill`.
 
     Args:
@@ -65,6 +65,7 @@ def cut_regions(pixels: Tensor, cut: Tensor, fill: Tensor | float = 0.0) -> Tens
         fill: A number, or one value per channel (C,).
     """
     fill = torch.as_tensor(fill, dtype=pixels.dtype, device=pixels.device)
+    cut = torch.as_tensor(cut, device=pixels.device)
     return torch.where(cut[..., None, :, :], fill.view(-1, 1, 1), pixels)
 
 

@@ -120,7 +120,7 @@ def pad_regions(regions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     for image, rows in enumerate(regions):
         alike = isinstance(rows, Tensor) and rows.ndim in (2, 3) and rows.shape[1:] == regions[0].shape[1:]
         if not alike:
-            shape = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+            shape = tuple(rows.shape) if isinstance(rows, Tensor) else f"a {type(rows).__name__}, not a torch tensor"
             raise ValueError(
                 f"regions[{image}] is {shape}; expected (R, 4) boxes for every image or (R, H, W) masks for every "
                 f"image (regions[0] is {tuple(getattr(regions[0], 'shape', ()))})."
@@ -157,6 +157,11 @@ def boxes_to_pixels(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     if not np.isfinite(boxes).all():
         raise ValueError(f"boxes hold a value that is not finite: {boxes[~np.isfinite(boxes).all(1)][0].tolist()}.")
+    furthest = np.abs(boxes).max(initial=0.0)
+    if furthest > 2:
+        raise ValueError(
+            f"a box reaches {furthest:g}; expected x1, y1, x2, y2 in [0, 1]. Divide pixel boxes by width and height."
+        )
     height, width = size
     scale = np.array([width, height, width, height])
     clipped = boxes.clip(0.0, 1.0) * scale

@@ -42,6 +42,8 @@ def sample_placement(
 ) -> Placement:
     """A random place for the foreground: one scale, then one shift, uniform over all that keep every box in the view.
 
+    Resize the view to `placement.side_px` before `reposition_foreground`; the boxes follow with `place_boxes`.
+
     Args:
         boxes: (R, 4) unit boxes of the foreground; at least one.
         view_px: Side of the square view.

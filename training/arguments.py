@@ -254,7 +254,8 @@ def load_recipe(path: Path | str, overrides: dict[str, Any] | None = None) -> Re
         raise ValueError(f"{path} is no YAML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}; expected lines of `key: value`.")
-    return build_recipe({**values, **(overrides or {})}, name=path.stem, source=str(path))
+    source = f"{path} and the command line" if overrides else str(path)
+    return build_recipe({**values, **(overrides or {})}, name=path.stem, source=source)
 
 
 def build_recipe(values: dict[str, Any], name: str = "run", source: str = "the recipe") -> Recipe:
@@ -300,7 +301,9 @@ def parse_command_line(arguments: list[str] | None = None) -> Recipe:
     if unknown:
         key = unknown[0].lstrip("-").split("=")[0]
         near = difflib.get_close_matches(key, origins(), n=1)
-        parser.error(f"unknown argument {unknown[0]}." + (f" Did you mean --{near[0]}?" if near else ""))
+        parser.exit(
+            2, f"unknown argument {unknown[0]}." + (f" Did you mean --{near[0]}?\n" if near else " See --help.\n")
+        )
     given = vars(known)
     overrides = {
         key: yaml.load(value, Loader=_RecipeLoader)

@@ -87,7 +87,7 @@ def load_checkpoint(
     if state["processes"] != accelerator.num_processes:
         raise ValueError(
             f"{path} was written by {state['processes']} processes, this run has {accelerator.num_processes}. Use as "
-            "many again, or start anew with --resume none."
+            "many again, or give this run its own --output_dir."
         )
     model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
     _restore_optimizer(model, optimizer, load_file(path / "optimizer.safetensors"))

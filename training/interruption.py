@@ -1,9 +1,12 @@
-"""SIGTERM and Ctrl-C: finish the step, save, and leave with a code that says the work can go on."""
+"""Stopping and starting: finish the step on SIGTERM or Ctrl-C, and never run twice in one folder."""
 
 from __future__ import annotations
 
+import fcntl
 import signal
+from pathlib import Path
 from types import FrameType
+from typing import IO
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +35,21 @@ class StopRequest:
             return self.received
         asked = torch.tensor(int(self.received), device=accelerator.device)
         return bool(accelerator.reduce(asked, "sum"))
+
+
+def lock_folder(folder: Path) -> IO[str]:
+    """An open file that marks the folder as in use until it is closed, or the process ends in whatever way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ValueError(f"output_dir {folder} cannot be written ({error.strerror}); choose another.") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ValueError(f"output_dir {folder} is in use by another run; wait for it, or choose another.") from None
+    return lock
 
 
 def leave_signals_to_parent() -> None:

@@ -168,13 +168,13 @@ def load_split(path: str | Path, split: str) -> datasets.Dataset:
     """The rows of one split, with images left as bytes."""
     if Path(path).is_dir() and not any(Path(path).rglob("*.parquet")):
         raise FileNotFoundError(
-            f"{path} holds no Parquet file; make one with: python -m dataset_scripts.prepare --help"
+            f"data: {path} holds no Parquet file. Folders of plain images are not supported yet; the expected layout is "
+            "in modeling_decodepos/schema.py."
         )
     if not Path(path).is_dir() and (Path(path).is_absolute() or str(path).count("/") != 1):
-        raise FileNotFoundError(
-            f"no data folder at {path}. Make the built-in one with:\n"
-            f"  python -m dataset_scripts.prepare scenes --output {path}"
-        )
+        make = f"Make it with:\n  python -m dataset_scripts.prepare scenes --output {path}"
+        other = "Give a folder, or a Hub id (owner/name), in the layout of modeling_decodepos/schema.py."
+        raise FileNotFoundError(f"data: no folder at {path}. {make if Path(path).name == 'scenes' else other}")
     rows = datasets.load_dataset(str(path), split=split)
     missing = {"image", "width", "height"} - set(rows.column_names)
     if missing:
@@ -225,12 +225,13 @@ class StepBatches:
     def __post_init__(self) -> None:
         if self.length < self.global_batch_size:
             raise ValueError(
-                f"global_batch_size is {self.global_batch_size}, but the split holds only {self.length} images."
+                f"global_batch_size is {self.global_batch_size}, but the split holds only {self.length} images; take "
+                f"at most {self.length}."
             )
         if self.global_batch_size % self.slices:
             raise ValueError(
                 f"global_batch_size {self.global_batch_size} is not divisible by {self.slices} (processes times "
-                "accumulation_steps)."
+                f"accumulation_steps); take {self.global_batch_size // self.slices * self.slices or self.slices}."
             )
 
     @property

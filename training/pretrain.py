@@ -35,7 +35,7 @@ from modeling_decodepos.regions import View
 from training.arguments import ModelArguments, Recipe, build_recipe, parse_command_line
 from training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from training.export import export_backbone, export_pretraining
-from training.interruption import EXIT_INTERRUPTED, StopRequest
+from training.interruption import EXIT_INTERRUPTED, StopRequest, lock_folder
 from training.loading import RegionBatch, RegionDataset, StepBatches, build_loader
 from training.monitoring import Meter, RunLog, describe_data, describe_run, embedding_std, now, write_json
 from training.optimisation import build_optimizer, learning_rate_at, set_learning_rate, teacher_momentum_at
@@ -214,7 +214,13 @@ def build_model(args: ModelArguments, seed: int) -> DecodePosForPreTraining:
     if args.backbone in BACKBONES:
         backbone_config = ResNetConfig(**BACKBONES[args.backbone])
         return DecodePosForPreTraining(DecodePosConfig(backbone_config=backbone_config, **heads))
-    return DecodePosForPreTraining.from_backbone(args.backbone, **heads)
+    try:
+        return DecodePosForPreTraining.from_backbone(args.backbone, **heads)
+    except OSError as error:
+        raise ValueError(
+            f"backbone: {args.backbone!r} is none of {', '.join(BACKBONES)}, and no folder or reachable Hub id with a "
+            f"config.json ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def plan_batches(accelerator: Accelerator, recipe: Recipe, images: int) -> StepBatches:
@@ -279,6 +285,7 @@ def main() -> None:
     output_dir = Path(recipe.run.output_dir)
     try:
         check_world(accelerator)
+        lock = lock_folder(output_dir) if accelerator.is_main_process else None
         run, dataset, batches = build_run(accelerator, recipe, output_dir)
     except (ValueError, OSError) as error:  # what a user can put right: the message says how
         sys.exit(f"{error}")
@@ -292,14 +299,21 @@ def main() -> None:
         print(how_to_load(output_dir))
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if lock is not None:
+        lock.close()
 
 
 def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tuple[Run, RegionDataset, StepBatches]:
     """Data, networks and optimiser of a run, at the step of the checkpoint it continues from, if there is one."""
     known = output_dir / "run.json"
-    if known.is_file():
+    if known.is_file() and any(output_dir.glob("checkpoints/step_*")):  # without one there is nothing to protect
         refuse_other_recipe(output_dir, json.loads(known.read_text(encoding="utf-8"))["recipe"], recipe)
     objective = OBJECTIVES[recipe.model.objective]
+    if recipe.views.mixed_share == 0 and "repositioned" in objective.views:
+        raise ValueError(
+            f"mixed_share is 0, but objective {recipe.model.objective!r} compares the mixed view. Use --objective "
+            "decoupling, or mix a share of the images."
+        )
     if "depositioning" in {term.name for term in objective.terms}:
         objective = objective.weighted({"depositioning": recipe.model.depositioning_weight})
     with accelerator.main_process_first():

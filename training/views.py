@@ -331,8 +331,11 @@ def main() -> None:
     views = load_recipe(args.recipe).views if args.recipe else ViewArguments()
     if args.repositioning:
         views = dataclasses.replace(views, repositioning=args.repositioning)
-    dataset = RegionDataset(args.data, args.split, views, list(VIEW_RULES), seed=args.seed)
-    picture = dataset.draw(args.epoch, args.index)
+    try:
+        dataset = RegionDataset(args.data, args.split, views, list(VIEW_RULES), seed=args.seed)
+        picture = dataset.draw(args.epoch, args.index)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{error}\n")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     picture.save(args.output)
     print(f"wrote {args.output}")

@@ -125,8 +125,9 @@ def test_a_share_of_mixed_images_makes_a_shorter_view(scenes: Path):
 
 
 def test_wrong_data_is_explained(scenes: Path, tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"no data folder at .*nowhere[\s\S]*prepare scenes"):
-        RegionDataset(tmp_path / "nowhere", "train", ARGS, VIEWS)
+    for name, advice in (("nowhere", "Hub id"), ("scenes", "prepare scenes")):
+        with pytest.raises(FileNotFoundError, match=rf"no folder at .*{name}[\s\S]*{advice}"):
+            RegionDataset(tmp_path / name, "train", ARGS, VIEWS)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no Parquet file"):
         RegionDataset(tmp_path / "empty", "train", ARGS, VIEWS)

@@ -18,8 +18,9 @@ from transformers import AutoModel, ResNetModel
 import training.pretrain as pretrain
 from modeling_decodepos.losses import OBJECTIVES
 from training.arguments import Recipe
-from training.interruption import EXIT_INTERRUPTED
+from training.interruption import EXIT_INTERRUPTED, lock_folder
 from training.loading import RegionDataset
+from training.monitoring import write_json
 from training.optimisation import build_optimizer
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +124,43 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(make_recipe: Make):
     with pytest.raises(FloatingPointError, match=r"nan at step 0; stopped before the update.*\[0, 1, 2, 3\]"):
         pretrain.training_step(run, [batch])
     assert torch.equal(run.net.projector[0].weight, before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mixed_share": 0.0}, ["mixed_share is 0", "'both'", "--objective decoupling"]),
+        ({"backbone": "/no/such/folder"}, ["backbone", "/no/such/folder", "resnet18"]),
+        ({"global_batch_size": 25}, ["global_batch_size is 25", "24 images", "at most 24"]),
+        ({"accumulation_steps": 3}, ["8 is not divisible by 3", "take 6"]),
+        ({"data": "/no/such/photos"}, ["data", "/no/such/photos"]),
+    ],
+)
+def test_what_a_user_can_get_wrong_is_one_message(make_recipe: Make, tmp_path: Path, changes: dict, words: list[str]):
+    with pytest.raises((ValueError, OSError)) as error:
+        pretrain.build_run(Accelerator(cpu=True), make_recipe(**changes), tmp_path)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_folder_serves_one_run_at_a_time(tmp_path: Path):
+    first = lock_folder(tmp_path / "run")
+    with pytest.raises(ValueError, match="run is in use by another run"):
+        lock_folder(tmp_path / "run")
+    first.close()
+    lock_folder(tmp_path / "run").close()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file cannot be written"):
+        lock_folder(tmp_path / "file")
+
+
+def test_a_folder_belongs_to_one_recipe_once_it_holds_a_checkpoint(make_recipe: Make, tmp_path: Path):
+    write_json(tmp_path / "run.json", {"recipe": make_recipe().values()})
+    other = make_recipe(cut_ratio_max=0.5)
+    pretrain.build_run(Accelerator(cpu=True), other, tmp_path)
+    (tmp_path / "checkpoints/step_0000003").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"cut_ratio_max: 0.4 there, 0.5 now"):
+        pretrain.build_run(Accelerator(cpu=True), other, tmp_path)
 
 
 def test_a_run_that_cannot_move_its_regions_is_stopped():
