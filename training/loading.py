@@ -168,8 +168,8 @@ def load_split(path: str | Path, split: str) -> datasets.Dataset:
     """The rows of one split, with images left as bytes."""
     if Path(path).is_dir() and not any(Path(path).rglob("*.parquet")):
         raise FileNotFoundError(
-            f"data: {path} holds no Parquet file. Folders of plain images are not supported yet; the expected layout is "
-            "in modeling_decodepos/schema.py."
+            f"data: {path} holds no Parquet file. Folders of plain images are not supported yet; the layout is"
+            " described in modeling_decodepos/schema.py."
         )
     if not Path(path).is_dir() and (Path(path).is_absolute() or str(path).count("/") != 1):
         make = f"Make it with:\n  python -m dataset_scripts.prepare scenes --output {path}"
