@@ -356,6 +356,8 @@ def run_training(run: Run, dataset: RegionDataset, batches: StepBatches, output_
     if main_process:
         write_json(output_dir / "run.json", describe(run, dataset))
         log = RunLog(output_dir / "log.jsonl", run.step)
+        if run.step == 0:
+            (output_dir / "probe.json").unlink(missing_ok=True)  # of an earlier run that left no checkpoint
         if run.step == 0 and run.recipe.run.probe_count:
             write_json(output_dir / "probe.json", {"before": probe(run).to_dict()})
     batches = dataclasses.replace(batches, first_step=run.step, last_step=run.total_steps)

@@ -114,6 +114,8 @@ def sample_views(
     views: dict[str, ViewParameters] = {}
     for name in names:
         rule, rng = VIEW_RULES[name], streams[name]
+        if rule.moved and not mixed:
+            continue
         own_flip = bool(rng.random() < 0.5)
         flip = {"own": own_flip, "shared": shared_flip, "none": False}[args.flip]
         colours = sample_photometric(rng, args, rule.of_whole)
@@ -135,8 +137,6 @@ def sample_views(
             )
         if rule.moved:
             parameters = _sample_move(rng, parameters, in_view, donor_size, args)
-            if not mixed:
-                continue
         views[name] = parameters
     return views
 
