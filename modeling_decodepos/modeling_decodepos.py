@@ -58,12 +58,14 @@ class DecodePosForPreTrainingOutput(ModelOutput):
     Args:
         loss: Weighted sum of the terms.
         terms: Each loss term by name: detached, unweighted.
+        features: Student region features (B, R, C) by view name, before its heads.
         predictions: Student predictions (B, R, D) by view name.
         targets: Teacher projections (B, R, D) by view name.
     """
 
     loss: Tensor | None = None
     terms: dict[str, Tensor] | None = None
+    features: dict[str, Tensor] | None = None
     predictions: dict[str, Tensor] | None = None
     targets: dict[str, Tensor] | None = None
 
@@ -355,33 +357,63 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
             raise ValueError(f"the objective needs the views {objective.views}; missing: {', '.join(missing)}.")
         batch = max(view.valid_regions.shape[0] for view in views.values())
         full_size = max(views[name].pixel_values.shape[-1] for name in objective.views)
-        predictions = {
-            name: self._embed(self.decodepos, views[name], batch, full_size, self.projector, self.predictor)
-            for name in objective.student_views
-        }
+        features, predictions, targets = {}, {}, {}
+        for name in objective.student_views:
+            features[name], predictions[name] = self._embed(
+                self.decodepos, views[name], batch, full_size, self.projector, self.predictor
+            )
         with torch.no_grad():
-            targets = {
-                name: self._embed(self.teacher["decodepos"], views[name], batch, full_size, self.teacher["projector"])
-                for name in objective.teacher_views
-            }
+            for name in objective.teacher_views:
+                teacher, projector = self.teacher["decodepos"], self.teacher["projector"]
+                _, targets[name] = self._embed(teacher, views[name], batch, full_size, projector)
         valid = {name: _spread(views[name].valid_regions, views[name].rows, batch) for name in objective.views}
         loss, terms = pair_loss(predictions, targets, valid, objective, num_pairs)
-        return DecodePosForPreTrainingOutput(loss=loss, terms=terms, predictions=predictions, targets=targets)
+        return DecodePosForPreTrainingOutput(
+            loss=loss, terms=terms, features=features, predictions=predictions, targets=targets
+        )
 
-    def _embed(self, model: DecodePosModel, view: View, batch: int, full_size: int, *heads: nn.Module) -> Tensor:
-        """(B, R, D) embeddings of one view's regions after the heads, zero where a region is not valid."""
+    def _embed(
+        self, model: DecodePosModel, view: View, batch: int, full_size: int, *heads: nn.Module
+    ) -> tuple[Tensor, Tensor]:
+        """(B, R, C) features of one view's regions and (B, R, D) what the heads make of them; zero where not valid."""
         # A view drawn at half size is pooled to half as many bins (SoCo: 14 at 224 pixels, 7 at 112).
         bins = max(1, round(self.config.region_bins * view.pixel_values.shape[-1] / full_size))
         regions = check_regions(view.boxes, len(view.pixel_values), view.valid_regions, view.pixel_values.device)
         if not regions.valid.any():
-            # No region in this batch. Touch every weight with zero, so that distributed training finds all gradients.
-            touched = sum(p.sum() for part in (model, *heads) for p in part.parameters())
-            return touched * view.boxes.new_zeros((batch, view.boxes.shape[1], self.config.projection_size))
+            return self._embed_nothing(model, view, batch, *heads)
         model.check_map_covers(view.pixel_values)
-        rows = model.embed_regions(model.feature_map(view.pixel_values), regions, bins)
+        features = model.embed_regions(model.feature_map(view.pixel_values), regions, bins)
+        rows = features
         for head in heads:
             rows = head(rows)
-        return _spread(unflatten(rows, regions.valid), view.rows, batch)
+        spread_features, spread_rows = (
+            _spread(unflatten(part, regions.valid), view.rows, batch) for part in (features, rows)
+        )
+        return spread_features, spread_rows
+
+    def _embed_nothing(
+        self, model: DecodePosModel, view: View, batch: int, *heads: nn.Module
+    ) -> tuple[Tensor, Tensor]:
+        """Zeros for a view without any region, from which gradients of zero still reach every weight.
+
+        Distributed training waits for all gradients. Synchronised batch norms wait for one another too, so where there
+        are any, the networks run on a blank image whose results are multiplied by zero.
+        """
+        parts = (model, *heads)
+        if any(isinstance(module, nn.SyncBatchNorm) for part in parts for module in part.modules()):
+            blank = torch.zeros((1, *view.pixel_values.shape[1:]), device=view.boxes.device)
+            whole = Regions(
+                view.boxes.new_tensor([[[0.0, 0.0, 1.0, 1.0]]]), valid=torch.ones_like(blank[:, :1, 0, 0]) > 0
+            )
+            rows = model.embed_regions(model.feature_map(blank), whole, self.config.region_bins)
+            for head in heads:
+                rows = head(rows)
+            touched = rows.sum() * 0
+        else:
+            touched = torch.stack([p.sum() for part in parts for p in part.parameters()]).sum() * 0
+        shape = (batch, view.boxes.shape[1])
+        zeros = view.boxes.new_zeros((*shape, self.config.hidden_size))
+        return zeros, touched * view.boxes.new_zeros((*shape, self.config.projection_size))
 
 
 def _spread(part: Tensor, rows: Tensor | None, batch: int) -> Tensor:

@@ -158,9 +158,19 @@ class ModelArguments:
     projector_hidden_size: int = _key(4096, "Width of projector and predictor.", SOCO)
     projection_size: int = _key(256, "Size of the compared embedding.", SOCO)
     use_predictor: bool = _key(True, "Whether the student has a predictor (not drawn in the paper's figure).", SOCO)
+    anchor_weight: float = _key(
+        0.0,
+        "Weight of the anchor that keeps region features near those of the weights the run starts from; 0 for none.",
+        OURS,
+    )
+    sync_batch_norm: bool = _key(
+        True, "Whether batch norms share their statistics over GPUs; has no effect on CPUs or one device.", SOCO
+    )
+    compile: bool = _key(False, "Whether torch.compile is used for the stages of the networks.", OURS)
 
     def __post_init__(self) -> None:
-        _check_range("depositioning_weight", self.depositioning_weight, 0, 1_000_000)
+        for name in ("depositioning_weight", "anchor_weight"):
+            _check_range(name, getattr(self, name), 0, 1_000_000)
         for name in ("region_bins", "projector_hidden_size", "projection_size"):
             _check_range(name, getattr(self, name), 1, 1_000_000)
 
@@ -183,6 +193,9 @@ class RunArguments:
         0.0125, "Share of the run with a rising learning rate (10 of 800 epochs).", SOCO + " (10 epochs)"
     )
     weight_decay: float = _key(1e-5, "Weight decay; none on biases and normalisation.", SOCO)
+    weight_decay_end: float = _key(
+        -1.0, "Weight decay that a cosine reaches at the end; -1 keeps it as it is.", FOLLOW_UP + " (0.04 to 0.4, ViT)"
+    )
     sgd_momentum: float = _key(0.9, "The optimiser's momentum (LARS), or AdamW's beta 1.", SOCO)
     teacher_momentum: float = _key(0.99, "The teacher's EMA coefficient at the start; it rises to 1.", SOCO)
     gradient_clip: float = _key(0.0, "Largest gradient norm; 0 does not clip.", OURS)
@@ -190,9 +203,18 @@ class RunArguments:
     mixed_precision: str = _key("no", "bf16 runs the networks in bfloat16.", OURS, ("no", "bf16"))
     cpu: bool = _key(False, "Run on the CPU even where there is an accelerator.", OURS)
     save_steps: int = _key(0, "Updates between checkpoints; 0 saves at the end only.", OURS)
-    keep_checkpoints: int = _key(2, "Checkpoints kept; older ones are deleted.", OURS)
+    keep_checkpoints: int = _key(2, "Newest checkpoints kept, beside the best one; older ones are deleted.", OURS)
     resume: str = _key(
         "auto", "auto continues the newest checkpoint of output_dir, none starts anew, or a path.", OURS
+    )
+    allow_change: str = _key(
+        "", "Keys (with commas between) that a continued run may change; `processes` for another world size.", OURS
+    )
+    processes: int = _key(
+        0, "Processes there must be, over all machines; 0 trusts the launcher's word for how many it started.", OURS
+    )
+    tracker: str = _key(
+        "none", "Where log lines go beside log.jsonl.", OURS, ("none", "tensorboard", "trackio", "wandb")
     )
     log_steps: int = _key(5, "Updates between log lines.", OURS)
     max_immobile_share: float = _key(
@@ -203,10 +225,11 @@ class RunArguments:
     def __post_init__(self) -> None:
         for name in ("global_batch_size", "accumulation_steps", "log_steps", "keep_checkpoints"):
             _check_range(name, getattr(self, name), 1, 10_000_000)
-        for name in ("max_steps", "save_steps", "seed", "probe_count"):
+        for name in ("max_steps", "save_steps", "seed", "probe_count", "processes"):
             _check_range(name, getattr(self, name), 0, 2**31)
         for name in ("base_learning_rate", "min_learning_rate", "weight_decay", "gradient_clip"):
             _check_range(name, getattr(self, name), 0, 1_000_000)
+        _check_range("weight_decay_end", self.weight_decay_end, -1, 1_000_000)
         for name in ("warmup_share", "teacher_momentum", "sgd_momentum", "max_immobile_share"):
             _check_range(name, getattr(self, name), 0, 1)
         if self.max_steps == 0 and self.epochs < 1:

@@ -1,9 +1,10 @@
 """Checkpoints: everything that changes during a run, as safetensors and JSON.
 
-    checkpoints/step_0000200/{model.safetensors, optimizer.safetensors, random_0.safetensors, state.json}
+    checkpoints/step_0000200/{model.safetensors, config.json, optimizer.safetensors, random.safetensors, state.json}
 
 A checkpoint is written under a temporary name, flushed to disk and then renamed, so a folder called `step_…` is always
-whole. Data order, learning rate and momentum are functions of the step and need no saving.
+whole, and `DecodePosForPreTraining.from_pretrained` reads it. The main process alone writes; on several machines all
+must see the folder. Data order, learning rate and momentum are functions of the step and need no saving.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from training.interruption import RunStopped
 
 STATE_FILE = "state.json"
 
@@ -30,41 +35,70 @@ def save_checkpoint(
     accelerator: Accelerator,
     state: dict[str, Any],
     keep: int,
+    best_step: int | None = None,
 ) -> Path:
-    """The folder of a new checkpoint; all processes must call this. Older ones beyond `keep` are deleted."""
+    """The folder of a new checkpoint; all processes must call this.
+
+    Older ones are deleted, but for the `keep` newest and that of `best_step`.
+
+    Raises:
+        RunStopped: It could not be written, for example because the disk is full. The earlier ones are untouched.
+    """
     final = folder / f"step_{step:07d}"
-    temporary = folder / f".writing_step_{step:07d}"
+    temporary = folder / f".writing_{final.name}"
+    random = _random_states(accelerator)
+    problem: Exception | None = None
     if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    save_file(_random_state(), temporary / f"random_{accelerator.process_index}.safetensors")
-    if accelerator.is_main_process:
-        save_file(_contiguous(model.state_dict()), temporary / "model.safetensors")
-        save_file(_contiguous(_optimizer_tensors(model, optimizer)), temporary / "optimizer.safetensors")
-        text = json.dumps({**state, "step": step, "processes": accelerator.num_processes}, indent=2)
-        (temporary / STATE_FILE).write_text(text, encoding="utf-8")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        for file in temporary.iterdir():
-            _flush(file)
-        _flush(temporary)
-        _delete(final)
-        os.replace(temporary, final)
-        _flush(folder)
-        saved = sorted(folder.glob("step_*"))
-        # Later ones belong to a run that was taken up again from here or before: they must not be resumed.
-        later = [path for path in saved if path.name > final.name]
-        for old in [*later, *[path for path in saved if path.name <= final.name][:-keep]]:
-            _delete(old)
-    accelerator.wait_for_everyone()
+        try:
+            for left in (*folder.glob(".writing_*"), *folder.glob(".deleting_*")):  # by a run that was killed
+                shutil.rmtree(left)
+            temporary.mkdir(parents=True)
+            save_file(_contiguous(model.state_dict()), temporary / "model.safetensors", metadata={"format": "pt"})
+            save_file(_contiguous(_optimizer_tensors(model, optimizer)), temporary / "optimizer.safetensors")
+            save_file(random, temporary / "random.safetensors")
+            if isinstance(model, PreTrainedModel):
+                model.config.save_pretrained(temporary)
+            text = json.dumps({**state, "step": step, "processes": accelerator.num_processes}, indent=2)
+            (temporary / STATE_FILE).write_text(text, encoding="utf-8")
+            for file in (*temporary.iterdir(), temporary):
+                _flush(file)
+            _delete(final)
+            os.replace(temporary, final)
+            _flush(folder)
+            _retire(folder, final, keep, best_step)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            problem = error
+    failed = accelerator.reduce(torch.tensor(int(problem is not None), device=accelerator.device), "sum")
+    if failed:
+        kept = saved_steps(folder)
+        last = f"the last whole one is {kept[-1]}" if kept else "there is no earlier one"
+        raise RunStopped(
+            f"the checkpoint of step {step} could not be written to {folder} ({problem or 'by the main process'}); "
+            f"{last}. Make room, then run the same command: it continues from there."
+        )
     return final
+
+
+def saved_steps(folder: Path) -> list[Path]:
+    """The whole checkpoints in a folder, oldest first."""
+    return sorted(path.parent for path in folder.glob(f"step_*/{STATE_FILE}"))
+
+
+def _retire(folder: Path, newest: Path, keep: int, best_step: int | None) -> None:
+    saved = saved_steps(folder)
+    # Later ones belong to a run that was taken up again from here or before: they must not be resumed.
+    later = [path for path in saved if path.name > newest.name]
+    older = [path for path in saved if path.name <= newest.name][:-keep]
+    best = f"step_{best_step:07d}" if best_step is not None else ""
+    for path in [*later, *(path for path in older if path.name != best)]:
+        _delete(path)
 
 
 def find_checkpoint(folder: Path, resume: str) -> Path | None:
     """The checkpoint to continue from: the newest in `folder` for auto, none, or the path given."""
     if resume == "none":
-        kept = sorted(folder.glob("step_*"))
+        kept = saved_steps(folder)
         if kept:
             raise ValueError(
                 f"resume is none, but {folder} holds {kept[-1].name} of an earlier run. Give this run its own "
@@ -72,7 +106,7 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
             )
         return None
     if resume == "auto":
-        return max((p.parent for p in folder.glob(f"step_*/{STATE_FILE}")), default=None)
+        return max(saved_steps(folder), default=None)
     path = Path(resume)
     if not (path / STATE_FILE).is_file():
         raise FileNotFoundError(f"resume: {path} is no checkpoint; expected a folder step_… holding {STATE_FILE}.")
@@ -80,21 +114,44 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    other_processes: bool = False,
 ) -> dict[str, Any]:
-    """The saved state, after model, optimiser and random numbers have been put back."""
+    """The saved state, after model, optimiser and random numbers have been put back.
+
+    Args:
+        path: Folder of the checkpoint.
+        model: Gets its weights.
+        optimizer: Gets its moments.
+        accelerator: Of the run that continues.
+        other_processes: Continue with another number of processes. What a process draws on its own (a backbone's
+            stochastic depth) then differs; data order and views do not depend on it.
+    """
     state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-    if state["processes"] != accelerator.num_processes:
+    if state["processes"] != accelerator.num_processes and not other_processes:
         raise ValueError(
             f"{path} was written by {state['processes']} processes, this run has {accelerator.num_processes}. Use as "
-            "many again, or give this run its own --output_dir."
+            "many again, or allow the change by name: --allow_change processes"
         )
-    model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
-    _restore_optimizer(model, optimizer, load_file(path / "optimizer.safetensors"))
-    random = load_file(path / f"random_{accelerator.process_index}.safetensors")
-    torch.set_rng_state(random["cpu"])
-    if "cuda" in random:
-        torch.cuda.set_rng_state(random["cuda"])
+    try:
+        weights, moments, random = (load_file(path / f"{n}.safetensors") for n in ("model", "optimizer", "random"))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"checkpoint {path} is damaged ({error}). Delete that folder; the same command then continues from the "
+            "checkpoint before it."
+        ) from error
+    model.load_state_dict(weights, strict=True)
+    _restore_optimizer(model, optimizer, moments)
+    number = accelerator.process_index
+    if number < len(random["cpu"]):
+        torch.set_rng_state(random["cpu"][number].clone())
+        if "cuda" in random and torch.cuda.is_available():
+            torch.cuda.set_rng_state(random["cuda"][number].clone())
+    else:
+        torch.manual_seed(state["step"] + number)
     return state
 
 
@@ -115,11 +172,12 @@ def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tenso
         optimizer.state[parameter][key] = value if value.ndim == 0 else torch.empty_like(parameter).copy_(value)
 
 
-def _random_state() -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
+def _random_states(accelerator: Accelerator) -> dict[str, Tensor]:
+    """The random state of every process, one row each."""
+    own = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+        own["cuda"] = torch.cuda.get_rng_state()
+    return {name: accelerator.gather(row[None].to(accelerator.device)).cpu() for name, row in own.items()}
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import signal
 from pathlib import Path
@@ -13,7 +14,12 @@ from accelerate import Accelerator
 
 # EX_TEMPFAIL of sysexits.h: not done, and the same command continues.
 EXIT_INTERRUPTED = 75
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class RunStopped(RuntimeError):
+    """Training must not go on; the message says why, and what to change."""
 
 
 class StopRequest:

@@ -24,10 +24,16 @@ def teacher_momentum_at(step: int, total_steps: int, base: float) -> float:
     return 1.0 - (1.0 - base) * (1.0 + math.cos(math.pi * step / total_steps)) / 2.0
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Give every parameter group this learning rate."""
+def weight_decay_at(step: int, total_steps: int, start: float, end: float) -> float:
+    """Cosine from `start` at step 0 to `end` at the last step; always `start` where `end` is negative."""
+    return start if end < 0 else end + (start - end) * (1.0 + math.cos(math.pi * step / total_steps)) / 2.0
+
+
+def set_schedule(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:
+    """Give every parameter group this learning rate, and those that decay this weight decay."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0
 
 
 def build_optimizer(model: nn.Module, name: str, weight_decay: float, momentum: float) -> torch.optim.Optimizer:
@@ -36,13 +42,11 @@ def build_optimizer(model: nn.Module, name: str, weight_decay: float, momentum: 
     matrices = [p for p in trainable if p.ndim > 1]
     vectors = [p for p in trainable if p.ndim <= 1]
     groups = [
-        {"params": matrices, "weight_decay": weight_decay, "adapt": True},
-        {"params": vectors, "weight_decay": 0.0, "adapt": False},
+        {"params": matrices, "weight_decay": weight_decay, "decays": True, "adapt": True},
+        {"params": vectors, "weight_decay": 0.0, "decays": False, "adapt": False},
     ]
     if name == "lars":
         return LARS(groups, lr=0.0, momentum=momentum)
-    for group in groups:
-        del group["adapt"]
     return torch.optim.AdamW(groups, lr=0.0, betas=(momentum, 0.999))
 
 
@@ -58,13 +62,14 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update."""
+        """One update. The gradients are used up: the update is made in their memory."""
         loss = None if closure is None else closure()
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:
                 continue
-            updates = torch._foreach_add([p.grad for p in weights], weights, alpha=group["weight_decay"])
+            updates = [p.grad for p in weights]
+            torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
             if group["adapt"]:
                 for update, ratio in zip(updates, self._trust_ratios(weights, updates, group["trust"]), strict=True):
                     update.mul_(ratio)
@@ -75,9 +80,7 @@ class LARS(torch.optim.Optimizer):
         return loss
 
     @staticmethod
-    def _trust_ratios(
-        weights: list[torch.Tensor], updates: tuple[torch.Tensor, ...] | list[torch.Tensor], trust: float
-    ) -> list[torch.Tensor]:
+    def _trust_ratios(weights: list[torch.Tensor], updates: list[torch.Tensor], trust: float) -> list[torch.Tensor]:
         ratios = []
         for weight, update in zip(torch._foreach_norm(weights), torch._foreach_norm(updates), strict=True):
             # A tensor of zeros, or one without gradient, takes a plain step.

@@ -9,82 +9,36 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import math
-import os
 import sys
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
-from transformers import ResNetConfig
 from transformers import logging as transformers_logging
 
-from modeling_decodepos.configuration_decodepos import DecodePosConfig
-from modeling_decodepos.losses import OBJECTIVES, Objective
-from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining
+from modeling_decodepos.losses import Objective
 from modeling_decodepos.regions import View
-from training.arguments import ModelArguments, Recipe, build_recipe, parse_command_line
-from training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
-from training.export import export_backbone, export_pretraining
-from training.interruption import EXIT_INTERRUPTED, StopRequest, lock_folder
+from training.arguments import parse_command_line
+from training.building import Run, build_accelerator, build_run
+from training.checkpoints import save_checkpoint
+from training.finishing import describe, finish, how_to_load, is_finished, probe, record_stop
+from training.interruption import DISK_FULL, EXIT_INTERRUPTED, RunStopped, StopRequest, lock_folder
 from training.loading import RegionBatch, RegionDataset, StepBatches, build_loader
-from training.monitoring import Meter, RunLog, describe_data, describe_run, embedding_std, now, write_json
-from training.optimisation import build_optimizer, learning_rate_at, set_learning_rate, teacher_momentum_at
+from training.monitoring import Meter, RunLog, embedding_std, write_json
+from training.optimisation import set_schedule
 from training.pixels import normalise
-from training.probe import ProbeResult, draw_probe, probe_model
-from training.report import write_report
-
-BACKBONES: dict[str, dict[str, Any]] = {
-    "resnet50": {},
-    "resnet18": {"hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"},
-    # A ResNet-10 of width 32, for small scenes on two cores.
-    "resnet_tiny": {
-        "embedding_size": 32,
-        "hidden_sizes": [32, 64, 128, 256],
-        "depths": [1, 1, 1, 1],
-        "layer_type": "basic",
-    },
-}
-
-
-@dataclass
-class Run:
-    """What a training step needs: the networks, their optimiser, and the schedules as functions of the step."""
-
-    accelerator: Accelerator
-    model: nn.Module  # wrapped for distributed training
-    net: DecodePosForPreTraining  # the same, unwrapped
-    optimizer: torch.optim.Optimizer
-    objective: Objective
-    recipe: Recipe
-    total_steps: int
-    peak_learning_rate: float
-    step: int = 0
-
-    def momentum(self) -> float:
-        """The teacher's EMA coefficient at this step."""
-        return teacher_momentum_at(self.step, self.total_steps, self.recipe.run.teacher_momentum)
-
-    def learning_rate(self) -> float:
-        """The learning rate at this step."""
-        warmup = math.ceil(self.recipe.run.warmup_share * self.total_steps)
-        floor = min(self.recipe.run.min_learning_rate, self.peak_learning_rate)
-        return learning_rate_at(self.step, self.total_steps, warmup, self.peak_learning_rate, floor)
 
 
 def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
     """One update of student and teacher from this process's micro-batches; returns detached values for the log."""
     run.net.update_teacher(run.momentum())  # once per step, before the teacher's forward pass, as in SoCo
-    set_learning_rate(run.optimizer, run.learning_rate())
+    set_schedule(run.optimizer, run.learning_rate(), run.weight_decay())
     num_pairs = count_pairs(run, batches)
     logged: dict[str, Tensor] = {}
     for number, batch in enumerate(batches):
@@ -92,12 +46,17 @@ def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
         with contextlib.nullcontext() if last else run.accelerator.no_sync(run.model):
             views = {name: prepare_view(view, run.accelerator.device) for name, view in batch.views.items()}
             output = run.model(views, objective=run.objective, num_pairs=num_pairs)
+            loss, terms = output.loss, output.terms
+            if run.anchor is not None:
+                with run.accelerator.autocast():
+                    anchored = run.anchor.loss(views, output.features, num_pairs)
+                loss, terms = loss + run.anchor.weight * anchored, {**terms, "anchor": anchored.detach()}
             # The loss divides by the pairs of all processes; distributed training would divide by their number again.
-            run.accelerator.backward(output.loss * run.accelerator.num_processes)
-        for name, value in {"loss": output.loss.detach(), **output.terms}.items():
+            run.accelerator.backward(loss * run.accelerator.num_processes)
+        for name, value in {"loss": loss.detach(), **terms}.items():
             logged[name] = logged.get(name, 0.0) + value
     logged = {name: run.accelerator.reduce(value, "sum") for name, value in logged.items()}
-    stop_if_not_finite(logged["loss"], run.step, batches)
+    stop_if_not_finite(run, logged["loss"], batches)
     if run.recipe.run.gradient_clip > 0:
         logged["grad_norm"] = run.accelerator.clip_grad_norm_(run.model.parameters(), run.recipe.run.gradient_clip)
     run.optimizer.step()
@@ -109,10 +68,9 @@ def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
 
 def count_pairs(run: Run, batches: list[RegionBatch]) -> dict[tuple[str, str], Tensor]:
     """How many regions each pair of views matches, over all processes and micro-batches of a step."""
-    pairs = sorted({pair for term in run.objective.terms for pair in term.pairs})
-    counts = [sum(int(matched_regions(batch, *pair).sum()) for batch in batches) for pair in pairs]
+    counts = [sum(int(matched_regions(batch, *pair).sum()) for batch in batches) for pair in run.pairs]
     totals = run.accelerator.reduce(torch.tensor(counts, device=run.accelerator.device), "sum")
-    return dict(zip(pairs, totals, strict=True))
+    return dict(zip(run.pairs, totals, strict=True))
 
 
 def matched_regions(batch: RegionBatch, student: str, teacher: str) -> Tensor:
@@ -132,13 +90,15 @@ def prepare_view(view: View, device: torch.device) -> View:
     return dataclasses.replace(view, pixel_values=normalise(view.pixel_values))
 
 
-def stop_if_not_finite(loss: Tensor, step: int, batches: list[RegionBatch]) -> None:
-    """Stop before the update that would spoil the weights."""
+def stop_if_not_finite(run: Run, loss: Tensor, batches: list[RegionBatch]) -> None:
+    """Stop before the update that would spoil the weights, and leave the images of the step on record."""
     if not torch.isfinite(loss):
         indices = [index for batch in batches for index in batch.indices]
-        raise FloatingPointError(
-            f"the loss is {float(loss)} at step {step}; stopped before the update. Images (indices) of this batch: "
-            f"{indices}. Lower base_learning_rate, or set gradient_clip."
+        place = Path(run.recipe.run.output_dir) / f"not_finite_{run.accelerator.process_index}.json"
+        write_json(place, {"step": run.step, "loss": str(float(loss)), "indices": indices})
+        raise RunStopped(
+            f"the loss is {float(loss)} at step {run.step}; stopped before the update. Images (indices) of this "
+            f"process's batch: {indices}, also in {place}. Lower base_learning_rate, or set gradient_clip."
         )
 
 
@@ -163,6 +123,7 @@ def train(run: Run, batches: Iterator[RegionBatch], log: RunLog | None, progress
             line |= {name: float(value) for name, value in logged.items()} | schedule | meter.line()
             if log is not None:
                 log.write(**line)
+            run.accelerator.log(line, step=run.step)
             show(progress, line, run.objective)
             if run.recipe.views.repositioning != "none":
                 moves += count_moves(run.accelerator, meter.can_move)
@@ -170,14 +131,21 @@ def train(run: Run, batches: Iterator[RegionBatch], log: RunLog | None, progress
             meter = Meter()
         progress.update(1)
         if last or leave or (settings.save_steps and run.step % settings.save_steps == 0):
-            folder = Path(settings.output_dir) / "checkpoints"
-            state = {"recipe": run.recipe.values()}
-            save_checkpoint(
-                folder, run.step, run.net, run.optimizer, run.accelerator, state, settings.keep_checkpoints
-            )
+            save(run)
         if leave and not last:
             run.accelerator.print(f"\nasked to stop: saved at step {run.step}; the same command continues from there.")
             sys.exit(EXIT_INTERRUPTED)
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint."""
+    settings = run.recipe.run
+    folder = Path(settings.output_dir) / "checkpoints"
+    state = {**run.state, "recipe": run.recipe.values()}
+    best = run.state.get("best", {}).get("step")
+    save_checkpoint(
+        folder, run.step, run.net, run.optimizer, run.accelerator, state, settings.keep_checkpoints, best_step=best
+    )
 
 
 def show(progress: tqdm, line: dict[str, Any], objective: Objective) -> None:
@@ -196,79 +164,9 @@ def count_moves(accelerator: Accelerator, can_move: list[bool]) -> Tensor:
 def stop_if_immobile(immobile: int, mixed: int, most: float) -> None:
     """Refuse to go on re-positioning regions that have nowhere to go: that teaches nothing and looks like success."""
     if mixed and immobile / mixed > most:
-        raise RuntimeError(
+        raise RunStopped(
             f"{immobile} of {mixed} mixed samples had no room to move their regions (allowed: {most:.0%}, "
             "max_immobile_share). Use --repositioning scaled, or fewer and smaller regions."
-        )
-
-
-def build_model(args: ModelArguments, seed: int) -> DecodePosForPreTraining:
-    """A pre-training model around a named backbone, or around the weights of a Hub id or folder."""
-    heads: dict[str, Any] = {
-        "region_bins": args.region_bins,
-        "projector_hidden_size": args.projector_hidden_size,
-        "projection_size": args.projection_size,
-        "use_predictor": args.use_predictor,
-    }
-    set_seed(seed)
-    if args.backbone in BACKBONES:
-        backbone_config = ResNetConfig(**BACKBONES[args.backbone])
-        return DecodePosForPreTraining(DecodePosConfig(backbone_config=backbone_config, **heads))
-    try:
-        return DecodePosForPreTraining.from_backbone(args.backbone, **heads)
-    except OSError as error:
-        raise ValueError(
-            f"backbone: {args.backbone!r} is none of {', '.join(BACKBONES)}, and no folder or reachable Hub id with a "
-            f"config.json ({str(error).splitlines()[0]})"
-        ) from error
-
-
-def plan_batches(accelerator: Accelerator, recipe: Recipe, images: int) -> StepBatches:
-    """Which part of every global batch this process takes."""
-    per_process = recipe.run.accumulation_steps
-    first = accelerator.process_index * per_process
-    return StepBatches(
-        length=images,
-        global_batch_size=recipe.run.global_batch_size,
-        slices=accelerator.num_processes * per_process,
-        own_slices=tuple(range(first, first + per_process)),
-        seed=recipe.run.seed,
-    )
-
-
-def describe_plan(run: Run, batches: StepBatches, images: int) -> str:
-    """Batch size and learning rate with everything they were derived from, in one line each."""
-    settings = run.recipe.run
-    return (
-        f"{run.recipe.name}: {run.total_steps} steps of {settings.global_batch_size} images = "
-        f"{run.accelerator.num_processes} processes x {settings.accumulation_steps} micro-batches x "
-        f"{settings.global_batch_size // batches.slices} images, from the {images} of {run.recipe.data.data}, on "
-        f"{run.accelerator.device}\n"
-        f"peak learning rate {run.peak_learning_rate:.4g} = {settings.base_learning_rate:g} x "
-        f"{settings.global_batch_size} / 256"
-    )
-
-
-def check_world(accelerator: Accelerator) -> None:
-    """The launcher may silently start fewer processes, or several runs beside each other, than were asked for."""
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != asked:
-        raise ValueError(
-            f"the launcher asked for {asked} processes but {accelerator.num_processes} work together. On CPUs launch "
-            "with ACCELERATE_USE_CPU=true torchrun --nproc_per_node N training/pretrain.py --cpu."
-        )
-
-
-def refuse_other_recipe(place: Path, before: dict[str, Any], recipe: Recipe) -> None:
-    """A run folder, and a checkpoint, belong to one recipe."""
-    free = {"num_workers", "log_steps", "save_steps", "keep_checkpoints", "resume", "output_dir", "cpu"}
-    defaults, after = build_recipe({}).values(), recipe.values()
-    changed = [k for k in after if k not in free and before.get(k, defaults[k]) != after[k]]
-    if changed:
-        lines = "\n".join(f"  {k}: {before.get(k, defaults[k])!r} there, {after[k]!r} now" for k in changed)
-        raise ValueError(
-            f"{place} belongs to a run of another recipe:\n{lines}\n"
-            "Give this run its own --output_dir, or delete the folder."
         )
 
 
@@ -277,76 +175,36 @@ def main() -> None:
     recipe = parse_command_line()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    # Some backbones hold weights that no feature map depends on (Swin's last norm, DINO's mask token).
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=recipe.model.backbone not in BACKBONES)]
     # A 1x1 kernel's channels-last strides differ in name only from those of its gradient bucket.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    accelerator = Accelerator(cpu=recipe.run.cpu, mixed_precision=recipe.run.mixed_precision, kwargs_handlers=handlers)
     output_dir = Path(recipe.run.output_dir)
     try:
-        check_world(accelerator)
+        accelerator = build_accelerator(recipe)
         lock = lock_folder(output_dir) if accelerator.is_main_process else None
         run, dataset, batches = build_run(accelerator, recipe, output_dir)
     except (ValueError, OSError) as error:  # what a user can put right: the message says how
         sys.exit(f"{error}")
-    if run.step < run.total_steps:
-        run_training(run, dataset, batches, output_dir)
-    else:
-        accelerator.print("this run is complete; nothing is left to train.")
-    if accelerator.is_main_process:
-        if not is_finished(output_dir):
-            finish(run, dataset, output_dir)
-        print(how_to_load(output_dir))
+    try:
+        if run.step < run.total_steps:
+            run_training(run, dataset, batches, output_dir)
+        else:
+            accelerator.print("this run is complete; nothing is left to train.")
+        if accelerator.is_main_process:
+            if not is_finished(output_dir):
+                finish(run, dataset, output_dir)
+            print(how_to_load(output_dir))
+    except RunStopped as error:
+        if accelerator.is_main_process:
+            record_stop(output_dir, str(error))
+        sys.exit(f"\n{error}")
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            sys.exit(f"\n{output_dir} cannot be written: {error}")
+        raise
     accelerator.wait_for_everyone()
     accelerator.end_training()
     if lock is not None:
         lock.close()
-
-
-def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tuple[Run, RegionDataset, StepBatches]:
-    """Data, networks and optimiser of a run, at the step of the checkpoint it continues from, if there is one."""
-    known = output_dir / "run.json"
-    if known.is_file() and any(output_dir.glob("checkpoints/step_*")):  # without one there is nothing to protect
-        refuse_other_recipe(output_dir, json.loads(known.read_text(encoding="utf-8"))["recipe"], recipe)
-    objective = OBJECTIVES[recipe.model.objective]
-    if recipe.views.mixed_share == 0 and "repositioned" in objective.views:
-        raise ValueError(
-            f"mixed_share is 0, but objective {recipe.model.objective!r} compares the mixed view. Use --objective "
-            "decoupling, or mix a share of the images."
-        )
-    if "depositioning" in {term.name for term in objective.terms}:
-        objective = objective.weighted({"depositioning": recipe.model.depositioning_weight})
-    with accelerator.main_process_first():
-        dataset = RegionDataset(
-            recipe.data.data,
-            recipe.data.split,
-            recipe.views,
-            list(objective.views),
-            seed=recipe.run.seed,
-            region_source=recipe.data.region_source,
-            image_level=objective.level == "image",
-        )
-    batches = plan_batches(accelerator, recipe, len(dataset))
-    net = build_model(recipe.model, recipe.run.seed).to(accelerator.device, memory_format=torch.channels_last)
-    net.train()
-    run = Run(
-        accelerator=accelerator,
-        model=accelerator.prepare_model(net),
-        net=net,
-        optimizer=build_optimizer(net, recipe.run.optimizer, recipe.run.weight_decay, recipe.run.sgd_momentum),
-        objective=objective,
-        recipe=recipe,
-        total_steps=recipe.run.max_steps or recipe.run.epochs * batches.steps_per_epoch,
-        peak_learning_rate=recipe.run.base_learning_rate * recipe.run.global_batch_size / 256,
-    )
-    accelerator.print(describe_plan(run, batches, len(dataset)))
-    checkpoint = find_checkpoint(output_dir / "checkpoints", recipe.run.resume)
-    if checkpoint is not None:
-        state = load_checkpoint(checkpoint, net, run.optimizer, accelerator)
-        refuse_other_recipe(checkpoint, state["recipe"], recipe)
-        run.step = state["step"]
-        accelerator.print(f"continuing from {checkpoint} at step {run.step}")
-    return run, dataset, batches
 
 
 def run_training(run: Run, dataset: RegionDataset, batches: StepBatches, output_dir: Path) -> None:
@@ -360,77 +218,14 @@ def run_training(run: Run, dataset: RegionDataset, batches: StepBatches, output_
             (output_dir / "probe.json").unlink(missing_ok=True)  # of an earlier run that left no checkpoint
         if run.step == 0 and run.recipe.run.probe_count:
             write_json(output_dir / "probe.json", {"before": probe(run).to_dict()})
+    if run.recipe.run.tracker != "none":
+        run.accelerator.init_trackers("decodepos", config=run.recipe.values())
     batches = dataclasses.replace(batches, first_step=run.step, last_step=run.total_steps)
     loader = build_loader(dataset, batches, run.recipe.data.num_workers, run.accelerator.device.type == "cuda")
     with tqdm(
         total=run.total_steps, initial=run.step, disable=not main_process, unit="step", dynamic_ncols=True
     ) as bar:
         train(run, iter(loader), log, bar, batches.steps_per_epoch)
-
-
-def describe(run: Run, dataset: RegionDataset) -> dict[str, Any]:
-    """What run.json holds."""
-    data = describe_data(run.recipe.data.data, run.recipe.data.split, dataset.rows)
-    return describe_run(run.recipe, data) | {
-        "terms": [term.name for term in run.objective.terms],
-        "projection_size": run.recipe.model.projection_size,
-        "steps": run.total_steps,
-    }
-
-
-def probe(run: Run) -> ProbeResult:
-    """How much of a region's feature is the object, on exactly re-rendered scenes; see training/probe.py."""
-    size = run.recipe.views.view_size_px
-    return probe_model(run.net.decodepos, seed=run.recipe.run.seed, count=run.recipe.run.probe_count, size_px=size)
-
-
-def compare_probes(run: Run, output_dir: Path) -> None:
-    """Probe the trained network, and draw it beside the one the run began with."""
-    path = output_dir / "probe.json"
-    if not path.is_file():
-        return
-    results = json.loads(path.read_text(encoding="utf-8"))
-    results["after"] = probe(run).to_dict()
-    write_json(path, results)
-    before, after = (ProbeResult.from_dict(results[name]) for name in ("before", "after"))
-    draw_probe(before, after).save(output_dir / "probe.png")
-
-
-def finish(run: Run, dataset: RegionDataset, output_dir: Path) -> None:
-    """Export the weights, compare the probes, draw the views, and write the report."""
-    size = run.recipe.views.view_size_px
-    export = {
-        "backbone": str(export_backbone(run.net, output_dir / "export" / "backbone", size)),
-        "pretraining": str(export_pretraining(run.net, output_dir / "export" / "pretraining", size)),
-    }
-    dataset.draw(0, 0).save(output_dir / "views.png")
-    compare_probes(run, output_dir)
-    known = output_dir / "run.json"
-    description = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else describe(run, dataset)
-    write_json(known, description | {"status": "finished", "finished": now(), "export": export})
-    write_report(output_dir)
-
-
-def is_finished(output_dir: Path) -> bool:
-    """Whether an earlier call already left everything that `finish` leaves."""
-    known = output_dir / "run.json"
-    if not known.is_file():
-        return False
-    description = json.loads(known.read_text(encoding="utf-8"))
-    left = [*description.get("export", {}).values(), output_dir / "report.html"]
-    return description["status"] == "finished" and all(Path(path).exists() for path in left)
-
-
-def how_to_load(output_dir: Path) -> str:
-    """Where everything is, and the three lines that load the result."""
-    backbone = output_dir / "export" / "backbone"
-    return (
-        f"\ncheckpoint  {output_dir / 'checkpoints'}\nreport      {output_dir / 'report.html'}\n\n"
-        "Load what came out (no code of ours needed):\n\n"
-        "    from transformers import AutoImageProcessor, AutoModel\n"
-        f'    processor = AutoImageProcessor.from_pretrained("{backbone}")\n'
-        f'    model = AutoModel.from_pretrained("{backbone}")'
-    )
 
 
 if __name__ == "__main__":

@@ -1,72 +1,20 @@
-import json
 import os
-import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
-from torch import nn
-from transformers import AutoModel, ResNetModel
 
 import training.pretrain as pretrain
 from modeling_decodepos.losses import OBJECTIVES
+from tests.training.runs import Make, freeze_statistics, small_run
 from training.arguments import Recipe
-from training.interruption import EXIT_INTERRUPTED, lock_folder
-from training.loading import RegionDataset
-from training.monitoring import write_json
-from training.optimisation import build_optimizer
-
-ROOT = Path(__file__).parents[2]
-Make = Callable[..., Recipe]
-
-
-def build_run(recipe: Recipe, total_steps: int = 20) -> tuple[pretrain.Run, RegionDataset]:
-    """A run without its surroundings: no files, no loop."""
-    objective = OBJECTIVES[recipe.model.objective]
-    image_level = objective.level == "image"
-    data = RegionDataset(recipe.data.data, "train", recipe.views, list(objective.views), image_level=image_level)
-    net = pretrain.build_model(recipe.model, recipe.run.seed)
-    optimizer = build_optimizer(net, recipe.run.optimizer, 0.0, 0.9)
-    run = pretrain.Run(Accelerator(cpu=True), net, net, optimizer, objective, recipe, total_steps, 1e-3)
-    return run, data
-
-
-def freeze_statistics(net: nn.Module) -> None:
-    """Batch norms in eval mode: their statistics are the one thing that splitting a batch must change."""
-    for module in net.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def command_line(values: dict[str, Any], *launcher: str) -> list[str]:
-    flags = [part for key, value in values.items() for part in (f"--{key}", str(value))]
-    return [sys.executable, *launcher, "training/pretrain.py", *flags]
-
-
-def run_command(values: dict[str, Any], *launcher: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command_line(values, *launcher),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=ENVIRONMENT | environment,
-    )
+from training.interruption import RunStopped
 
 
 @pytest.mark.parametrize("arm", sorted(OBJECTIVES))
 def test_every_arm_learns_a_few_images_by_heart(make_recipe: Make, arm: str):
-    run, data = build_run(make_recipe(objective=arm))
+    run, data = small_run(make_recipe(objective=arm))
     batch = data.__getitems__([(0, i) for i in range(8)])
     losses = []
     for _ in range(20):
@@ -79,7 +27,7 @@ def test_every_arm_learns_a_few_images_by_heart(make_recipe: Make, arm: str):
 
 
 def test_the_teacher_moves_once_per_step_before_its_forward_pass(make_recipe: Make, monkeypatch: pytest.MonkeyPatch):
-    run, data = build_run(make_recipe(accumulation_steps=2))
+    run, data = small_run(make_recipe(accumulation_steps=2))
     batch = data.__getitems__([(0, i) for i in range(4)])
     pretrain.training_step(run, [batch, batch])
     run.step += 1
@@ -102,7 +50,7 @@ def test_the_teacher_moves_once_per_step_before_its_forward_pass(make_recipe: Ma
 def test_splitting_a_batch_changes_neither_loss_nor_update(make_recipe: Make):
     weights, losses = [], []
     for split in (1, 4):
-        run, data = build_run(make_recipe(accumulation_steps=split, mixed_share=0.5))
+        run, data = small_run(make_recipe(accumulation_steps=split, mixed_share=0.5))
         freeze_statistics(run.net)
         keys = [(0, i) for i in range(8)]
         size = 8 // split
@@ -116,134 +64,26 @@ def test_splitting_a_batch_changes_neither_loss_nor_update(make_recipe: Make):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(make_recipe: Make):
-    run, data = build_run(make_recipe())
+    run, data = small_run(make_recipe())
     batch = data.__getitems__([(0, i) for i in range(4)])
     with torch.no_grad():
         run.net.predictor[3].bias[0] = float("nan")
     before = run.net.projector[0].weight.clone()
-    with pytest.raises(FloatingPointError, match=r"nan at step 0; stopped before the update.*\[0, 1, 2, 3\]"):
+    with pytest.raises(RunStopped, match=r"nan at step 0; stopped before the update.*\[0, 1, 2, 3\]"):
         pretrain.training_step(run, [batch])
     assert torch.equal(run.net.projector[0].weight, before)
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"mixed_share": 0.0}, ["mixed_share is 0", "'both'", "--objective decoupling"]),
-        ({"backbone": "/no/such/folder"}, ["backbone", "/no/such/folder", "resnet18"]),
-        ({"global_batch_size": 25}, ["global_batch_size is 25", "24 images", "at most 24"]),
-        ({"accumulation_steps": 3}, ["8 is not divisible by 3", "take 6"]),
-        ({"data": "/no/such/photos"}, ["data", "/no/such/photos"]),
-    ],
-)
-def test_what_a_user_can_get_wrong_is_one_message(make_recipe: Make, tmp_path: Path, changes: dict, words: list[str]):
-    with pytest.raises((ValueError, OSError)) as error:
-        pretrain.build_run(Accelerator(cpu=True), make_recipe(**changes), tmp_path)
-    for word in words:
-        assert word in str(error.value)
-
-
-def test_a_folder_serves_one_run_at_a_time(tmp_path: Path):
-    first = lock_folder(tmp_path / "run")
-    with pytest.raises(ValueError, match="run is in use by another run"):
-        lock_folder(tmp_path / "run")
-    first.close()
-    lock_folder(tmp_path / "run").close()
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="file cannot be written"):
-        lock_folder(tmp_path / "file")
-
-
-def test_a_folder_belongs_to_one_recipe_once_it_holds_a_checkpoint(make_recipe: Make, tmp_path: Path):
-    write_json(tmp_path / "run.json", {"recipe": make_recipe().values()})
-    other = make_recipe(cut_ratio_max=0.5)
-    pretrain.build_run(Accelerator(cpu=True), other, tmp_path)
-    (tmp_path / "checkpoints/step_0000003").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"cut_ratio_max: 0.4 there, 0.5 now"):
-        pretrain.build_run(Accelerator(cpu=True), other, tmp_path)
-
-
 def test_a_run_that_cannot_move_its_regions_is_stopped():
     pretrain.stop_if_immobile(2, 10, most=0.2)
-    with pytest.raises(RuntimeError, match=r"3 of 10 mixed samples.*--repositioning scaled"):
+    with pytest.raises(RunStopped, match=r"3 of 10 mixed samples.*--repositioning scaled"):
         pretrain.stop_if_immobile(3, 10, most=0.2)
-
-
-def test_whole_run_then_resume_gives_the_same_weights(recipe_values: dict[str, Any], tmp_path: Path):
-    """6 steps equal 3 + stop + 3, bit for bit, and what is exported loads without code of ours."""
-    straight = recipe_values | {"output_dir": tmp_path / "straight", "save_steps": 3, "probe_count": 4}
-    done = run_command(straight)
-    assert done.returncode == 0, done.stderr
-    assert 'AutoModel.from_pretrained("' in done.stdout
-    halves = recipe_values | {"output_dir": tmp_path / "halves", "save_steps": 3, "probe_count": 4}
-    assert run_command(halves).returncode == 0
-    # As if the second half had been killed: its checkpoint gone, its log lines still there.
-    last = tmp_path / "halves/checkpoints/step_0000006"
-    for file in [*last.iterdir()]:
-        file.unlink()
-    last.rmdir()
-    resumed = run_command(halves)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "at step 3" in resumed.stdout
-    for name in ("export/pretraining/model.safetensors", "export/backbone/model.safetensors", "probe.json"):
-        assert (tmp_path / "straight" / name).read_bytes() == (tmp_path / "halves" / name).read_bytes(), name
-    logs = [
-        [json.loads(x) for x in (tmp_path / d / "log.jsonl").read_text().splitlines()] for d in ("straight", "halves")
-    ]
-    assert [line["step"] for line in logs[0]] == [line["step"] for line in logs[1]] == [1, 2, 3, 4, 5, 6]
-    assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
-    assert (tmp_path / "straight/report.html").is_file()
-
-    backbone = tmp_path / "straight/export/backbone"
-    model, report = AutoModel.from_pretrained(backbone, output_loading_info=True)
-    assert type(model) is ResNetModel
-    assert not any(report.values())
-    processor = json.loads((backbone / "preprocessor_config.json").read_text())
-    assert processor["size"] == {"height": 64, "width": 64}
-
-    again = run_command(straight)
-    assert again.returncode == 0, again.stderr
-    assert "this run is complete" in again.stdout
-    other = run_command(straight | {"cut_form": "independent"})
-    assert other.returncode != 0
-    assert "cut_form: 'collaborative' there, 'independent' now" in other.stderr
-
-
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGKILL))]
-)
-def test_a_run_that_was_stopped_continues_as_if_it_had_not(
-    recipe_values: dict[str, Any], tmp_path: Path, number: signal.Signals
-):
-    straight = recipe_values | {
-        "output_dir": tmp_path / "straight",
-        "max_steps": 30,
-        "num_workers": 1,
-        "save_steps": 2,
-    }
-    stopped = straight | {"output_dir": tmp_path / "stopped"}
-    with subprocess.Popen(command_line(stopped), cwd=ROOT, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as run:
-        log = tmp_path / "stopped/log.jsonl"
-        while run.poll() is None and not (log.is_file() and log.read_text().count("\n") >= 5):
-            time.sleep(0.01)
-        run.send_signal(number)
-        said, _ = run.communicate(timeout=120)
-    if number == signal.SIGKILL:  # no warning: what was saved on the way is what there is
-        assert run.returncode == -signal.SIGKILL, said
-    else:
-        assert run.returncode == EXIT_INTERRUPTED, said
-        assert "the same command continues" in said
-    assert run_command(stopped).returncode == run_command(straight).returncode == 0
-    weights = [
-        (tmp_path / name / "export/pretraining/model.safetensors").read_bytes() for name in ("straight", "stopped")
-    ]
-    assert weights[0] == weights[1]
 
 
 def _train_as_one_of_two(rank: int, recipe: Recipe, folder: Path, port: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    run, data = build_run(recipe)
+    run, data = small_run(recipe)
     assert run.accelerator.num_processes == 2
     freeze_statistics(run.net)
     run.model = run.accelerator.prepare_model(run.net)
@@ -261,21 +101,10 @@ def test_two_processes_make_the_same_update_as_one(make_recipe: Make, tmp_path: 
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(_train_as_one_of_two, (recipe, tmp_path, port), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    run, data = build_run(recipe)
+    run, data = small_run(recipe)
     freeze_statistics(run.net)
     loss = pretrain.training_step(run, [data.__getitems__([(0, i) for i in range(8)])])["loss"]
     assert float(first["loss"]) == pytest.approx(float(loss), abs=1e-5)
     for name, weight in run.net.named_parameters():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], weight.detach(), atol=1e-6, rtol=1e-4, msg=name)
-
-
-@pytest.mark.slow
-def test_the_launcher_of_the_readme_runs_two_processes(recipe_values: dict[str, Any], tmp_path: Path):
-    values = recipe_values | {"output_dir": tmp_path / "two", "max_steps": 2}
-    done = run_command(
-        values, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", ACCELERATE_USE_CPU="true"
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 processes x 1 micro-batches x 4 images" in done.stdout
-    assert len((tmp_path / "two/log.jsonl").read_text().splitlines()) == 2

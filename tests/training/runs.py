@@ -1,0 +1,57 @@
+"""What tests of runs share: a run without files, and the command itself."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from modeling_decodepos.losses import OBJECTIVES
+from training.arguments import Recipe
+from training.building import Run, build_model
+from training.loading import RegionDataset
+from training.optimisation import build_optimizer
+
+ROOT = Path(__file__).parents[2]
+Make = Callable[..., Recipe]
+
+
+def small_run(recipe: Recipe, total_steps: int = 20) -> tuple[Run, RegionDataset]:
+    """A run without its surroundings: no files, no loop."""
+    objective = OBJECTIVES[recipe.model.objective]
+    image_level = objective.level == "image"
+    data = RegionDataset(recipe.data.data, "train", recipe.views, list(objective.views), image_level=image_level)
+    net = build_model(recipe.model, recipe.run.seed)
+    optimizer = build_optimizer(net, recipe.run.optimizer, 0.0, 0.9)
+    run = Run(Accelerator(cpu=True), net, net, optimizer, objective, recipe, total_steps, 1e-3)
+    return run, data
+
+
+def freeze_statistics(net: nn.Module) -> None:
+    """Batch norms in eval mode: their statistics are the one thing that splitting a batch must change."""
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def command_line(values: dict[str, Any], *launcher: str) -> list[str]:
+    flags = [part for key, value in values.items() for part in (f"--{key}", str(value))]
+    return [sys.executable, *launcher, "training/pretrain.py", *flags]
+
+
+def run_command(values: dict[str, Any], *launcher: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command_line(values, *launcher),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=ENVIRONMENT | environment,
+    )

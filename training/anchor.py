@@ -1,0 +1,64 @@
+"""Continuing from weights: what they were is kept beside the run, and holds the student's features in place."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from modeling_decodepos.losses import Objective, region_similarity_loss
+from modeling_decodepos.modeling_decodepos import DecodePosModel
+from modeling_decodepos.regions import View, check_regions
+
+START_FOLDER = "start"
+
+
+def save_start(model: DecodePosModel, folder: Path, accelerator: Accelerator) -> None:
+    """Keep the weights a run begins with: a continued run needs them, and their source may have gone by then."""
+    if accelerator.is_main_process:
+        temporary = folder.with_name(f".writing_{folder.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    accelerator.wait_for_everyone()
+
+
+def load_start(folder: Path) -> DecodePosModel:
+    """The weights that `save_start` kept."""
+    model: DecodePosModel = DecodePosModel.from_pretrained(folder)
+    return model
+
+
+class FeatureAnchor:
+    """A loss that keeps the student's region features near those of the weights it started from.
+
+    Both look at the same view, so the anchor asks for no invariance: it says what may not be forgotten.
+    """
+
+    def __init__(self, start: DecodePosModel, objective: Objective, weight: float):
+        self.start = start.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        self.weight = weight
+        # Of the student's views the one of the whole image, whose regions lie where they were.
+        self.view = next(name for name in objective.student_views if name in ("whole", "whole_cut"))
+        for module in self.start.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                # The student's batch norms use the batch's statistics; with the same ones both start equal.
+                module.train()
+                module.momentum = 0.0
+
+    def loss(
+        self, views: Mapping[str, View], features: Mapping[str, Tensor], num_pairs: Mapping[tuple[str, str], Tensor]
+    ) -> Tensor:
+        """-2 times the mean cosine, as for every other pair: -2 as long as nothing was forgotten."""
+        view, student = views[self.view], features[self.view]
+        with torch.no_grad():
+            regions = check_regions(view.boxes, len(view.boxes), view.valid_regions)
+            target = self.start(view.pixel_values, regions=regions.boxes, valid_regions=regions.valid)
+        return region_similarity_loss(
+            student, target.region_embeddings, view.valid_regions, num_pairs[self.view, self.view]
+        )

@@ -1,0 +1,297 @@
+"""A run, built from a recipe: data, networks, optimiser, and the step it continues from."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from torch import nn
+from transformers import Dinov2Config, PreTrainedConfig, ResNetConfig
+
+from modeling_decodepos.configuration_decodepos import DecodePosConfig
+from modeling_decodepos.losses import OBJECTIVES, Objective
+from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
+from training.anchor import START_FOLDER, FeatureAnchor, load_start, save_start
+from training.arguments import ModelArguments, Recipe, build_recipe
+from training.checkpoints import find_checkpoint, load_checkpoint, saved_steps
+from training.loading import RegionDataset, StepBatches
+from training.optimisation import build_optimizer, learning_rate_at, teacher_momentum_at, weight_decay_at
+
+# Networks that start untrained, by the name a recipe gives them.
+BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {
+    "resnet50": ResNetConfig,
+    "resnet18": functools.partial(
+        ResNetConfig, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic"
+    ),
+    # A ResNet-10 of width 32, for small scenes on two cores.
+    "resnet_tiny": functools.partial(
+        ResNetConfig, embedding_size=32, hidden_sizes=[32, 64, 128, 256], depths=[1, 1, 1, 1], layer_type="basic"
+    ),
+    # ViT-S/16 in the form of DINOv2, the plain ViT that transformers has as a backbone.
+    "vit_small": functools.partial(
+        Dinov2Config,
+        hidden_size=384,
+        num_hidden_layers=12,
+        num_attention_heads=6,
+        patch_size=16,
+        image_size=224,
+        use_mask_token=False,
+    ),
+    "vit_tiny": functools.partial(
+        Dinov2Config,
+        hidden_size=128,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        patch_size=8,
+        image_size=96,
+        use_mask_token=False,
+    ),
+}
+
+# Keys that may differ between a run and its continuation: they change neither weights nor data.
+FREE_KEYS = frozenset(
+    {"num_workers", "log_steps", "save_steps", "keep_checkpoints", "resume", "output_dir", "cpu", "processes"}
+    | {"allow_change", "tracker"}
+)
+
+
+@dataclass
+class Run:
+    """What a training step needs: the networks, their optimiser, and the schedules as functions of the step."""
+
+    accelerator: Accelerator
+    model: nn.Module  # wrapped for distributed training
+    net: DecodePosForPreTraining  # the same, unwrapped
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    recipe: Recipe
+    total_steps: int
+    peak_learning_rate: float
+    anchor: FeatureAnchor | None = None
+    step: int = 0
+    state: dict[str, Any] = field(default_factory=dict)  # what else a checkpoint keeps, as JSON
+
+    def momentum(self) -> float:
+        """The teacher's EMA coefficient at this step."""
+        return teacher_momentum_at(self.step, self.total_steps, self.recipe.run.teacher_momentum)
+
+    def learning_rate(self) -> float:
+        """The learning rate at this step."""
+        warmup = math.ceil(self.recipe.run.warmup_share * self.total_steps)
+        floor = min(self.recipe.run.min_learning_rate, self.peak_learning_rate)
+        return learning_rate_at(self.step, self.total_steps, warmup, self.peak_learning_rate, floor)
+
+    def weight_decay(self) -> float:
+        """The weight decay at this step."""
+        settings = self.recipe.run
+        return weight_decay_at(self.step, self.total_steps, settings.weight_decay, settings.weight_decay_end)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every pair of views whose regions are compared; the anchor compares a view with itself."""
+        pairs = {pair for term in self.objective.terms for pair in term.pairs}
+        return sorted(pairs | ({(self.anchor.view, self.anchor.view)} if self.anchor else set()))
+
+
+def build_accelerator(recipe: Recipe) -> Accelerator:
+    """The processes and the device of a run, checked against what was asked for.
+
+    Raises:
+        ValueError: Fewer processes came up than were asked for, the port is taken, or the tracker is not installed.
+    """
+    settings = recipe.run
+    if settings.tracker != "none" and find_spec(settings.tracker) is None:
+        raise ValueError(
+            f"tracker is {settings.tracker!r}, which is not installed here: pip install {settings.tracker}."
+        )
+    # Some backbones hold weights that no feature map depends on (Swin's last norm, DINO's mask token).
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=recipe.model.backbone not in BACKBONES)]
+    try:
+        accelerator = Accelerator(
+            cpu=settings.cpu,
+            mixed_precision=settings.mixed_precision,
+            kwargs_handlers=handlers,
+            log_with=None if settings.tracker == "none" else settings.tracker,
+            project_dir=settings.output_dir,
+        )
+    except (torch.distributed.DistNetworkError, torch.distributed.DistStoreError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ValueError(
+            f"the processes cannot meet at {place} ({str(error).splitlines()[0]}). If another run holds the port, "
+            "give this one its own: --main_process_port (accelerate) or --master_port (torchrun)."
+        ) from error
+    check_world(accelerator, settings.processes)
+    return accelerator
+
+
+def check_world(accelerator: Accelerator, processes: int) -> None:
+    """The launcher may silently start fewer processes, or several runs beside each other, than were asked for."""
+    asked = processes or int(os.environ.get("WORLD_SIZE", "1"))
+    found = accelerator.num_processes
+    # `accelerate launch --cpu --num_processes 2` sets a meeting place, then starts a single process.
+    lonely = found == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ
+    if found != asked or lonely:
+        raise ValueError(
+            f"the launcher asked for {'several' if lonely else asked} processes but {found} work together. On CPUs "
+            "launch with ACCELERATE_USE_CPU=true torchrun --nproc_per_node N training/pretrain.py --cpu; on GPUs see "
+            "training/launchers/."
+        )
+
+
+def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tuple[Run, RegionDataset, StepBatches]:
+    """Data, networks and optimiser of a run, at the step of the checkpoint it continues from, if there is one."""
+    known = output_dir / "run.json"
+    if known.is_file() and saved_steps(output_dir / "checkpoints"):  # without one there is nothing to protect
+        refuse_other_recipe(output_dir, json.loads(known.read_text(encoding="utf-8"))["recipe"], recipe)
+    checkpoint = find_checkpoint(output_dir / "checkpoints", recipe.run.resume)
+    objective = build_objective(recipe)
+    with accelerator.main_process_first():
+        dataset = RegionDataset(
+            recipe.data.data,
+            recipe.data.split,
+            recipe.views,
+            list(objective.views),
+            seed=recipe.run.seed,
+            region_source=recipe.data.region_source,
+            image_level=objective.level == "image",
+        )
+    batches = plan_batches(accelerator, recipe, len(dataset))
+    start = output_dir / START_FOLDER
+    net = build_model(recipe.model, recipe.run.seed, start if checkpoint and start.is_dir() else None)
+    net = net.to(accelerator.device, memory_format=torch.channels_last)
+    net.train()
+    if checkpoint is None and recipe.model.backbone not in BACKBONES:
+        save_start(net.decodepos, start, accelerator)
+    anchor = None
+    if recipe.model.anchor_weight > 0:
+        anchor = FeatureAnchor(load_start(start).to(accelerator.device), objective, recipe.model.anchor_weight)
+    if recipe.model.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # it does not exist for CPUs
+    if recipe.model.compile:
+        compile_stages(net)
+    run = Run(
+        accelerator=accelerator,
+        model=accelerator.prepare_model(net),
+        net=net,
+        optimizer=build_optimizer(net, recipe.run.optimizer, recipe.run.weight_decay, recipe.run.sgd_momentum),
+        objective=objective,
+        recipe=recipe,
+        total_steps=recipe.run.max_steps or recipe.run.epochs * batches.steps_per_epoch,
+        peak_learning_rate=recipe.run.base_learning_rate * recipe.run.global_batch_size / 256,
+        anchor=anchor,
+    )
+    accelerator.print(describe_plan(run, batches, len(dataset)))
+    if checkpoint is not None:
+        run.state = load_checkpoint(
+            checkpoint, net, run.optimizer, accelerator, "processes" in allowed_changes(recipe)
+        )
+        refuse_other_recipe(checkpoint, run.state["recipe"], recipe)
+        run.step = run.state["step"]
+        accelerator.print(f"continuing from {checkpoint} at step {run.step}")
+    return run, dataset, batches
+
+
+def build_objective(recipe: Recipe) -> Objective:
+    """The recipe's table of pairs with its weights."""
+    objective = OBJECTIVES[recipe.model.objective]
+    if recipe.views.mixed_share == 0 and "repositioned" in objective.views:
+        raise ValueError(
+            f"mixed_share is 0, but objective {recipe.model.objective!r} compares the mixed view. Use --objective "
+            "decoupling, or mix a share of the images."
+        )
+    if "depositioning" in {term.name for term in objective.terms}:
+        objective = objective.weighted({"depositioning": recipe.model.depositioning_weight})
+    return objective
+
+
+def build_model(args: ModelArguments, seed: int, start: Path | None = None) -> DecodePosForPreTraining:
+    """A pre-training model around a named backbone, or around weights: a Hub id's, a folder's, or those of `start`."""
+    heads: dict[str, Any] = {
+        "region_bins": args.region_bins,
+        "projector_hidden_size": args.projector_hidden_size,
+        "projection_size": args.projection_size,
+        "use_predictor": args.use_predictor,
+    }
+    set_seed(seed)
+    if args.backbone in BACKBONES:
+        if args.anchor_weight > 0:
+            raise ValueError(
+                f"anchor_weight is {args.anchor_weight:g}, but backbone {args.backbone!r} starts untrained: there is "
+                "nothing to hold on to. Give a Hub id or a folder with weights as the backbone."
+            )
+        return DecodePosForPreTraining(DecodePosConfig(backbone_config=BACKBONES[args.backbone](), **heads))
+    try:
+        return DecodePosForPreTraining.from_backbone(start or args.backbone, **heads)
+    except OSError as error:
+        raise ValueError(
+            f"backbone: {args.backbone!r} is none of {', '.join(BACKBONES)}, and no folder or reachable Hub id with a "
+            f"config.json ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def compile_stages(net: DecodePosForPreTraining) -> None:
+    """Compile the networks stage by stage, in place: the names of their weights stay."""
+    models: tuple[DecodePosModel, DecodePosModel] = (net.decodepos, net.teacher["decodepos"])
+    for model in models:
+        split = model.config.splits_backbone
+        parts = [model.backbone.embedder, *model.backbone.encoder.stages] if split else [model.backbone]
+        for part in parts:
+            part.compile()
+
+
+def plan_batches(accelerator: Accelerator, recipe: Recipe, images: int) -> StepBatches:
+    """Which part of every global batch this process takes."""
+    per_process = recipe.run.accumulation_steps
+    first = accelerator.process_index * per_process
+    return StepBatches(
+        length=images,
+        global_batch_size=recipe.run.global_batch_size,
+        slices=accelerator.num_processes * per_process,
+        own_slices=tuple(range(first, first + per_process)),
+        seed=recipe.run.seed,
+    )
+
+
+def describe_plan(run: Run, batches: StepBatches, images: int) -> str:
+    """Batch size and learning rate with everything they were derived from, in one line each."""
+    settings = run.recipe.run
+    return (
+        f"{run.recipe.name}: {run.total_steps} steps of {settings.global_batch_size} images = "
+        f"{run.accelerator.num_processes} processes x {settings.accumulation_steps} micro-batches x "
+        f"{settings.global_batch_size // batches.slices} images, from the {images} of {run.recipe.data.data}, on "
+        f"{run.accelerator.device}\n"
+        f"peak learning rate {run.peak_learning_rate:.4g} = {settings.base_learning_rate:g} x "
+        f"{settings.global_batch_size} / 256"
+    )
+
+
+def refuse_other_recipe(place: Path, before: dict[str, Any], recipe: Recipe) -> None:
+    """A run folder, and a checkpoint, belong to one recipe, but for the changes that were allowed by name."""
+    free = FREE_KEYS | allowed_changes(recipe)
+    defaults, after = build_recipe({}).values(), recipe.values()
+    changed = [k for k in after if k not in free and before.get(k, defaults[k]) != after[k]]
+    if changed:
+        lines = "\n".join(f"  {k}: {before.get(k, defaults[k])!r} there, {after[k]!r} now" for k in changed)
+        raise ValueError(
+            f"{place} belongs to a run of another recipe:\n{lines}\n"
+            "Give this run its own --output_dir, delete the folder, or go on with the change: --allow_change "
+            f"{','.join(changed)}"
+        )
+
+
+def allowed_changes(recipe: Recipe) -> set[str]:
+    """Keys that a continued run may change. `processes` stands for the number of processes."""
+    named = {name.strip() for name in recipe.run.allow_change.split(",") if name.strip()}
+    if unknown := named - recipe.values().keys():
+        raise ValueError(f"allow_change names {', '.join(sorted(unknown))}, which is no key of a recipe.")
+    return named

@@ -1,0 +1,90 @@
+"""What a run leaves: weights, probes, pictures, the report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from training.building import Run
+from training.export import export_backbone, export_pretraining
+from training.loading import RegionDataset
+from training.monitoring import describe_data, describe_run, now, write_json
+from training.probe import ProbeResult, draw_probe, probe_model
+from training.report import write_report
+
+
+def describe(run: Run, dataset: RegionDataset) -> dict[str, Any]:
+    """What run.json holds."""
+    data = describe_data(run.recipe.data.data, run.recipe.data.split, dataset.rows)
+    return describe_run(run.recipe, data) | {
+        "terms": [term.name for term in run.objective.terms],
+        "projection_size": run.recipe.model.projection_size,
+        "steps": run.total_steps,
+    }
+
+
+def probe(run: Run) -> ProbeResult:
+    """How much of a region's feature is the object, on exactly re-rendered scenes; see training/probe.py."""
+    size = run.recipe.views.view_size_px
+    return probe_model(run.net.decodepos, seed=run.recipe.run.seed, count=run.recipe.run.probe_count, size_px=size)
+
+
+def compare_probes(run: Run, output_dir: Path) -> None:
+    """Probe the trained network, and draw it beside the one the run began with."""
+    path = output_dir / "probe.json"
+    if not path.is_file():
+        return
+    results = json.loads(path.read_text(encoding="utf-8"))
+    results["after"] = probe(run).to_dict()
+    write_json(path, results)
+    before, after = (ProbeResult.from_dict(results[name]) for name in ("before", "after"))
+    draw_probe(before, after).save(output_dir / "probe.png")
+
+
+def finish(run: Run, dataset: RegionDataset, output_dir: Path) -> None:
+    """Export the weights, compare the probes, draw the views, and write the report."""
+    size = run.recipe.views.view_size_px
+    export = {
+        "backbone": str(export_backbone(run.net, output_dir / "export" / "backbone", size)),
+        "pretraining": str(export_pretraining(run.net, output_dir / "export" / "pretraining", size)),
+    }
+    dataset.draw(0, 0).save(output_dir / "views.png")
+    compare_probes(run, output_dir)
+    known = output_dir / "run.json"
+    description = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else describe(run, dataset)
+    write_json(known, description | {"status": "finished", "finished": now(), "export": export})
+    write_report(output_dir)
+
+
+def record_stop(output_dir: Path, reason: str) -> None:
+    """Say in run.json and on the page why a run was stopped; a full disk is no reason to lose the message."""
+    known = output_dir / "run.json"
+    with contextlib.suppress(OSError):
+        if known.is_file():
+            description = json.loads(known.read_text(encoding="utf-8"))
+            write_json(known, description | {"status": "stopped", "reason": reason, "finished": now()})
+            write_report(output_dir)
+
+
+def is_finished(output_dir: Path) -> bool:
+    """Whether an earlier call already left everything that `finish` leaves."""
+    known = output_dir / "run.json"
+    if not known.is_file():
+        return False
+    description = json.loads(known.read_text(encoding="utf-8"))
+    left = [*description.get("export", {}).values(), output_dir / "report.html"]
+    return description["status"] == "finished" and all(Path(path).exists() for path in left)
+
+
+def how_to_load(output_dir: Path) -> str:
+    """Where everything is, and the three lines that load the result."""
+    backbone = output_dir / "export" / "backbone"
+    return (
+        f"\ncheckpoint  {output_dir / 'checkpoints'}\nreport      {output_dir / 'report.html'}\n\n"
+        "Load what came out (no code of ours needed):\n\n"
+        "    from transformers import AutoImageProcessor, AutoModel\n"
+        f'    processor = AutoImageProcessor.from_pretrained("{backbone}")\n'
+        f'    model = AutoModel.from_pretrained("{backbone}")'
+    )
