@@ -170,41 +170,46 @@ def stop_if_immobile(immobile: int, mixed: int, most: float) -> None:
         )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Train, export, and write the report."""
-    recipe = parse_command_line()
+    recipe = parse_command_line(arguments)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     # A 1x1 kernel's channels-last strides differ in name only from those of its gradient bucket.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     output_dir = Path(recipe.run.output_dir)
-    try:
-        accelerator = build_accelerator(recipe)
-        lock = lock_folder(output_dir) if accelerator.is_main_process else None
-        run, dataset, batches = build_run(accelerator, recipe, output_dir)
-    except (ValueError, OSError) as error:  # what a user can put right: the message says how
-        sys.exit(f"{error}")
-    try:
-        if run.step < run.total_steps:
-            run_training(run, dataset, batches, output_dir)
-        else:
-            accelerator.print("this run is complete; nothing is left to train.")
-        if accelerator.is_main_process:
-            if not is_finished(output_dir):
-                finish(run, dataset, output_dir)
-            print(how_to_load(output_dir))
-    except RunStopped as error:
-        if accelerator.is_main_process:
-            record_stop(output_dir, str(error))
-        sys.exit(f"\n{error}")
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            sys.exit(f"\n{output_dir} cannot be written: {error}")
-        raise
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    if lock is not None:
-        lock.close()
+    with contextlib.ExitStack() as held:
+        try:
+            accelerator = build_accelerator(recipe)
+            if accelerator.is_main_process:
+                held.enter_context(lock_folder(output_dir))
+            run, dataset, batches = build_run(accelerator, recipe, output_dir)
+        except (ValueError, OSError) as error:  # what a user can put right: the message says how
+            sys.exit(f"{error}")
+        try:
+            run_to_the_end(run, dataset, batches, output_dir)
+        except RunStopped as error:
+            if accelerator.is_main_process:
+                record_stop(output_dir, str(error))
+            sys.exit(f"\n{error}")
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                sys.exit(f"\n{output_dir} cannot be written: {error}")
+            raise
+
+
+def run_to_the_end(run: Run, dataset: RegionDataset, batches: StepBatches, output_dir: Path) -> None:
+    """Train what is left to train, leave the results, and say where they are."""
+    if run.step < run.total_steps:
+        run_training(run, dataset, batches, output_dir)
+    else:
+        run.accelerator.print("this run is complete; nothing is left to train.")
+    if run.accelerator.is_main_process:
+        if not is_finished(output_dir):
+            finish(run, dataset, output_dir)
+        print(how_to_load(output_dir))
+    run.accelerator.wait_for_everyone()
+    run.accelerator.end_training()
 
 
 def run_training(run: Run, dataset: RegionDataset, batches: StepBatches, output_dir: Path) -> None:

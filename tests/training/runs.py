@@ -1,6 +1,7 @@
 """What tests of runs share: a run without files, and the command itself."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from modeling_decodepos.losses import OBJECTIVES
+from training import pretrain
 from training.arguments import Recipe
 from training.building import Run, build_model
 from training.loading import RegionDataset
@@ -44,6 +46,19 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 def command_line(values: dict[str, Any], *launcher: str) -> list[str]:
     flags = [part for key, value in values.items() for part in (f"--{key}", str(value))]
     return [sys.executable, *launcher, "training/pretrain.py", *flags]
+
+
+def run_here(values: dict[str, Any]) -> int | str | None:
+    """The command in this process, which has imported everything already: its exit code, 0 or a message."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        pretrain.main(command_line(values)[2:])
+    except SystemExit as end:
+        return end.code
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return 0
 
 
 def run_command(values: dict[str, Any], *launcher: str, **environment: str) -> subprocess.CompletedProcess:

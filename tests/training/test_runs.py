@@ -1,15 +1,41 @@
+import contextlib
 import json
+import os
+import shutil
 import signal
+import socket
 import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModel, ResNetModel
+from transformers import AutoModel, AutoModelForPreTraining, ResNetModel
 
-from tests.training.runs import ENVIRONMENT, ROOT, command_line, run_command
+import modeling_decodepos  # noqa: F401  registers the Auto classes
+from modeling_decodepos import DecodePosForPreTraining
+from tests.training.runs import ENVIRONMENT, ROOT, command_line, run_command, run_here
+from training.checkpoints import saved_steps
 from training.interruption import EXIT_INTERRUPTED
+
+TWO = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "export/pretraining/model.safetensors").read_bytes()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def test_whole_run_then_resume_gives_the_same_weights(recipe_values: dict[str, Any], tmp_path: Path):
@@ -18,21 +44,16 @@ def test_whole_run_then_resume_gives_the_same_weights(recipe_values: dict[str, A
     done = run_command(straight)
     assert done.returncode == 0, done.stderr
     assert 'AutoModel.from_pretrained("' in done.stdout
-    halves = recipe_values | {"output_dir": tmp_path / "halves", "save_steps": 3, "probe_count": 4}
-    assert run_command(halves).returncode == 0
+    halves = straight | {"output_dir": tmp_path / "halves"}
+    assert run_here(halves) == 0
     # As if the second half had been killed: its checkpoint gone, its log lines still there.
-    last = tmp_path / "halves/checkpoints/step_0000006"
-    for file in [*last.iterdir()]:
-        file.unlink()
-    last.rmdir()
+    shutil.rmtree(tmp_path / "halves/checkpoints/step_0000006")
     resumed = run_command(halves)
     assert resumed.returncode == 0, resumed.stderr
     assert "at step 3" in resumed.stdout
     for name in ("export/pretraining/model.safetensors", "export/backbone/model.safetensors", "probe.json"):
         assert (tmp_path / "straight" / name).read_bytes() == (tmp_path / "halves" / name).read_bytes(), name
-    logs = [
-        [json.loads(x) for x in (tmp_path / d / "log.jsonl").read_text().splitlines()] for d in ("straight", "halves")
-    ]
+    logs = [log_of(tmp_path / name) for name in ("straight", "halves")]
     assert [line["step"] for line in logs[0]] == [line["step"] for line in logs[1]] == [1, 2, 3, 4, 5, 6]
     assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
     assert (tmp_path / "straight/report.html").is_file()
@@ -43,13 +64,62 @@ def test_whole_run_then_resume_gives_the_same_weights(recipe_values: dict[str, A
     assert not any(report.values())
     processor = json.loads((backbone / "preprocessor_config.json").read_text())
     assert processor["size"] == {"height": 64, "width": 64}
+    # A checkpoint is a model folder too.
+    checkpoint = tmp_path / "straight/checkpoints/step_0000006"
+    loaded, report = AutoModelForPreTraining.from_pretrained(checkpoint, output_loading_info=True)
+    assert type(loaded) is DecodePosForPreTraining
+    assert not any(report.values())
 
     again = run_command(straight)
     assert again.returncode == 0, again.stderr
     assert "this run is complete" in again.stdout
-    other = run_command(straight | {"cut_form": "independent"})
-    assert other.returncode != 0
-    assert "cut_form: 'collaborative' there, 'independent' now" in other.stderr
+    other = run_here(straight | {"cut_form": "independent"})
+    assert "cut_form: 'collaborative' there, 'independent' now" in str(other)
+    assert "--allow_change cut_form" in str(other)
+
+
+def test_a_change_is_made_only_when_it_is_named(recipe_values: dict[str, Any], tmp_path: Path):
+    values = recipe_values | {"output_dir": tmp_path / "run", "save_steps": 2, "max_steps": 2}
+    assert run_here(values) == 0
+    changed = values | {"max_steps": 4, "cut_ratio_max": 0.5}
+    said = str(run_here(changed | {"allow_change": "max_steps"}))
+    assert "cut_ratio_max: 0.4 there, 0.5 now" in said and "max_steps:" not in said
+    assert "allow_change names cut_ratio_mxa" in str(run_here(changed | {"allow_change": "max_steps,cut_ratio_mxa"}))
+    assert run_here(changed | {"allow_change": "max_steps, cut_ratio_max"}) == 0
+    assert [line["step"] for line in log_of(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+@contextmanager
+def started(command: list[str], **environment: str) -> Iterator[subprocess.Popen]:
+    """The command as a process group of its own, gone when this closes."""
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | environment, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Every process that was started for a run, torchrun's workers too, which are in groups of their own."""
+    commands = {int(path.parent.name): path for path in Path("/proc").glob("[0-9]*/cmdline")}
+    found = []
+    for number, path in commands.items():
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in path.read_bytes():
+                found.append(number)
+    return found
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    while process.poll() is None and not condition():
+        time.sleep(0.001)
+    assert process.poll() is None, "it ended before it could be stopped"
+
+
+def logged_steps(folder: Path) -> int:
+    log = folder / "log.jsonl"
+    return log.read_text().count("\n") if log.is_file() else 0
 
 
 @pytest.mark.parametrize(
@@ -65,10 +135,8 @@ def test_a_run_that_was_stopped_continues_as_if_it_had_not(
         "save_steps": 2,
     }
     stopped = straight | {"output_dir": tmp_path / "stopped"}
-    with subprocess.Popen(command_line(stopped), cwd=ROOT, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as run:
-        log = tmp_path / "stopped/log.jsonl"
-        while run.poll() is None and not (log.is_file() and log.read_text().count("\n") >= 5):
-            time.sleep(0.01)
+    with started(command_line(stopped)) as run:
+        wait_for(lambda: logged_steps(tmp_path / "stopped") >= 5, run)
         run.send_signal(number)
         said, _ = run.communicate(timeout=120)
     if number == signal.SIGKILL:  # no warning: what was saved on the way is what there is
@@ -76,11 +144,189 @@ def test_a_run_that_was_stopped_continues_as_if_it_had_not(
     else:
         assert run.returncode == EXIT_INTERRUPTED, said
         assert "the same command continues" in said
-    assert run_command(stopped).returncode == run_command(straight).returncode == 0
-    weights = [
-        (tmp_path / name / "export/pretraining/model.safetensors").read_bytes() for name in ("straight", "stopped")
+    assert run_here(stopped) == run_here(straight) == 0
+    assert weights_of(tmp_path / "straight") == weights_of(tmp_path / "stopped")
+
+
+def writes_a_later_checkpoint(folder: Path) -> Callable[[], bool]:
+    """Whether a checkpoint is being written while an earlier one is there."""
+    saved = folder / "checkpoints"
+    return lambda: bool(saved_steps(saved)) and any(saved.glob(".writing_*/model.safetensors"))
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
+    recipe_values: dict[str, Any], tmp_path: Path
+):
+    wide = {"projector_hidden_size": 4096, "projection_size": 256}  # so that writing takes a while
+    straight = recipe_values | wide | {"output_dir": tmp_path / "straight", "max_steps": 5, "save_steps": 1}
+    stopped = straight | {"output_dir": tmp_path / "stopped"}
+    with started(command_line(stopped)) as run:
+        wait_for(writes_a_later_checkpoint(tmp_path / "stopped"), run)
+        run.kill()
+        run.wait()
+    left = [path.name for path in (tmp_path / "stopped/checkpoints").iterdir()]
+    assert any(name.startswith((".writing_", ".deleting_")) for name in left), left
+    assert run_here(stopped) == run_here(straight) == 0
+    assert weights_of(tmp_path / "straight") == weights_of(tmp_path / "stopped")
+    left = sorted(path.name for path in (tmp_path / "stopped/checkpoints").iterdir())
+    assert left == ["step_0000004", "step_0000005"]
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "between steps",
+        pytest.param("in a checkpoint", marks=pytest.mark.slow),
+        pytest.param("SIGTERM", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_that_were_killed_continue_as_if_they_had_not(
+    recipe_values: dict[str, Any], tmp_path: Path, moment: str
+):
+    wide = {"projector_hidden_size": 4096} if moment == "in a checkpoint" else {}
+    straight = recipe_values | wide | {"output_dir": tmp_path / "straight", "max_steps": 8, "save_steps": 1}
+    stopped = straight | {"output_dir": tmp_path / "stopped"}
+    cpu = {"ACCELERATE_USE_CPU": "true"}
+    with started(command_line(stopped, *TWO), **cpu) as run:
+        if moment == "in a checkpoint":
+            wait_for(writes_a_later_checkpoint(tmp_path / "stopped"), run)
+        else:
+            wait_for(lambda: logged_steps(tmp_path / "stopped") >= 3, run)
+        if moment == "SIGTERM":
+            run.terminate()  # torchrun hands it on
+        else:
+            for number in processes_of(tmp_path / "stopped"):
+                os.kill(number, signal.SIGKILL)
+        run.wait()
+    assert run.returncode != 0
+    assert not (tmp_path / "stopped/export").exists()
+    for values in (stopped, straight):
+        done = run_command(values, *TWO, **cpu)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert weights_of(tmp_path / "straight") == weights_of(tmp_path / "stopped")
+    # One process is another world: refused, unless it is named.
+    (tmp_path / "stopped/run.json").unlink()
+    assert "written by 2 processes, this run has 1" in str(run_here(stopped))
+    shutil.rmtree(tmp_path / "stopped/checkpoints/step_0000008")
+    assert run_here(stopped | {"allow_change": "processes"}) == 0
+
+
+def test_a_full_disk_costs_no_checkpoint(recipe_values: dict[str, Any], tmp_path: Path):
+    """A file may not grow beyond a limit, which is what a full disk looks like to a program."""
+    values = recipe_values | {"output_dir": tmp_path / "run", "save_steps": 3}
+    straight = values | {"output_dir": tmp_path / "straight"}
+    assert run_here(values) == run_here(straight) == 0
+    shutil.rmtree(tmp_path / "run/checkpoints/step_0000006")
+    limited = [
+        sys.executable,
+        "-c",
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)); "
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')",
+        *command_line(values)[1:],
     ]
-    assert weights[0] == weights[1]
+    with started(limited, PYTHONPATH=str(ROOT)) as run:
+        run.communicate(timeout=200)
+    assert run.returncode == 1
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_0000003"]
+    described = json.loads((tmp_path / "run/run.json").read_text())
+    assert described["status"] == "stopped"
+    assert "step 6 could not be written" in described["reason"] and "step_0000003" in described["reason"]
+    assert run_here(values) == 0
+    assert weights_of(tmp_path / "run") == weights_of(tmp_path / "straight")
+
+
+def test_a_damaged_checkpoint_is_named(recipe_values: dict[str, Any], tmp_path: Path):
+    values = recipe_values | {"output_dir": tmp_path / "run", "save_steps": 3}
+    assert run_here(values) == 0
+    damaged = tmp_path / "run/checkpoints/step_0000006"
+    (damaged / "model.safetensors").write_bytes((damaged / "model.safetensors").read_bytes()[:1000])
+    said = str(run_here(values))
+    assert f"checkpoint {damaged} is damaged" in said and "Delete that folder" in said
+    shutil.rmtree(damaged)
+    assert run_here(values) == 0
+
+
+def test_a_lonely_process_is_refused(recipe_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    """`accelerate launch --cpu --num_processes 2` starts one process, in this environment."""
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert "asked for several processes but 1 work together" in str(run_here(recipe_values))
+    monkeypatch.delenv("MASTER_PORT")
+    assert "asked for 3 processes but 1 work together" in str(run_here(recipe_values | {"processes": 3}))
+
+
+def test_a_port_in_use_is_named(recipe_values: dict[str, Any]):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        done = run_command(recipe_values, **place, RANK="0", LOCAL_RANK="0", WORLD_SIZE="2")
+    assert done.returncode == 1
+    assert f"cannot meet at 127.0.0.1:{port}" in done.stderr and "--main_process_port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_machines_work_together(recipe_values: dict[str, Any], tmp_path: Path, launcher: str):
+    """Two nodes on loopback with one process each, started as the documentation says, equal one node with two."""
+    values = recipe_values | {"max_steps": 3, "processes": 2}
+    port = str(free_port())
+    nodes = []
+    for rank in ("0", "1"):
+        if launcher == "torchrun":
+            meeting = ("--master_addr", "127.0.0.1", "--master_port", port)
+            command = (
+                "-m",
+                "torch.distributed.run",
+                "--nnodes",
+                "2",
+                "--nproc_per_node",
+                "1",
+                "--node_rank",
+                rank,
+                *meeting,
+            )
+        else:
+            config = str(ROOT / "training/launchers/multi_node.yaml")
+            meeting = ("--machine_rank", rank, "--main_process_ip", "127.0.0.1", "--main_process_port", port)
+            size = ("--num_machines", "2", "--num_processes", "2")
+            command = ("-m", "accelerate.commands.launch", "--config_file", config, *size, *meeting)
+        line = command_line(values | {"output_dir": tmp_path / "nodes"}, *command)
+        nodes.append(
+            subprocess.Popen(
+                line,
+                cwd=ROOT,
+                env=ENVIRONMENT | {"ACCELERATE_USE_CPU": "true"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    said = [node.communicate(timeout=240)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said[0][-2000:] + said[1][-2000:]
+    done = run_command(values | {"output_dir": tmp_path / "one"}, *TWO, ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert weights_of(tmp_path / "nodes") == weights_of(tmp_path / "one")
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "trackio", "wandb"])
+def test_a_tracker_that_is_not_installed_is_named(recipe_values: dict[str, Any], tracker: str):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.building.find_spec", lambda name: None)
+        assert f"tracker is {tracker!r}, which is not installed here: pip install {tracker}" in str(
+            run_here(recipe_values | {"tracker": tracker})
+        )
+
+
+def test_log_lines_reach_tensorboard(recipe_values: dict[str, Any], tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert run_here(recipe_values | {"tracker": "tensorboard", "max_steps": 3}) == 0
+    folder = next(Path(recipe_values["output_dir"]).rglob("events.out*")).parent
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
 
 
 @pytest.mark.slow
