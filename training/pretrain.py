@@ -35,6 +35,7 @@ from modeling_decodepos.regions import View
 from training.arguments import ModelArguments, Recipe, build_recipe, parse_command_line
 from training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from training.export import export_backbone, export_pretraining
+from training.images import ImageSource, describe_regions, open_images
 from training.interruption import EXIT_INTERRUPTED, StopRequest, lock_folder
 from training.loading import RegionBatch, RegionDataset, StepBatches, build_loader
 from training.monitoring import Meter, RunLog, describe_data, describe_run, embedding_std, now, write_json
@@ -236,14 +237,15 @@ def plan_batches(accelerator: Accelerator, recipe: Recipe, images: int) -> StepB
     )
 
 
-def describe_plan(run: Run, batches: StepBatches, images: int) -> str:
+def describe_plan(run: Run, batches: StepBatches, source: ImageSource) -> str:
     """Batch size and learning rate with everything they were derived from, in one line each."""
     settings = run.recipe.run
     return (
         f"{run.recipe.name}: {run.total_steps} steps of {settings.global_batch_size} images = "
         f"{run.accelerator.num_processes} processes x {settings.accumulation_steps} micro-batches x "
-        f"{settings.global_batch_size // batches.slices} images, from the {images} of {run.recipe.data.data}, on "
+        f"{settings.global_batch_size // batches.slices} images, from the {len(source)} of {run.recipe.data.data}, on "
         f"{run.accelerator.device}\n"
+        f"regions: {describe_regions(source, run.recipe.data.region_source)}\n"
         f"peak learning rate {run.peak_learning_rate:.4g} = {settings.base_learning_rate:g} x "
         f"{settings.global_batch_size} / 256"
     )
@@ -317,15 +319,10 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
     if "depositioning" in {term.name for term in objective.terms}:
         objective = objective.weighted({"depositioning": recipe.model.depositioning_weight})
     with accelerator.main_process_first():
-        dataset = RegionDataset(
-            recipe.data.data,
-            recipe.data.split,
-            recipe.views,
-            list(objective.views),
-            seed=recipe.run.seed,
-            region_source=recipe.data.region_source,
-            image_level=objective.level == "image",
-        )
+        source = open_images(recipe.data.data, recipe.data.split, recipe.data.region_source, recipe.run.seed)
+    dataset = RegionDataset(
+        source, recipe.views, list(objective.views), seed=recipe.run.seed, image_level=objective.level == "image"
+    )
     batches = plan_batches(accelerator, recipe, len(dataset))
     net = build_model(recipe.model, recipe.run.seed).to(accelerator.device, memory_format=torch.channels_last)
     net.train()
@@ -339,7 +336,7 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         total_steps=recipe.run.max_steps or recipe.run.epochs * batches.steps_per_epoch,
         peak_learning_rate=recipe.run.base_learning_rate * recipe.run.global_batch_size / 256,
     )
-    accelerator.print(describe_plan(run, batches, len(dataset)))
+    accelerator.print(describe_plan(run, batches, source))
     checkpoint = find_checkpoint(output_dir / "checkpoints", recipe.run.resume)
     if checkpoint is not None:
         state = load_checkpoint(checkpoint, net, run.optimizer, accelerator)
@@ -370,7 +367,7 @@ def run_training(run: Run, dataset: RegionDataset, batches: StepBatches, output_
 
 def describe(run: Run, dataset: RegionDataset) -> dict[str, Any]:
     """What run.json holds."""
-    data = describe_data(run.recipe.data.data, run.recipe.data.split, dataset.rows)
+    data = describe_data(run.recipe.data.data, dataset.source)
     return describe_run(run.recipe, data) | {
         "terms": [term.name for term in run.objective.terms],
         "projection_size": run.recipe.model.projection_size,

@@ -18,6 +18,7 @@ from transformers import AutoModel, ResNetModel
 import training.pretrain as pretrain
 from modeling_decodepos.losses import OBJECTIVES
 from training.arguments import Recipe
+from training.images import open_images
 from training.interruption import EXIT_INTERRUPTED, lock_folder
 from training.loading import RegionDataset
 from training.monitoring import write_json
@@ -31,7 +32,9 @@ def build_run(recipe: Recipe, total_steps: int = 20) -> tuple[pretrain.Run, Regi
     """A run without its surroundings: no files, no loop."""
     objective = OBJECTIVES[recipe.model.objective]
     image_level = objective.level == "image"
-    data = RegionDataset(recipe.data.data, "train", recipe.views, list(objective.views), image_level=image_level)
+    data = RegionDataset(
+        open_images(recipe.data.data, "train"), recipe.views, list(objective.views), image_level=image_level
+    )
     net = pretrain.build_model(recipe.model, recipe.run.seed)
     optimizer = build_optimizer(net, recipe.run.optimizer, 0.0, 0.9)
     run = pretrain.Run(Accelerator(cpu=True), net, net, optimizer, objective, recipe, total_steps, 1e-3)
