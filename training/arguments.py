@@ -38,19 +38,24 @@ def _key(default: Any, help: str, origin: str, choices: tuple[str, ...] | None =
 class DataArguments:
     """Which images and regions."""
 
-    data: str = _key("data/scenes", "Folder or Hub id of a data set in our Parquet layout.", OURS)
-    split: str = _key("train", "Split to train on.", OURS)
+    data: str = _key(
+        "data/scenes", "Folder or Hub id of a data set in our Parquet layout, or a plain folder of pictures.", OURS
+    )
+    split: str = _key("train", "Split to train on; a plain folder is all 'train'.", OURS)
     region_source: str = _key(
         "auto",
-        "Where regions come from: the `regions` column (proposals), the `objects` column (annotations), or auto: "
-        "proposals where the data has them.",
-        PAPER + " uses selective search; auto is ours",
-        ("auto", "regions", "objects"),
+        "Where regions come from: the `regions` column (proposals), the `objects` column (annotations), random boxes "
+        "(new ones in every epoch) or a grid, which need no column; auto: proposals, else annotations, and random "
+        "boxes in a plain folder.",
+        PAPER + " uses selective search; the others and auto are ours",
+        ("auto", "regions", "objects", "random", "grid"),
     )
+    max_broken_share: float = _key(0.01, "Stop when more than this share of the images cannot be read.", OURS)
     num_workers: int = _key(0, "Processes that make views; 0 makes them in the training process.", OURS)
 
     def __post_init__(self) -> None:
         _check_range("num_workers", self.num_workers, 0, 1000)
+        _check_range("max_broken_share", self.max_broken_share, 0, 1)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, Decod
 from training.anchor import START_FOLDER, FeatureAnchor, load_start, save_start
 from training.arguments import ModelArguments, Recipe, build_recipe
 from training.checkpoints import find_checkpoint, load_checkpoint, saved_steps
+from training.images import ImageSource, describe_regions, open_images
 from training.loading import RegionDataset, StepBatches
 from training.optimisation import build_optimizer, learning_rate_at, teacher_momentum_at, weight_decay_at
 
@@ -156,15 +157,10 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
     checkpoint = find_checkpoint(output_dir / "checkpoints", recipe.run.resume)
     objective = build_objective(recipe)
     with accelerator.main_process_first():
-        dataset = RegionDataset(
-            recipe.data.data,
-            recipe.data.split,
-            recipe.views,
-            list(objective.views),
-            seed=recipe.run.seed,
-            region_source=recipe.data.region_source,
-            image_level=objective.level == "image",
-        )
+        source = open_images(recipe.data.data, recipe.data.split, recipe.data.region_source, recipe.run.seed)
+    dataset = RegionDataset(
+        source, recipe.views, list(objective.views), seed=recipe.run.seed, image_level=objective.level == "image"
+    )
     batches = plan_batches(accelerator, recipe, len(dataset))
     start = output_dir / START_FOLDER
     net = build_model(recipe.model, recipe.run.seed, start if checkpoint and start.is_dir() else None)
@@ -190,7 +186,7 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         peak_learning_rate=recipe.run.base_learning_rate * recipe.run.global_batch_size / 256,
         anchor=anchor,
     )
-    accelerator.print(describe_plan(run, batches, len(dataset)))
+    accelerator.print(describe_plan(run, batches, source))
     if checkpoint is not None:
         run.state = load_checkpoint(
             checkpoint, net, run.optimizer, accelerator, "processes" in allowed_changes(recipe)
@@ -262,14 +258,15 @@ def plan_batches(accelerator: Accelerator, recipe: Recipe, images: int) -> StepB
     )
 
 
-def describe_plan(run: Run, batches: StepBatches, images: int) -> str:
+def describe_plan(run: Run, batches: StepBatches, source: ImageSource) -> str:
     """Batch size and learning rate with everything they were derived from, in one line each."""
     settings = run.recipe.run
     return (
         f"{run.recipe.name}: {run.total_steps} steps of {settings.global_batch_size} images = "
         f"{run.accelerator.num_processes} processes x {settings.accumulation_steps} micro-batches x "
-        f"{settings.global_batch_size // batches.slices} images, from the {images} of {run.recipe.data.data}, on "
+        f"{settings.global_batch_size // batches.slices} images, from the {len(source)} of {run.recipe.data.data}, on "
         f"{run.accelerator.device}\n"
+        f"regions: {describe_regions(source, run.recipe.data.region_source)}\n"
         f"peak learning rate {run.peak_learning_rate:.4g} = {settings.base_learning_rate:g} x "
         f"{settings.global_batch_size} / 256"
     )

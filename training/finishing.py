@@ -17,7 +17,7 @@ from training.report import write_report
 
 def describe(run: Run, dataset: RegionDataset) -> dict[str, Any]:
     """What run.json holds."""
-    data = describe_data(run.recipe.data.data, run.recipe.data.split, dataset.rows)
+    data = describe_data(run.recipe.data.data, dataset.source)
     return describe_run(run.recipe, data) | {
         "terms": [term.name for term in run.objective.terms],
         "projection_size": run.recipe.model.projection_size,

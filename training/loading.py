@@ -1,32 +1,37 @@
-"""Images and regions from a data set in our Parquet layout, as batches of views.
+"""Batches of views from images and regions.
 
 The views of a sample depend on (seed, epoch, index) only: not on the number of workers, the batch size, the number of
-devices, or on whether the run was interrupted. The donor image is drawn by the same rule.
+devices, or on whether the run was interrupted. The donor image is drawn by the same rule. The place of an image that
+cannot be read, as a sample or as a donor, is taken by the next readable one of the data set, and the batch says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import cv2
-import datasets
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from modeling_decodepos.regions import View
-from modeling_decodepos.schema import xywh_to_unit_xyxy
 from training.arguments import ViewArguments
+from training.decoding import BrokenImage
+from training.images import ImageSource
 from training.interruption import leave_signals_to_parent
-from training.views import MEAN_COLOUR, VIEW_RULES, apply_view, draw_views, sample_views
+from training.randomness import Purpose, stream
+from training.views import MEAN_COLOUR, VIEW_RULES, ViewParameters, apply_view, draw_views, sample_views
 
 Key = tuple[int, int]  # epoch, index
-# Keeps the streams of random numbers apart that are drawn for one (seed, epoch, index).
-_ORDER, _VIEWS, _DONOR = 0, 1, 2
+Broken = tuple[str, str]  # image id, reason
+T = TypeVar("T")
+
+# So many images in a row that cannot be read are no accident, and looking further would take for ever.
+MOST_BROKEN_IN_A_ROW = 1000
 
 
 @dataclass
@@ -34,42 +39,49 @@ class RegionBatch:
     """One batch: the views by name, which samples they show, and how far the moved regions could move."""
 
     views: dict[str, View]
-    indices: list[int]
+    indices: list[int]  # of the images shown
     slack: torch.Tensor  # one number per mixed sample: free share of the view on the axis with more room
     can_move: torch.Tensor  # one flag per mixed sample
+    broken: list[Broken] = field(default_factory=list)  # images that were met and could not be read
 
     def pin_memory(self) -> RegionBatch:
         """The batch in page-locked memory; a DataLoader calls this."""
-        return RegionBatch({n: v.pin_memory() for n, v in self.views.items()}, self.indices, self.slack, self.can_move)
+        return dataclasses.replace(self, views={name: view.pin_memory() for name, view in self.views.items()})
+
+
+@dataclass
+class Sample:
+    """One image, what was drawn for its views, and the donor if one of them needs it: all before any view's pixels."""
+
+    index: int  # of the image shown
+    image: np.ndarray  # (H, W, 3) uint8
+    donor: np.ndarray | None
+    views: dict[str, ViewParameters]
 
 
 class RegionDataset(Dataset):
-    """A split of a data set, from which batches of views are fetched by (epoch, index) keys."""
+    """Images from a source, from which batches of views are fetched by (epoch, index) keys."""
 
     def __init__(
         self,
-        path: str | Path,
-        split: str,
+        source: ImageSource,
         args: ViewArguments,
         view_names: list[str],
         *,
         seed: int = 0,
-        region_source: str = "auto",
         image_level: bool = False,
     ):
-        rows = load_split(path, split)
-        self.region_column = choose_region_column(rows, region_source, f"{path} [{split}]")
-        # Columns that are not needed (such as maps) would be decoded for every sample.
-        wanted = {"image", "image_id", "width", "height", self.region_column}
-        self.rows = rows.select_columns([name for name in rows.column_names if name in wanted])
+        self.source = source
         self.args, self.view_names, self.seed, self.image_level = args, view_names, seed, image_level
-        if len(self.rows) < 2:
+        self.known_broken: dict[int, Broken] = {}  # met by this process; each costs one attempt
+        if len(source) < 2:
             raise ValueError(
-                f"{path} [{split}] holds {len(self.rows)} images; at least 2 are needed (one lends its pixels)."
+                f"{source.name} holds {len(source)} image{'s' * (len(source) != 1)}; at least 2 are needed (one lends "
+                "its pixels)."
             )
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.source)
 
     def __getitem__(self, key: Key) -> RegionBatch:
         """A batch of one."""
@@ -77,133 +89,118 @@ class RegionDataset(Dataset):
 
     def __getitems__(self, keys: list[Key]) -> RegionBatch:
         """The batch of these (epoch, index) keys."""
-        samples = [self._sample(epoch, index, self.view_names) for epoch, index in keys]
-        views: dict[str, View] = {}
-        for name in self.view_names:
-            rows = [row for row, (_, _, parameters) in enumerate(samples) if name in parameters]
-            drawn = [samples[row][2][name] for row in rows]
-            if not drawn:  # no image of this batch is mixed; the view keeps its place with no rows
-                size = self.args.view_size_px
-                views[name] = View(
-                    torch.zeros((0, 3, size, size), dtype=torch.uint8),
-                    torch.zeros((0, self.args.num_regions, 4)),
-                    torch.zeros((0, self.args.num_regions), dtype=torch.bool),
-                    torch.zeros(0, dtype=torch.int64),
-                )
-                continue
-            # 8-bit, channels last in memory: a quarter of the bytes to move, and the layout the network wants.
-            size = drawn[0].size_px
-            pixels = torch.empty((len(drawn), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-            for place, (row, parameters) in enumerate(zip(rows, drawn, strict=True)):
-                image, donor, _ = samples[row]
-                pixels[place] = apply_view(parameters, image, donor)
-            views[name] = View(
-                pixels,
-                torch.from_numpy(np.stack([p.boxes for p in drawn])),
-                torch.from_numpy(np.stack([p.valid for p in drawn])),
-                None if len(rows) == len(samples) else torch.tensor(rows),
-            )
-        placements = [p.placement for _, _, drawn_views in samples for p in drawn_views.values() if p.placement]
-        return RegionBatch(
-            views=views,
-            indices=[index for _, index in keys],
-            slack=torch.tensor([max(p.slack) for p in placements]),
-            can_move=torch.tensor([p.can_move for p in placements], dtype=torch.bool),
-        )
+        samples, broken = self.read_samples(keys)
+        return build_batch(samples, self.view_names, self.args, broken)
+
+    def read_samples(self, keys: list[Key]) -> tuple[list[Sample], list[Broken]]:
+        """Decoded images and drawn parameters of these (epoch, index) keys, and the images that could not be read."""
+        met: dict[int, Broken] = {}
+        samples = [self._sample(epoch, index, self.view_names, self.args, met) for epoch, index in keys]
+        return samples, list(met.values())
 
     def draw(self, epoch: int, index: int) -> Image.Image:
         """A picture of one sample: all views, those that training uses among them."""
         if not 0 <= index < len(self):
             raise ValueError(f"index is {index}, but the split holds {len(self)} images (0 to {len(self) - 1}).")
-        image, donor, views = self._sample(epoch, index, list(VIEW_RULES))
-        assert donor is not None
-        return draw_views(image, donor, self._boxes(self.rows[index]), views)
+        everything = dataclasses.replace(self.args, mixed_share=1.0)
+        sample = self._sample(epoch, index, list(VIEW_RULES), everything, {})
+        assert sample.donor is not None
+        return draw_views(sample.image, sample.donor, self.source.boxes(sample.index, epoch), sample.views)
 
-    def _boxes(self, row: dict[str, Any]) -> np.ndarray:
-        """(R, 4) unit boxes of an image's regions."""
-        regions = row[self.region_column] or {}
-        boxes = np.asarray(regions.get("bbox") or [], dtype=np.float32).reshape(-1, 4)
-        if self.region_column == "objects" and regions.get("iscrowd"):
-            boxes = boxes[~np.asarray(regions["iscrowd"], dtype=bool)]  # a crowd is no single region
-        return np.asarray(xywh_to_unit_xyxy(boxes, row["width"], row["height"]), dtype=np.float64).clip(0.0, 1.0)
+    def _sample(self, epoch: int, index: int, names: list[str], args: ViewArguments, met: dict[int, Broken]) -> Sample:
+        shown, image = self._next_readable(index, self.source.pixels, met)
+        boxes = self.source.boxes(shown, epoch)
+        donor = -1
+        donor_size = image.shape[:2]  # of no consequence where no view needs a donor
+        if any(VIEW_RULES[name].moved for name in names):
+            donor, donor_size = self._donor(epoch, index, shown, met)
+        while True:
+            rng = stream(self.seed, Purpose.VIEWS, epoch, index)
+            views = sample_views(rng, image.shape[:2], donor_size, boxes, names, args, self.image_level)
+            if not any(VIEW_RULES[name].moved for name in views):
+                return Sample(shown, image, None, views)
+            if self.args.donor == "mean":
+                return Sample(shown, image, MEAN_COLOUR.numpy().reshape(1, 1, 3).repeat(8, 0).repeat(8, 1), views)
+            try:
+                return Sample(shown, image, self._attempt(donor, self.source.pixels, met), views)
+            except BrokenImage:  # the header was fine, the pixels are not: the next one may be of another size
+                donor, donor_size = self._donor(epoch, index, shown, met)
 
-    def _sample(
-        self, epoch: int, index: int, names: list[str]
-    ) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
-        row = self.rows[index]
-        image = self._image(row)
-        needs_donor = any(VIEW_RULES[name].moved for name in names)
-        donor = self._donor_image(epoch, index) if needs_donor else None
-        rng = np.random.default_rng([self.seed, _VIEWS, epoch, index])
-        donor_size = image.shape[:2] if donor is None else donor.shape[:2]
-        boxes = self._boxes(row)
-        views = sample_views(rng, image.shape[:2], donor_size, boxes, names, self.args, self.image_level)
-        return image, donor, views
-
-    def _donor_image(self, epoch: int, index: int) -> np.ndarray:
+    def _donor(self, epoch: int, index: int, shown: int, met: dict[int, Broken]) -> tuple[int, tuple[int, int]]:
+        """Index and size of another image of the split, never of the one that is shown."""
         if self.args.donor == "mean":
-            return MEAN_COLOUR.numpy().reshape(1, 1, 3).repeat(8, 0).repeat(8, 1)
-        return self._image(self.rows[self._donor(epoch, index)])
+            return -1, (8, 8)
+        drawn = (index + int(stream(self.seed, Purpose.DONOR, epoch, index).integers(1, len(self)))) % len(self)
+        return self._next_readable(drawn, self.source.size, met, shown)
 
-    def _donor(self, epoch: int, index: int) -> int:
-        """Another image of the split, never the sample itself."""
-        rng = np.random.default_rng([self.seed, _DONOR, epoch, index])
-        return int(index + rng.integers(1, len(self))) % len(self)
-
-    def _image(self, row: dict[str, Any]) -> np.ndarray:
-        return decode_image(row["image"]["bytes"], str(row.get("image_id", "without image_id")))
-
-
-def decode_image(data: bytes | None, name: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB pixels; an EXIF rotation is applied, as `datasets` does."""
-    if not data:
-        raise ValueError(f"image {name} has no bytes: the `image` column must hold the encoded file, not its path.")
-    pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR_RGB)
-    if pixels is None:
-        raise ValueError(f"image {name} cannot be decoded ({len(data)} bytes, beginning {data[:8]!r}).")
-    return pixels
-
-
-def load_split(path: str | Path, split: str) -> datasets.Dataset:
-    """The rows of one split, with images left as bytes."""
-    if Path(path).is_dir() and not any(Path(path).rglob("*.parquet")):
-        raise FileNotFoundError(
-            f"data: {path} holds no Parquet file. Folders of plain images are not supported yet; the layout is"
-            " described in modeling_decodepos/schema.py."
-        )
-    if not Path(path).is_dir() and (Path(path).is_absolute() or str(path).count("/") != 1):
-        make = f"Make it with:\n  python -m dataset_scripts.prepare scenes --output {path}"
-        other = "Give a folder, or a Hub id (owner/name), in the layout of modeling_decodepos/schema.py."
-        raise FileNotFoundError(f"data: no folder at {path}. {make if Path(path).name == 'scenes' else other}")
-    rows = datasets.load_dataset(str(path), split=split)
-    missing = {"image", "width", "height"} - set(rows.column_names)
-    if missing:
+    def _next_readable(
+        self, index: int, read: Callable[[int], T], met: dict[int, Broken], other_than: int = -1
+    ) -> tuple[int, T]:
+        """The first readable image from an index on, in data set order, and what reading it gave."""
+        attempts = min(len(self), MOST_BROKEN_IN_A_ROW)
+        for candidate in ((index + further) % len(self) for further in range(attempts)):
+            if candidate != other_than:
+                try:
+                    return candidate, self._attempt(candidate, read, met)
+                except BrokenImage as error:
+                    last = error
         raise ValueError(
-            f"{path} [{split}] lacks the columns {', '.join(sorted(missing))}; it has {', '.join(rows.column_names)}. "
-            "The expected layout is in modeling_decodepos/schema.py."
+            f"{self.source.name}: none of {attempts} images in a row from number {index} on can be read, such as:\n"
+            f"  {last}"
         )
-    return rows.cast_column("image", datasets.Image(decode=False))
+
+    def _attempt(self, index: int, read: Callable[[int], T], met: dict[int, Broken]) -> T:
+        """What `read` gives for an image; a failure is remembered, and told to whoever met it."""
+        try:
+            if index in self.known_broken:
+                raise BrokenImage(*self.known_broken[index])
+            return read(index)
+        except BrokenImage as error:
+            self.known_broken[index] = met[index] = (error.image_id, error.reason)
+            raise
 
 
-def choose_region_column(rows: datasets.Dataset, region_source: str, name: str) -> str:
-    """The column that regions come from: `regions` or `objects`."""
-    candidates = ["regions", "objects"] if region_source == "auto" else [region_source]
-    for column in candidates:
-        if column in rows.column_names and (region_source != "auto" or _has_boxes(rows, column)):
-            return column
-    raise ValueError(
-        f"{name} has no regions: looked for {' and '.join(candidates)} among its columns, which are "
-        f"{', '.join(rows.column_names)}."
+def build_batch(
+    samples: list[Sample], view_names: list[str], args: ViewArguments, broken: list[Broken] | None = None
+) -> RegionBatch:
+    """The views of samples, their pixels made here."""
+    views: dict[str, View] = {}
+    for name in view_names:
+        rows = [row for row, sample in enumerate(samples) if name in sample.views]
+        drawn = [samples[row].views[name] for row in rows]
+        if not drawn:  # no image of this batch is mixed; the view keeps its place with no rows
+            size = args.view_size_px
+            views[name] = View(
+                torch.zeros((0, 3, size, size), dtype=torch.uint8),
+                torch.zeros((0, args.num_regions, 4)),
+                torch.zeros((0, args.num_regions), dtype=torch.bool),
+                torch.zeros(0, dtype=torch.int64),
+            )
+            continue
+        # 8-bit, channels last in memory: a quarter of the bytes to move, and the layout the network wants.
+        size = drawn[0].size_px
+        pixels = torch.empty((len(drawn), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        for place, (row, parameters) in enumerate(zip(rows, drawn, strict=True)):
+            pixels[place] = apply_view(parameters, samples[row].image, samples[row].donor)
+        views[name] = View(
+            pixels,
+            torch.from_numpy(np.stack([p.boxes for p in drawn])),
+            torch.from_numpy(np.stack([p.valid for p in drawn])),
+            None if len(rows) == len(samples) else torch.tensor(rows),
+        )
+    placements = [p.placement for sample in samples for p in sample.views.values() if p.placement]
+    return RegionBatch(
+        views=views,
+        indices=[sample.index for sample in samples],
+        slack=torch.tensor([max(p.slack) for p in placements]),
+        can_move=torch.tensor([p.can_move for p in placements], dtype=torch.bool),
+        broken=broken or [],
     )
-
-
-def _has_boxes(rows: datasets.Dataset, column: str) -> bool:
-    return any((row or {}).get("bbox") for row in rows.select(range(min(64, len(rows))))[column])
 
 
 def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
     """The order in which an epoch visits the images: a function of (seed, epoch)."""
-    return np.random.default_rng([seed, _ORDER, epoch]).permutation(length)
+    return stream(seed, Purpose.ORDER, epoch).permutation(length)
 
 
 @dataclass(frozen=True)

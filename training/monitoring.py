@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataset_scripts.parquet import MANIFEST_NAME, data_sha256, load_manifest
 from training.arguments import Recipe, origins
+from training.images import ImageSource
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "huggingface_hub", "safetensors", "numpy", "decodepos")
 
@@ -109,11 +109,15 @@ def describe_run(recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def describe_data(path: str, split: str, rows: Any) -> dict[str, Any]:
-    """Where the images came from: the data set's own manifest hash where it has one."""
-    has_manifest = (Path(path) / MANIFEST_NAME).is_file()
-    digest = data_sha256(load_manifest(Path(path))) if has_manifest else f"datasets fingerprint {rows._fingerprint}"
-    return {"path": path, "split": split, "images": len(rows), "hash": digest}
+def describe_data(path: str, source: ImageSource) -> dict[str, Any]:
+    """Where the images came from, with the fingerprint that tells them from others."""
+    return {
+        "path": path,
+        "split": source.split,
+        "images": len(source),
+        "hash": source.fingerprint,
+        "regions": source.region_source,
+    }
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -316,14 +316,16 @@ def draw_views(
 def main() -> None:
     """Draw the views of one sample of a data set."""
     from training.arguments import load_recipe
+    from training.images import COLUMNS, DRAWN, open_images
     from training.loading import RegionDataset
 
     parser = argparse.ArgumentParser(description="Draw the views of one sample with their regions.")
-    parser.add_argument("--data", required=True, help="data folder or Hub id")
+    parser.add_argument("--data", required=True, help="folder of Parquet or pictures, or Hub id")
     parser.add_argument("--split", default="train")
     parser.add_argument("--index", type=int, default=0, help="which image")
     parser.add_argument("--epoch", type=int, default=0, help="the views of another epoch")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--region_source", choices=["auto", *COLUMNS, *DRAWN], default="auto")
     parser.add_argument("--recipe", help="take the view settings from this recipe (default: the defaults, 224 pixels)")
     parser.add_argument("--repositioning", choices=[*FOREGROUND_SCALES, "none"], help="overrides the recipe")
     parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
@@ -332,10 +334,13 @@ def main() -> None:
     if args.repositioning:
         views = dataclasses.replace(views, repositioning=args.repositioning)
     try:
-        dataset = RegionDataset(args.data, args.split, views, list(VIEW_RULES), seed=args.seed)
+        images = open_images(args.data, args.split, args.region_source, args.seed)
+        dataset = RegionDataset(images, views, list(VIEW_RULES), seed=args.seed)
         picture = dataset.draw(args.epoch, args.index)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
+    for image_id, reason in dataset.known_broken.values():
+        print(f"image {image_id} {reason}; the next one takes its place")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     picture.save(args.output)
     print(f"wrote {args.output}")

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dataset_scripts import prepare
 from training.arguments import Recipe, build_recipe
@@ -45,3 +47,24 @@ def recipe_values(scenes: Path, tmp_path: Path) -> dict[str, Any]:
 def make_recipe(recipe_values: dict[str, Any]) -> Callable[..., Recipe]:
     """The tiny recipe with some keys changed."""
     return lambda **changes: build_recipe({**recipe_values, **changes}, name="tiny")
+
+
+def save_pictures(folder: Path, names: list[str], seed: int = 0) -> Path:
+    """Small pictures of noise in different sizes, in the format each name ends with."""
+    rng = np.random.default_rng(seed)
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (40 + number % 5, 60 - number % 7, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A plain folder of twelve pictures, and of things that are none."""
+    folder = save_pictures(
+        tmp_path / "pictures", [f"{'ab'[n % 2]}/{n:02}.{('jpg', 'png')[n % 3 == 0]}" for n in range(12)]
+    )
+    (folder / "notes.txt").write_text("not a picture")
+    (folder / "a/._00.jpg").write_bytes(b"what a file system left behind")
+    return folder

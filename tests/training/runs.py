@@ -15,6 +15,7 @@ from modeling_decodepos.losses import OBJECTIVES
 from training import pretrain
 from training.arguments import Recipe
 from training.building import Run, build_model
+from training.images import open_images
 from training.loading import RegionDataset
 from training.optimisation import build_optimizer
 
@@ -26,7 +27,8 @@ def small_run(recipe: Recipe, total_steps: int = 20) -> tuple[Run, RegionDataset
     """A run without its surroundings: no files, no loop."""
     objective = OBJECTIVES[recipe.model.objective]
     image_level = objective.level == "image"
-    data = RegionDataset(recipe.data.data, "train", recipe.views, list(objective.views), image_level=image_level)
+    source = open_images(recipe.data.data, "train")
+    data = RegionDataset(source, recipe.views, list(objective.views), image_level=image_level)
     net = build_model(recipe.model, recipe.run.seed)
     optimizer = build_optimizer(net, recipe.run.optimizer, 0.0, 0.9)
     run = Run(Accelerator(cpu=True), net, net, optimizer, objective, recipe, total_steps, 1e-3)

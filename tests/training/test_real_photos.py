@@ -10,6 +10,7 @@ import torch
 
 import training.pretrain as pretrain
 from training.arguments import Recipe, ViewArguments
+from training.images import open_images
 from training.loading import RegionDataset
 from training.views import VIEW_RULES
 
@@ -18,8 +19,8 @@ pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="no folder with real p
 
 
 def test_every_photo_gives_valid_views():
-    dataset = RegionDataset(DATA, "validation", ViewArguments(view_size_px=64), list(VIEW_RULES))
-    assert dataset.region_column == "objects"
+    dataset = RegionDataset(open_images(DATA, "validation"), ViewArguments(view_size_px=64), list(VIEW_RULES))
+    assert dataset.source.region_source == "objects"
     batch = dataset.__getitems__([(0, index) for index in range(0, 420, 7)])
     for name, view in batch.views.items():
         boxes = view.boxes[view.valid_regions]
@@ -36,7 +37,9 @@ def test_on_photos_too_rigid_foregrounds_often_have_nowhere_to_go():
     share = {}
     for kind in ("scaled", "paper"):
         dataset = RegionDataset(
-            DATA, "validation", ViewArguments(view_size_px=64, repositioning=kind), ["crop", "repositioned"]
+            open_images(DATA, "validation"),
+            ViewArguments(view_size_px=64, repositioning=kind),
+            ["crop", "repositioned"],
         )
         batch = dataset.__getitems__([(0, index) for index in range(0, 420, 4)])
         share[kind] = float(batch.can_move.float().mean()), float(batch.slack.mean())

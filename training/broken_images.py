@@ -1,0 +1,71 @@
+"""Images that could not be read in a run: which, why, and when they are too many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class TooManyBrokenImages(RuntimeError):
+    """More images cannot be read than the run allows."""
+
+
+class BrokenImages:
+    """Broken images by id, kept in `broken_images.jsonl` of the run folder: one object with id and reason per line.
+
+    Every process of a run can hold one and be told the same; only the one that has a path writes.
+    """
+
+    def __init__(self, image_count: int, max_share: float, path: Path | None = None, resume: bool = False):
+        self.image_count, self.max_share, self.path = image_count, max_share, path
+        self.reasons: dict[str, str] = {}
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if resume and path.is_file():
+            self.reasons = dict(_read(path))
+        # What a crash left half written goes; so does the list of an earlier run that left no checkpoint.
+        temporary = path.with_suffix(".writing")
+        temporary.write_text("".join(map(_line, self.reasons.items())), encoding="utf-8")
+        temporary.replace(path)
+
+    def __len__(self) -> int:
+        return len(self.reasons)
+
+    def add(self, broken: Iterable[tuple[str, str]]) -> int:
+        """Note images with their reasons, and how many of them were not known; a batch's list goes in as it is.
+
+        Raises:
+            TooManyBrokenImages: There are more than the run allows. They are in the file all the same.
+        """
+        new = {image_id: reason for image_id, reason in broken if image_id not in self.reasons}
+        self.reasons |= new
+        if new and self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(map(_line, new.items())))
+        self._stop_if_too_many()
+        return len(new)
+
+    def _stop_if_too_many(self) -> None:
+        if len(self.reasons) <= self.max_share * self.image_count:
+            return
+        first = "\n".join(f"  {image_id}: {reason}" for image_id, reason in list(self.reasons.items())[:5])
+        more = f"\n  … all of them: {self.path}" if self.path is not None else ""
+        raise TooManyBrokenImages(
+            f"{len(self.reasons)} of {self.image_count} images cannot be read, more than max_broken_share "
+            f"{self.max_share:g} allows:\n{first}{more}\nRepair or remove them, or raise --max_broken_share."
+        )
+
+
+def _line(item: tuple[str, str]) -> str:
+    return json.dumps({"image_id": item[0], "reason": item[1]}) + "\n"
+
+
+def _read(path: Path) -> Iterable[tuple[str, str]]:
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:  # cut off by a crash; the image will be met again
+            continue
+        yield line["image_id"], line["reason"]

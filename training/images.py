@@ -1,0 +1,347 @@
+"""Where images and their regions come from: Parquet in our layout, or a plain folder of pictures.
+
+`open_images` looks at what is there and returns an `ImageSource`, which is all that the rest of the data path knows.
+Regions come from a column of the data or are drawn on the fly, by the class-free providers of `dataset_scripts`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from dataset_scripts.parquet import MANIFEST_NAME, data_sha256, load_manifest
+from dataset_scripts.proposals import propose
+from modeling_decodepos.schema import xywh_to_unit_xyxy
+from training.decoding import BrokenImage, decode_image, read_size
+from training.randomness import Purpose, stream
+
+# Region sources that look at no annotation.
+DRAWN = {
+    "random": "random boxes, drawn anew in every epoch",
+    "grid": "the cells of a 2 x 2, a 3 x 3 and a 4 x 4 grid",
+}
+COLUMNS = {"regions": "proposals (column `regions`)", "objects": "annotations (column `objects`)"}
+SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_LAYOUT = "The expected layout is in modeling_decodepos/schema.py."
+
+
+class ImageSource(Protocol):
+    """A split of a data set: pixels and regions by index.
+
+    Attributes:
+        name: For messages.
+        split: Name of the split.
+        fingerprint: What tells these images from others, for run.json.
+        region_source: Where `boxes` come from: a key of `COLUMNS` or of `DRAWN`.
+        seed: Of drawn regions.
+    """
+
+    name: str
+    split: str
+    fingerprint: str
+    region_source: str
+    seed: int
+
+    def __len__(self) -> int: ...
+
+    def image_id(self, index: int) -> str:
+        """A name that is unique in the split."""
+        ...
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of `pixels(index)`, without decoding them; `BrokenImage` where they cannot be told."""
+        ...
+
+    def pixels(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB; `BrokenImage` where they cannot be read."""
+        ...
+
+    def boxes(self, index: int, epoch: int) -> np.ndarray:
+        """(R, 4) float64 regions in an epoch, xyxy in [0, 1]."""
+        ...
+
+
+def open_images(path: str | Path, split: str = "train", region_source: str = "auto", seed: int = 0) -> ImageSource:
+    """The images of a folder (Parquet or plain pictures) or of a Hub id.
+
+    Args:
+        path: The folder or Hub id.
+        split: Which split; plain pictures have "train" only.
+        region_source: A key of `COLUMNS` or `DRAWN`, or "auto": proposals, else annotations; plain pictures: random.
+        seed: Of drawn regions.
+
+    Raises:
+        FileNotFoundError: There is nothing of the kind at `path`.
+        ValueError: It has no such split, no image, or not the columns that are needed.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        found = list(_walk(folder))
+        if not any(name.endswith(".parquet") for name, _ in found):
+            return FolderImages(folder, split, region_source, seed, found)
+    elif folder.exists():
+        raise FileNotFoundError(f"data: {path} is a file; give the folder that holds it.")
+    elif folder.is_absolute() or str(path).count("/") != 1:
+        make = f"Make it with:\n  python -m dataset_scripts.prepare scenes --output {path}"
+        other = (
+            "Give a folder of pictures, a folder in the layout of modeling_decodepos/schema.py, or a Hub id of one."
+        )
+        raise FileNotFoundError(f"data: no folder at {path}. {make if folder.name == 'scenes' else other}")
+    return ParquetImages(load_split(path, split), str(path), split, region_source, seed)
+
+
+def describe_regions(source: ImageSource, asked: str) -> str:
+    """Where a source's regions come from, and who chose that, for people."""
+    what = (COLUMNS | DRAWN)[source.region_source]
+    if asked != "auto":
+        return what
+    why = "plain images have no others" if source.region_source in DRAWN else "the first that the data has"
+    return f"{what}: region_source is auto, {why}"
+
+
+def draw_boxes(provider: str, size: tuple[int, int], seed: int, epoch: int, index: int) -> np.ndarray:
+    """(R, 4) unit xyxy regions of an image of a height and width, from a provider that looks at no annotation."""
+    height, width = size
+    boxes, _ = propose(provider, width, height, [], stream(seed, Purpose.REGIONS, epoch, index))
+    return _to_unit(boxes, size)
+
+
+def _to_unit(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(R, 4) unit xyxy boxes from xywh in pixels, clipped to the image."""
+    height, width = size
+    return np.asarray(xywh_to_unit_xyxy(boxes, width, height), dtype=np.float64).clip(0.0, 1.0)
+
+
+# ------------------------------------------------------------------------------------------------------------ Parquet
+
+
+class ParquetImages:
+    """Rows in the layout of `modeling_decodepos.schema`, the encoded images among them.
+
+    Reads Arrow's memory-mapped columns one by one: boxes and sizes come without the images' bytes.
+    """
+
+    def __init__(self, rows: datasets.Dataset, path: str, split: str, region_source: str = "auto", seed: int = 0):
+        self.name, self.split, self.seed = f"{path} [{split}]", split, seed
+        if not len(rows):
+            raise ValueError(f"{self.name} holds no image.")
+        self.rows = rows
+        self.fingerprint = _parquet_fingerprint(path, rows)
+        self.region_source = choose_region_source(rows, region_source, self.name)
+        height, width = (
+            rows.data.column(name).fill_null(0).to_numpy().astype(np.int32) for name in ("height", "width")
+        )
+        self._sizes = np.stack([height, width], axis=1)
+        self._columns: dict[str, pa.ChunkedArray] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_columns": {}}  # a pickled column would carry its data along; `rows` knows its file
+
+    def image_id(self, index: int) -> str:
+        """The row's `image_id`, or its number."""
+        known = self._value("image_id", index).as_py() if "image_id" in self.rows.column_names else None
+        return f"row-{index}" if known is None else str(known)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width as the columns say."""
+        height, width = self._sizes[index]
+        if height < 1 or width < 1:
+            raise BrokenImage(self.image_id(index), f"has width {width} and height {height} in its columns")
+        return int(height), int(width)
+
+    def pixels(self, index: int) -> np.ndarray:
+        """The decoded image."""
+        size = self.size(index)
+        encoded = self._value("image", index).as_py() or {}
+        return decode_image(encoded.get("bytes"), self.image_id(index), size)
+
+    def boxes(self, index: int, epoch: int) -> np.ndarray:
+        """Boxes of the region column, those of crowds left out, or drawn ones."""
+        size = self.size(index)
+        if self.region_source in DRAWN:
+            return draw_boxes(self.region_source, size, self.seed, epoch, index)
+        regions = self._value(self.region_source, index)
+        listed = regions["bbox"].values if regions.is_valid else None
+        if listed is None:  # a null
+            return np.zeros((0, 4))
+        values = listed.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        if len(values) != 4 * len(listed):
+            raise ValueError(
+                f"{self.name}, image {self.image_id(index)}: {self.region_source}.bbox holds {len(listed)} boxes with "
+                f"{len(values)} numbers; expected x, y, width, height for each."
+            )
+        boxes = values.reshape(-1, 4)
+        names = [field.name for field in regions.type]
+        if self.region_source == "objects" and "iscrowd" in names and (crowd := regions["iscrowd"].as_py()):
+            boxes = boxes[~np.asarray(crowd, dtype=bool)]  # a crowd is no single region
+        return _to_unit(boxes, size)
+
+    def _value(self, column: str, index: int) -> Any:
+        if column not in self._columns:
+            self._columns[column] = self.rows.data.column(column)
+        return self._columns[column][index]
+
+
+def load_split(path: str | Path, split: str) -> datasets.Dataset:
+    """The rows of one split, with images left as bytes."""
+    try:
+        rows = datasets.load_dataset(str(path), split=split)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(f"{path} [{split}] cannot be read: {error.__cause__ or error}") from error
+    except ValueError as error:
+        problem = "holds no image" if "corresponds to no data" in str(error) else f"cannot be read: {error}"
+        raise ValueError(f"{path} [{split}] {problem}") from error
+    check_columns(rows.column_names, f"{path} [{split}]")
+    return rows.cast_column("image", datasets.Image(decode=False))
+
+
+def check_columns(names: list[str], where: str) -> None:
+    """Refuse rows without images or sizes."""
+    missing = {"image", "width", "height"} - set(names)
+    if missing:
+        raise ValueError(
+            f"{where} lacks the columns {', '.join(sorted(missing))}; it has {', '.join(names)}. {_LAYOUT}"
+        )
+
+
+def choose_region_source(rows: datasets.Dataset, region_source: str, name: str) -> str:
+    """Where regions come from, "auto" decided: a column of the rows, or a provider that needs none."""
+    if region_source in DRAWN:
+        return region_source
+    candidates = list(COLUMNS) if region_source == "auto" else [region_source]
+    for column in candidates:
+        if column not in rows.column_names:
+            continue
+        kind = rows.data.column(column).type
+        if not (pa.types.is_struct(kind) and kind.get_field_index("bbox") >= 0):
+            raise ValueError(f"{name}: column {column} is {kind}; expected a struct of lists with `bbox`. {_LAYOUT}")
+        if region_source != "auto" or _has_boxes(rows.data.column(column)):
+            return column
+    raise ValueError(
+        f"{name} has no regions: looked for {' and '.join(candidates)} among its columns, which are "
+        f"{', '.join(rows.column_names)}. --region_source random draws boxes instead."
+    )
+
+
+def _has_boxes(column: pa.ChunkedArray) -> bool:
+    boxes = (chunk.flatten()[chunk.type.get_field_index("bbox")] for chunk in column.chunks)
+    return any(len(lists.flatten()) > 0 for lists in boxes if not pa.types.is_null(lists.type))
+
+
+def _parquet_fingerprint(path: str, rows: datasets.Dataset) -> str:
+    """The data set's own manifest hash where it has one."""
+    if (Path(path) / MANIFEST_NAME).is_file():
+        return data_sha256(load_manifest(Path(path)))
+    return f"datasets fingerprint {rows._fingerprint}"
+
+
+# ------------------------------------------------------------------------------------------------------- plain folder
+
+
+class FolderImages:
+    """The pictures of a folder and its subfolders, in the order of their relative paths; they are all of "train".
+
+    Files of other kinds, hidden files and hidden folders do not count. The fingerprint is the sha256 over the relative
+    paths and the sizes of the files, not over their bytes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str = "train",
+        region_source: str = "auto",
+        seed: int = 0,
+        found: list[tuple[str, int]] | None = None,
+    ):
+        self.folder, self.split, self.seed = folder, split, seed
+        self.name = f"{folder} [{split}]"
+        files = sorted(found if found is not None else _walk(folder))
+        pictures = [(name, size) for name, size in files if Path(name).suffix.lower() in SUFFIXES]
+        if not pictures:
+            raise FileNotFoundError(
+                f"data: {folder} holds no Parquet file and no picture ({', '.join(sorted(SUFFIXES))}); it has "
+                f"{_shown([name for name, _ in files])}."
+            )
+        if split != "train":
+            raise ValueError(
+                f"{folder} is a folder of plain images: it has the split 'train' only, not {split!r}. Give the folder "
+                "of the images you mean as data."
+            )
+        if region_source in COLUMNS:
+            raise ValueError(
+                f"region_source is {region_source!r}, but {folder} is a folder of plain images without annotations; "
+                f"expected auto, {' or '.join(DRAWN)}."
+            )
+        self.region_source = "random" if region_source == "auto" else region_source
+        # One Arrow array instead of a million strings: worker processes share it.
+        self._paths = pa.array([os.fsencode(name) for name, _ in pictures], pa.binary())
+        listed = hashlib.sha256(b"".join(b"%b\0%d\n" % (os.fsencode(name), size) for name, size in pictures))
+        self.fingerprint = f"sha256 of relative paths and file sizes {listed.hexdigest()}"
+        self._refuse_if_nothing_opens()
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def image_id(self, index: int) -> str:
+        """The file's path in the folder."""
+        return self._paths[index].as_py().decode("utf-8", "backslashreplace")
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width from the file's header."""
+        return read_size(self._path(index), self.image_id(index))
+
+    def pixels(self, index: int) -> np.ndarray:
+        """The decoded picture."""
+        try:
+            data = Path(self._path(index)).read_bytes()
+        except OSError as error:
+            raise BrokenImage(self.image_id(index), f"cannot be read: {error.strerror}") from None
+        if not data:
+            raise BrokenImage(self.image_id(index), "is an empty file")
+        return decode_image(data, self.image_id(index))
+
+    def boxes(self, index: int, epoch: int) -> np.ndarray:
+        """Drawn boxes: a plain folder knows of no others."""
+        return draw_boxes(self.region_source, self.size(index), self.seed, epoch, index)
+
+    def _path(self, index: int) -> str:
+        return os.path.join(self.folder, os.fsdecode(self._paths[index].as_py()))
+
+    def _refuse_if_nothing_opens(self) -> None:
+        reasons = []
+        for index in range(len(self)):
+            try:
+                self.size(index)
+                return
+            except BrokenImage as error:
+                reasons.append(str(error))
+        raise ValueError(f"none of the {len(self)} pictures in {self.folder} can be read, such as:\n  {reasons[0]}")
+
+
+def _walk(folder: str | Path, inside: str = "", above: tuple[str, ...] = ()) -> Iterator[tuple[str, int]]:
+    """Relative path, with forward slashes, and size of every file that is not hidden; links are followed."""
+    real = os.path.realpath(folder)
+    if real in above:  # a link back to where we come from
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _walk(entry.path, f"{inside}{entry.name}/", (*above, real))
+            elif entry.is_file():
+                yield inside + entry.name, entry.stat().st_size
+
+
+def _shown(names: list[str]) -> str:
+    return "no file at all" if not names else ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
