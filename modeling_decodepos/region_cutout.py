@@ -11,6 +11,7 @@ flipped boxes: cutting first would remove the mirror image of the intended area.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -89,7 +90,7 @@ def sample_grid_boxes(rng: np.random.Generator, cells: int = 3) -> np.ndarray:
 def _cut_collaboratively(cut: np.ndarray, box: np.ndarray, ratio: float, rng: np.random.Generator) -> None:
     """The follow-up's final form: the mean share per box is `ratio`."""
     inside = _window(cut, box)
-    share = inside.mean()
+    share = np.count_nonzero(inside) / inside.size  # `mean` takes ten times as long
     if share > ratio:
         inside[:] = False
         share = 0.0
@@ -122,11 +123,9 @@ def _cut_rectangle(inside: np.ndarray, share: float, rng: np.random.Generator) -
     height, width = inside.shape
     if share * inside.size < 0.5:  # less than half a cell is none; else a region of one patch would always go whole
         return
-    side = np.sqrt(share)
+    side = math.sqrt(share)
     left, top = rng.uniform(0, width * (1 - side)), rng.uniform(0, height * (1 - side))
-    rows = np.round([top, top + height * side]).astype(int)
-    columns = np.round([left, left + width * side]).astype(int)
-    inside[rows[0] : rows[1], columns[0] : columns[1]] = True
+    inside[round(top) : round(top + height * side), round(left) : round(left + width * side)] = True
 
 
 def _window(cut: np.ndarray, box: np.ndarray) -> np.ndarray:

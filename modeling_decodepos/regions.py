@@ -155,10 +155,11 @@ def boxes_to_pixels(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     A box that has no area, or lies outside the view, comes back with no cells (x2 == x1 or y2 == y1).
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    if not np.isfinite(boxes).all():
-        raise ValueError(f"boxes hold a value that is not finite: {boxes[~np.isfinite(boxes).all(1)][0].tolist()}.")
-    furthest = np.abs(boxes).max(initial=0.0)
-    if furthest > 2:
+    furthest = np.abs(boxes).max(initial=0.0)  # NaN, if there is one
+    if not furthest <= 2:
+        if not np.isfinite(furthest):
+            wrong = boxes[~np.isfinite(boxes).all(1)][0].tolist()
+            raise ValueError(f"boxes hold a value that is not finite: {wrong}.")
         raise ValueError(
             f"a box reaches {furthest:g}; expected x1, y1, x2, y2 in [0, 1]. Divide pixel boxes by width and height."
         )
