@@ -1,4 +1,4 @@
-"""The four views of the objective `both`, made the ordinary way: PIL, torchvision's first transforms, loops over boxes.
+"""The four views of the objective `both`, made the ordinary way: PIL, torchvision v1, loops over boxes.
 
 This is the peer of `benchmarks.views` and `benchmarks.loader`, written as data sets of this kind usually are (SoCo's,
 and the BYOL code it grew from). It does the same work with the same probabilities: the same crops, flips, colours and
@@ -94,7 +94,7 @@ class PilViews:
         return pixels
 
     def _cut_mask(self, boxes: Sequence[Box], size: int) -> Tensor:
-        """Region-collaborative cutout: each box, the largest first, loses a rectangle unless it lost enough already."""
+        """Region-collaborative cutout: each box, largest first, loses a rectangle unless it lost enough already."""
         args = self.args
         mask = torch.zeros((size, size), dtype=torch.bool)
         ratio = random.uniform(args.cut_ratio_min, args.cut_ratio_max)

@@ -166,26 +166,27 @@ def boxes_to_pixels(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     height, width = size
     scale = np.array([width, height, width, height])
     clipped = boxes.clip(0.0, 1.0) * scale
-    pixels = np.floor(clipped + 0.5).astype(np.int64)
-    has_area = (clipped[:, 2:] > clipped[:, :2]).all(1)
+    pixels = (clipped + 0.5).astype(np.int64)
     # A thin box inside one cell rounds to nothing; it still covers that cell.
-    start = np.minimum(pixels[:, :2], np.array([width, height]) - 1)
-    pixels[:, :2] = np.where(has_area[:, None], start, pixels[:, :2])
-    pixels[:, 2:] = np.where(has_area[:, None], np.maximum(pixels[:, 2:], start + 1), pixels[:, :2])
-    return pixels
+    start = np.minimum(pixels[:, :2], (width - 1, height - 1))
+    has_area = (clipped[:, 2:] > clipped[:, :2]).all(1, keepdims=True)
+    end = np.where(has_area, np.maximum(pixels[:, 2:], start + 1), start)
+    return np.concatenate([start, end], axis=1)
 
 
 def rasterise(pixel_boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(H, W) boolean union of integer boxes as `boxes_to_pixels` gives them; what sticks out is left out."""
     mask = np.zeros(size, dtype=bool)
-    for x1, y1, x2, y2 in np.maximum(pixel_boxes, 0):  # a negative index would count from the other side
+    for x1, y1, x2, y2 in np.maximum(pixel_boxes, 0).tolist():  # a negative index would count from the other side
         mask[y1:y2, x1:x2] = True
     return mask
 
 
 def flip_boxes(boxes: np.ndarray) -> np.ndarray:
     """Unit boxes of the mirrored view (left and right exchanged)."""
-    return np.stack([1 - boxes[..., 2], boxes[..., 1], 1 - boxes[..., 0], boxes[..., 3]], axis=-1)
+    flipped = boxes[..., [2, 1, 0, 3]]
+    flipped[..., ::2] = 1 - flipped[..., ::2]
+    return flipped
 
 
 def boxes_in_window(boxes: np.ndarray, window: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from modeling_decodepos.regions import View
 from modeling_decodepos.schema import xywh_to_unit_xyxy
 from training.arguments import ViewArguments
 from training.interruption import leave_signals_to_parent
-from training.views import MEAN_COLOUR, VIEW_RULES, apply_view, draw_views, sample_views
+from training.views import MEAN_COLOUR, VIEW_RULES, ViewParameters, apply_view, draw_views, sample_views
 
 Key = tuple[int, int]  # epoch, index
 # Keeps the streams of random numbers apart that are drawn for one (seed, epoch, index).
@@ -77,38 +77,37 @@ class RegionDataset(Dataset):
 
     def __getitems__(self, keys: list[Key]) -> RegionBatch:
         """The batch of these (epoch, index) keys."""
-        samples = [self._sample(epoch, index, self.view_names) for epoch, index in keys]
-        views: dict[str, View] = {}
-        for name in self.view_names:
-            rows = [row for row, (_, _, parameters) in enumerate(samples) if name in parameters]
-            drawn = [samples[row][2][name] for row in rows]
-            if not drawn:  # no image of this batch is mixed; the view keeps its place with no rows
-                size = self.args.view_size_px
-                views[name] = View(
-                    torch.zeros((0, 3, size, size), dtype=torch.uint8),
-                    torch.zeros((0, self.args.num_regions, 4)),
-                    torch.zeros((0, self.args.num_regions), dtype=torch.bool),
-                    torch.zeros(0, dtype=torch.int64),
-                )
-                continue
-            # 8-bit, channels last in memory: a quarter of the bytes to move, and the layout the network wants.
-            size = drawn[0].size_px
-            pixels = torch.empty((len(drawn), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-            for place, (row, parameters) in enumerate(zip(rows, drawn, strict=True)):
-                image, donor, _ = samples[row]
-                pixels[place] = apply_view(parameters, image, donor)
-            views[name] = View(
-                pixels,
-                torch.from_numpy(np.stack([p.boxes for p in drawn])),
-                torch.from_numpy(np.stack([p.valid for p in drawn])),
-                None if len(rows) == len(samples) else torch.tensor(rows),
-            )
-        placements = [p.placement for _, _, drawn_views in samples for p in drawn_views.values() if p.placement]
+        made: dict[str, list[tuple[int, ViewParameters, torch.Tensor]]] = {name: [] for name in self.view_names}
+        for row, (epoch, index) in enumerate(keys):
+            # One sample after the other: a batch of decoded images is four times the size of its views.
+            image, donor, parameters = self._sample(epoch, index, self.view_names)
+            for name, view in parameters.items():
+                made[name].append((row, view, apply_view(view, image, donor)))
+        placements = [view.placement for parts in made.values() for _, view, _ in parts if view.placement]
         return RegionBatch(
-            views=views,
+            views={name: self._batch(parts, len(keys)) for name, parts in made.items()},
             indices=[index for _, index in keys],
             slack=torch.tensor([max(p.slack) for p in placements]),
             can_move=torch.tensor([p.can_move for p in placements], dtype=torch.bool),
+        )
+
+    def _batch(self, parts: list[tuple[int, ViewParameters, torch.Tensor]], num_images: int) -> View:
+        """One view of a batch, from (row, parameters, pixels) of the images that have it."""
+        if not parts:  # no image of this batch is mixed; the view keeps its place with no rows
+            size = self.args.view_size_px
+            return View(
+                torch.zeros((0, 3, size, size), dtype=torch.uint8),
+                torch.zeros((0, self.args.num_regions, 4)),
+                torch.zeros((0, self.args.num_regions), dtype=torch.bool),
+                torch.zeros(0, dtype=torch.int64),
+            )
+        rows, drawn, pixels = zip(*parts, strict=True)
+        return View(
+            # 8-bit, channels last in memory: a quarter of the bytes to move, and the layout the network wants.
+            torch.stack([image.permute(1, 2, 0) for image in pixels]).permute(0, 3, 1, 2),
+            torch.from_numpy(np.stack([view.boxes for view in drawn])),
+            torch.from_numpy(np.stack([view.valid for view in drawn])),
+            None if len(rows) == num_images else torch.tensor(rows),
         )
 
     def draw(self, epoch: int, index: int) -> Image.Image:
@@ -129,7 +128,7 @@ class RegionDataset(Dataset):
 
     def _sample(
         self, epoch: int, index: int, names: list[str]
-    ) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
+    ) -> tuple[np.ndarray, np.ndarray | None, dict[str, ViewParameters]]:
         row = self.rows[index]
         image = self._image(row)
         needs_donor = any(VIEW_RULES[name].moved for name in names)

@@ -33,7 +33,8 @@ def sample_photometric(rng: np.random.Generator, args: ViewArguments, of_whole_i
         strengths = {"brightness": args.brightness, "contrast": args.contrast, "saturation": args.saturation}
         factors = {name: rng.uniform(max(0, 1 - s), 1 + s) for name, s in strengths.items()}
         factors["hue"] = rng.uniform(-args.hue, args.hue)
-        jitter = tuple((name, factors[name]) for name in rng.permutation(sorted(factors)).tolist())
+        names = sorted(factors)
+        jitter = tuple((names[place], factors[names[place]]) for place in rng.permutation(len(names)).tolist())
     grayscale = rng.random() < args.grayscale_probability
     blurred = rng.random() < (args.blur_probability_whole if of_whole_image else args.blur_probability)
     sigma = rng.uniform(*BLUR_SIGMA)
@@ -79,10 +80,11 @@ def _adjust_hue(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _blend_table(factor: float, offset: float) -> np.ndarray:
-    return (np.arange(256) * factor + offset).clip(0, 255).astype(np.uint8)
+    return (_LEVELS * factor + offset).clip(0, 255).astype(np.uint8)
 
 
-_SOLARIZED = np.where(np.arange(256) < SOLARIZE_THRESHOLD, np.arange(256), 255 - np.arange(256)).astype(np.uint8)
+_LEVELS = np.arange(256)
+_SOLARIZED = np.where(_LEVELS < SOLARIZE_THRESHOLD, _LEVELS, 255 - _LEVELS).astype(np.uint8)
 _JITTER = {
     "brightness": _adjust_brightness,
     "contrast": _adjust_contrast,
