@@ -50,7 +50,8 @@ def limit_coverage(pixel_boxes: np.ndarray, size: tuple[int, int], most: float) 
     keep = np.ones(len(pixel_boxes), dtype=bool)
     areas = (pixel_boxes[:, 2:] - pixel_boxes[:, :2]).prod(1)
     for largest in np.argsort(-areas, kind="stable"):
-        if rasterise(pixel_boxes[keep], size).mean() <= most:
+        covered = np.count_nonzero(rasterise(pixel_boxes[keep], size)) / (size[0] * size[1])
+        if covered <= most:
             break
         keep[largest] = False
     return keep

@@ -11,6 +11,7 @@ flipped boxes: cutting first would remove the mirror image of the intended area.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 
 from .regions import boxes_to_pixels
+
+PixelBox = list[int]  # x1, y1, x2, y2, end exclusive
 
 # The random boxes of the follow-up's published run: one per cell of a 3 x 3 grid.
 GRID_BOX_AREA = (0.12, 0.30)
@@ -50,9 +53,9 @@ def sample_region_cut(
         pixel_boxes = boxes_to_pixels(boxes, size)
         areas = (pixel_boxes[:, 2:] - pixel_boxes[:, :2]).prod(1)
         # Largest first: the smaller boxes, whose share swings most, have the last word.
-        for index in np.argsort(-areas, kind="stable"):
-            if areas[index] > 0:
-                CUT_FORMS[form](cut, pixel_boxes[index], ratio, rng)
+        order = np.argsort(-areas, kind="stable")
+        for box in pixel_boxes[order[areas[order] > 0]].tolist():
+            CUT_FORMS[form](cut, box, ratio, rng)
     return cut
 
 
@@ -77,31 +80,31 @@ def enlarge_cut(cut: np.ndarray, cell_px: int) -> np.ndarray:
 def sample_grid_boxes(rng: np.random.Generator, cells: int = 3) -> np.ndarray:
     """(cells², 4) random boxes, one around each cell of a grid; they carry the cuts into the surroundings."""
     count = cells * cells
-    column, row = np.meshgrid(np.arange(cells), np.arange(cells))
+    row, column = np.divmod(np.arange(count), cells)
     # The centre lies in the middle half of its cell.
-    centre = np.stack([column.ravel(), row.ravel()], axis=1) + rng.uniform(0.25, 0.75, size=(count, 2))
+    centre = np.stack([column, row], axis=1) + rng.uniform(0.25, 0.75, size=(count, 2))
     area = rng.uniform(*GRID_BOX_AREA, size=count)
     aspect = np.exp(rng.uniform(np.log(GRID_BOX_ASPECT[0]), np.log(GRID_BOX_ASPECT[1]), size=count))
     half = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], axis=1) / 2
     return np.concatenate([centre / cells - half, centre / cells + half], axis=1).clip(0.0, 1.0)
 
 
-def _cut_collaboratively(cut: np.ndarray, box: np.ndarray, ratio: float, rng: np.random.Generator) -> None:
+def _cut_collaboratively(cut: np.ndarray, box: PixelBox, ratio: float, rng: np.random.Generator) -> None:
     """The follow-up's final form: the mean share per box is `ratio`."""
     inside = _window(cut, box)
-    share = inside.mean()
+    share = float(np.count_nonzero(inside) / inside.size)  # `mean` takes ten times as long
     if share > ratio:
         inside[:] = False
         share = 0.0
     _cut_rectangle(inside, ratio - share, rng)
 
 
-def _cut_independently(cut: np.ndarray, box: np.ndarray, ratio: float, rng: np.random.Generator) -> None:
+def _cut_independently(cut: np.ndarray, box: PixelBox, ratio: float, rng: np.random.Generator) -> None:
     """Every box for itself, as before the follow-up: overlapping boxes lose far more than `ratio`."""
     _cut_rectangle(_window(cut, box), ratio, rng)
 
 
-def _cut_spilling(cut: np.ndarray, box: np.ndarray, ratio: float, rng: np.random.Generator) -> None:
+def _cut_spilling(cut: np.ndarray, box: PixelBox, ratio: float, rng: np.random.Generator) -> None:
     """The follow-up's first public form: a full rectangle centred anywhere in the box, so it may reach beyond it."""
     inside = _window(cut, box)
     share = inside.mean()
@@ -122,19 +125,17 @@ def _cut_rectangle(inside: np.ndarray, share: float, rng: np.random.Generator) -
     height, width = inside.shape
     if share * inside.size < 0.5:  # less than half a cell is none; else a region of one patch would always go whole
         return
-    side = np.sqrt(share)
-    left, top = rng.uniform(0, width * (1 - side)), rng.uniform(0, height * (1 - side))
-    rows = np.round([top, top + height * side]).astype(int)
-    columns = np.round([left, left + width * side]).astype(int)
-    inside[rows[0] : rows[1], columns[0] : columns[1]] = True
+    side = math.sqrt(share)
+    left, top = rng.random() * width * (1 - side), rng.random() * height * (1 - side)
+    inside[round(top) : round(top + height * side), round(left) : round(left + width * side)] = True
 
 
-def _window(cut: np.ndarray, box: np.ndarray) -> np.ndarray:
+def _window(cut: np.ndarray, box: PixelBox) -> np.ndarray:
     x1, y1, x2, y2 = box
     return cut[y1:y2, x1:x2]
 
 
-CUT_FORMS: dict[str, Callable[[np.ndarray, np.ndarray, float, np.random.Generator], None]] = {
+CUT_FORMS: dict[str, Callable[[np.ndarray, PixelBox, float, np.random.Generator], None]] = {
     "collaborative": _cut_collaboratively,
     "independent": _cut_independently,
     "spilling": _cut_spilling,

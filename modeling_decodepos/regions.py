@@ -155,36 +155,38 @@ def boxes_to_pixels(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     A box that has no area, or lies outside the view, comes back with no cells (x2 == x1 or y2 == y1).
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    if not np.isfinite(boxes).all():
-        raise ValueError(f"boxes hold a value that is not finite: {boxes[~np.isfinite(boxes).all(1)][0].tolist()}.")
-    furthest = np.abs(boxes).max(initial=0.0)
-    if furthest > 2:
+    furthest = np.abs(boxes).max(initial=0.0)  # NaN, if there is one
+    if not furthest <= 2:
+        if not np.isfinite(furthest):
+            wrong = boxes[~np.isfinite(boxes).all(1)][0].tolist()
+            raise ValueError(f"boxes hold a value that is not finite: {wrong}.")
         raise ValueError(
             f"a box reaches {furthest:g}; expected x1, y1, x2, y2 in [0, 1]. Divide pixel boxes by width and height."
         )
     height, width = size
     scale = np.array([width, height, width, height])
     clipped = boxes.clip(0.0, 1.0) * scale
-    pixels = np.floor(clipped + 0.5).astype(np.int64)
-    has_area = (clipped[:, 2:] > clipped[:, :2]).all(1)
+    pixels = (clipped + 0.5).astype(np.int64)
     # A thin box inside one cell rounds to nothing; it still covers that cell.
-    start = np.minimum(pixels[:, :2], np.array([width, height]) - 1)
-    pixels[:, :2] = np.where(has_area[:, None], start, pixels[:, :2])
-    pixels[:, 2:] = np.where(has_area[:, None], np.maximum(pixels[:, 2:], start + 1), pixels[:, :2])
-    return pixels
+    start = np.minimum(pixels[:, :2], (width - 1, height - 1))
+    has_area = (clipped[:, 2:] > clipped[:, :2]).all(1, keepdims=True)
+    end = np.where(has_area, np.maximum(pixels[:, 2:], start + 1), start)
+    return np.concatenate([start, end], axis=1)
 
 
 def rasterise(pixel_boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(H, W) boolean union of integer boxes as `boxes_to_pixels` gives them; what sticks out is left out."""
     mask = np.zeros(size, dtype=bool)
-    for x1, y1, x2, y2 in np.maximum(pixel_boxes, 0):  # a negative index would count from the other side
+    for x1, y1, x2, y2 in np.maximum(pixel_boxes, 0).tolist():  # a negative index would count from the other side
         mask[y1:y2, x1:x2] = True
     return mask
 
 
 def flip_boxes(boxes: np.ndarray) -> np.ndarray:
     """Unit boxes of the mirrored view (left and right exchanged)."""
-    return np.stack([1 - boxes[..., 2], boxes[..., 1], 1 - boxes[..., 0], boxes[..., 3]], axis=-1)
+    flipped = boxes[..., [2, 1, 0, 3]]
+    flipped[..., ::2] = 1 - flipped[..., ::2]
+    return flipped
 
 
 def boxes_in_window(boxes: np.ndarray, window: np.ndarray) -> np.ndarray:

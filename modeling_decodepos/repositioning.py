@@ -36,6 +36,15 @@ class Placement:
         """Whether there was room for a shift that matters."""
         return max(self.slack) >= LEAST_SLACK
 
+    def overlap(self, size: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """Rows and columns of an (H, W) canvas that the view lands on, and those of the view that land there."""
+        canvas, view = [], []
+        for start, length in zip((self.top_px, self.left_px), size, strict=True):
+            first, last = max(start, 0), min(start + self.side_px, length)
+            canvas.append(slice(first, last))
+            view.append(slice(first - start, last - start))
+        return (canvas[0], canvas[1]), (view[0], view[1])
+
 
 def sample_placement(
     boxes: np.ndarray, view_px: int, scale_range: tuple[float, float], rng: np.random.Generator
@@ -87,15 +96,7 @@ def reposition_foreground(pixels: Tensor, placement: Placement, canvas: Tensor) 
         raise ValueError(
             f"pixels are {tuple(pixels.shape[-2:])}, but the placement is for a side of {placement.side_px}."
         )
-    height, width = canvas.shape[-2:]
+    (rows, columns), (own_rows, own_columns) = placement.overlap((canvas.shape[-2], canvas.shape[-1]))
     moved = canvas.clone()
-    top, left = max(placement.top_px, 0), max(placement.left_px, 0)
-    bottom = min(placement.top_px + placement.side_px, height)
-    right = min(placement.left_px + placement.side_px, width)
-    source = pixels[
-        ...,
-        top - placement.top_px : bottom - placement.top_px,
-        left - placement.left_px : right - placement.left_px,
-    ]
-    moved[..., top:bottom, left:right] = source
+    moved[..., rows, columns] = pixels[..., own_rows, own_columns]
     return moved

@@ -8,7 +8,7 @@ cannot be read, as a sample or as a donor, is taken by the next readable one of 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -89,14 +89,15 @@ class RegionDataset(Dataset):
 
     def __getitems__(self, keys: list[Key]) -> RegionBatch:
         """The batch of these (epoch, index) keys."""
-        samples, broken = self.read_samples(keys)
-        return build_batch(samples, self.view_names, self.args, broken)
-
-    def read_samples(self, keys: list[Key]) -> tuple[list[Sample], list[Broken]]:
-        """Decoded images and drawn parameters of these (epoch, index) keys, and the images that could not be read."""
         met: dict[int, Broken] = {}
-        samples = [self._sample(epoch, index, self.view_names, self.args, met) for epoch, index in keys]
-        return samples, list(met.values())
+        # One sample after the other: a batch of decoded images is four times the size of its views.
+        batch = build_batch(self.read_samples(keys, met), self.view_names, self.args)
+        return dataclasses.replace(batch, broken=list(met.values()))
+
+    def read_samples(self, keys: list[Key], met: dict[int, Broken]) -> Iterator[Sample]:
+        """Decoded images and drawn parameters of these (epoch, index) keys; `met` gets those that cannot be read."""
+        for epoch, index in keys:
+            yield self._sample(epoch, index, self.view_names, self.args, met)
 
     def draw(self, epoch: int, index: int) -> Image.Image:
         """A picture of one sample: all views, those that training uses among them."""
@@ -160,41 +161,40 @@ class RegionDataset(Dataset):
             raise
 
 
-def build_batch(
-    samples: list[Sample], view_names: list[str], args: ViewArguments, broken: list[Broken] | None = None
-) -> RegionBatch:
+def build_batch(samples: Iterable[Sample], view_names: list[str], args: ViewArguments) -> RegionBatch:
     """The views of samples, their pixels made here."""
-    views: dict[str, View] = {}
-    for name in view_names:
-        rows = [row for row, sample in enumerate(samples) if name in sample.views]
-        drawn = [samples[row].views[name] for row in rows]
-        if not drawn:  # no image of this batch is mixed; the view keeps its place with no rows
-            size = args.view_size_px
-            views[name] = View(
-                torch.zeros((0, 3, size, size), dtype=torch.uint8),
-                torch.zeros((0, args.num_regions, 4)),
-                torch.zeros((0, args.num_regions), dtype=torch.bool),
-                torch.zeros(0, dtype=torch.int64),
-            )
-            continue
-        # 8-bit, channels last in memory: a quarter of the bytes to move, and the layout the network wants.
-        size = drawn[0].size_px
-        pixels = torch.empty((len(drawn), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-        for place, (row, parameters) in enumerate(zip(rows, drawn, strict=True)):
-            pixels[place] = apply_view(parameters, samples[row].image, samples[row].donor)
-        views[name] = View(
-            pixels,
-            torch.from_numpy(np.stack([p.boxes for p in drawn])),
-            torch.from_numpy(np.stack([p.valid for p in drawn])),
-            None if len(rows) == len(samples) else torch.tensor(rows),
-        )
-    placements = [p.placement for sample in samples for p in sample.views.values() if p.placement]
+    indices: list[int] = []
+    made: dict[str, list[tuple[int, ViewParameters, torch.Tensor]]] = {name: [] for name in view_names}
+    for row, sample in enumerate(samples):
+        indices.append(sample.index)
+        for name, parameters in sample.views.items():
+            made[name].append((row, parameters, apply_view(parameters, sample.image, sample.donor)))
+    placements = [view.placement for parts in made.values() for _, view, _ in parts if view.placement]
     return RegionBatch(
-        views=views,
-        indices=[sample.index for sample in samples],
+        views={name: _stack(parts, len(indices), args) for name, parts in made.items()},
+        indices=indices,
         slack=torch.tensor([max(p.slack) for p in placements]),
         can_move=torch.tensor([p.can_move for p in placements], dtype=torch.bool),
-        broken=broken or [],
+    )
+
+
+def _stack(parts: list[tuple[int, ViewParameters, torch.Tensor]], num_images: int, args: ViewArguments) -> View:
+    """One view of a batch, from (row, parameters, pixels) of the images that have it."""
+    if not parts:  # no image of this batch is mixed; the view keeps its place with no rows
+        size = args.view_size_px
+        return View(
+            torch.zeros((0, 3, size, size), dtype=torch.uint8),
+            torch.zeros((0, args.num_regions, 4)),
+            torch.zeros((0, args.num_regions), dtype=torch.bool),
+            torch.zeros(0, dtype=torch.int64),
+        )
+    rows, drawn, pixels = zip(*parts, strict=True)
+    return View(
+        # 8-bit, channels last in memory: a quarter of the bytes to move, and the layout the network wants.
+        torch.stack([image.permute(1, 2, 0) for image in pixels]).permute(0, 3, 1, 2),
+        torch.from_numpy(np.stack([view.boxes for view in drawn])),
+        torch.from_numpy(np.stack([view.valid for view in drawn])),
+        None if len(rows) == num_images else torch.tensor(rows),
     )
 
 

@@ -33,7 +33,8 @@ def sample_photometric(rng: np.random.Generator, args: ViewArguments, of_whole_i
         strengths = {"brightness": args.brightness, "contrast": args.contrast, "saturation": args.saturation}
         factors = {name: rng.uniform(max(0, 1 - s), 1 + s) for name, s in strengths.items()}
         factors["hue"] = rng.uniform(-args.hue, args.hue)
-        jitter = tuple((name, factors[name]) for name in rng.permutation(sorted(factors)).tolist())
+        names = sorted(factors)
+        jitter = tuple((names[place], factors[names[place]]) for place in rng.permutation(len(names)).tolist())
     grayscale = rng.random() < args.grayscale_probability
     blurred = rng.random() < (args.blur_probability_whole if of_whole_image else args.blur_probability)
     sigma = rng.uniform(*BLUR_SIGMA)
@@ -60,7 +61,8 @@ def _adjust_brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _adjust_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
-    mean = round(float(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).mean()))
+    gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    mean = round(cv2.sumElems(gray)[0] / gray.size)
     return cv2.LUT(pixels, _blend_table(factor, (1 - factor) * mean))
 
 
@@ -71,15 +73,18 @@ def _adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 def _adjust_hue(pixels: np.ndarray, factor: float) -> np.ndarray:
     hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(int(factor * 255) % 256)  # hue is a circle: it may wrap
+    turn = np.array([int(factor * 255) % 256, 0, 0], dtype=np.uint8)
+    lines = hsv.reshape(len(hsv), -1)
+    lines += np.tile(turn, hsv.shape[1])  # hue is a circle: it may wrap. Whole lines: a strided sum is far slower
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
 def _blend_table(factor: float, offset: float) -> np.ndarray:
-    return (np.arange(256) * factor + offset).clip(0, 255).astype(np.uint8)
+    return (_LEVELS * factor + offset).clip(0, 255).astype(np.uint8)
 
 
-_SOLARIZED = np.where(np.arange(256) < SOLARIZE_THRESHOLD, np.arange(256), 255 - np.arange(256)).astype(np.uint8)
+_LEVELS = np.arange(256)
+_SOLARIZED = np.where(_LEVELS < SOLARIZE_THRESHOLD, _LEVELS, 255 - _LEVELS).astype(np.uint8)
 _JITTER = {
     "brightness": _adjust_brightness,
     "contrast": _adjust_contrast,

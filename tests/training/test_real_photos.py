@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import training.pretrain as pretrain
+from tests.training.runs import small_run
 from training.arguments import Recipe, ViewArguments
 from training.images import open_images
 from training.loading import RegionDataset
@@ -49,9 +50,7 @@ def test_on_photos_too_rigid_foregrounds_often_have_nowhere_to_go():
 
 
 def test_a_step_on_photos_is_finite_and_moves_the_student(make_recipe: Callable[..., Recipe]):
-    from tests.training.test_pretrain import build_run
-
-    run, data = build_run(make_recipe(data=str(DATA)))
+    run, data = small_run(make_recipe(data=str(DATA)))
     before = run.net.projector[0].weight.clone()
     logged = pretrain.training_step(run, [data.__getitems__([(0, index) for index in range(8)])])
     assert torch.isfinite(logged["loss"])
