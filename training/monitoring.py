@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from dataset_scripts.parquet import MANIFEST_NAME, data_sha256, load_manifest
 from training.arguments import Recipe, origins
@@ -80,15 +78,6 @@ class Meter:
             "data_wait": self.waited / seconds,
             "seconds": seconds,
         }
-
-
-def embedding_std(embeddings: Tensor, valid: Tensor) -> float:
-    """Mean over dimensions of the standard deviation of the normalised embeddings.
-
-    About 1 / sqrt(D) when embeddings spread over the sphere, 0 when they have collapsed to one point.
-    """
-    rows = F.normalize(embeddings[valid].float(), dim=-1)
-    return float(rows.std(0).mean()) if len(rows) > 1 else float("nan")
 
 
 def describe_run(recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from transformers import ResNetConfig
 from transformers import logging as transformers_logging
 
 from modeling_decodepos.configuration_decodepos import DecodePosConfig
+from modeling_decodepos.diagnosis import embedding_std
 from modeling_decodepos.losses import OBJECTIVES, Objective
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining
 from modeling_decodepos.regions import View
@@ -37,7 +38,7 @@ from training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoi
 from training.export import export_backbone, export_pretraining
 from training.interruption import EXIT_INTERRUPTED, StopRequest, lock_folder
 from training.loading import RegionBatch, RegionDataset, StepBatches, build_loader
-from training.monitoring import Meter, RunLog, describe_data, describe_run, embedding_std, now, write_json
+from training.monitoring import Meter, RunLog, describe_data, describe_run, now, write_json
 from training.optimisation import build_optimizer, learning_rate_at, set_learning_rate, teacher_momentum_at
 from training.pixels import normalise
 from training.probe import ProbeResult, draw_probe, probe_model
@@ -103,7 +104,7 @@ def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     view = run.objective.teacher_views[-1]
-    logged["embedding_std"] = torch.tensor(embedding_std(output.targets[view], views[view].valid_regions))
+    logged["embedding_std"] = embedding_std(output.targets[view], views[view].valid_regions)
     return logged
 
 
