@@ -28,8 +28,8 @@ class RunLog:
     def __init__(self, path: Path, first_step: int):
         self.path = path
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # A resumed run repeats the steps after its checkpoint; their old lines go.
-        kept = [line for line in read_log(path) if line["step"] <= first_step]
+        # A resumed run repeats the steps after its checkpoint; their old lines go. A new one keeps none.
+        kept = [line for line in read_log(path) if first_step > 0 and line["step"] <= first_step]
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write(self, **values: Any) -> None:

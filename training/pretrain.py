@@ -16,20 +16,19 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import ResNetConfig
 from transformers import logging as transformers_logging
 
 from modeling_decodepos.configuration_decodepos import DecodePosConfig
-from modeling_decodepos.diagnosis import embedding_std
 from modeling_decodepos.losses import OBJECTIVES, Objective
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining
 from modeling_decodepos.regions import View
@@ -39,10 +38,13 @@ from training.export import export_backbone, export_pretraining
 from training.interruption import EXIT_INTERRUPTED, StopRequest, lock_folder
 from training.loading import RegionBatch, RegionDataset, StepBatches, build_loader
 from training.monitoring import Meter, RunLog, describe_data, describe_run, now, write_json
+from training.neighbours import draw_neighbours
+from training.online import Neighbours, OnlineMeasures, build_online
 from training.optimisation import build_optimizer, learning_rate_at, set_learning_rate, teacher_momentum_at
 from training.pixels import normalise
 from training.probe import ProbeResult, draw_probe, probe_model
 from training.report import write_report
+from training.watch import CollapseWatch, KnnWatchdog, RunStoppedError, measure_spread
 
 BACKBONES: dict[str, dict[str, Any]] = {
     "resnet50": {},
@@ -70,6 +72,7 @@ class Run:
     total_steps: int
     peak_learning_rate: float
     step: int = 0
+    resumed: dict[str, Any] = field(default_factory=dict)  # state of the checkpoint that the run continues from
 
     def momentum(self) -> float:
         """The teacher's EMA coefficient at this step."""
@@ -80,6 +83,23 @@ class Run:
         warmup = math.ceil(self.recipe.run.warmup_share * self.total_steps)
         floor = min(self.recipe.run.min_learning_rate, self.peak_learning_rate)
         return learning_rate_at(self.step, self.total_steps, warmup, self.peak_learning_rate, floor)
+
+    def is_logged(self) -> bool:
+        """Whether the schedule wants a log line after this step."""
+        return (self.step + 1) % self.recipe.run.log_steps == 0 or self.step + 1 == self.total_steps
+
+
+@dataclass
+class Watch:
+    """What looks at a run: measures on fixed images (main process only), and two watchmen that may stop it."""
+
+    online: OnlineMeasures | None
+    collapse: CollapseWatch
+    knn: KnnWatchdog
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to keep."""
+        return {"collapse_watch": self.collapse.state(), "knn_watchdog": self.knn.state()}
 
 
 def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
@@ -104,7 +124,9 @@ def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     view = run.objective.teacher_views[-1]
-    logged["embedding_std"] = embedding_std(output.targets[view], views[view].valid_regions)
+    if run.is_logged():
+        spread = measure_spread(output.targets[view], views[view].valid_regions)
+        logged |= {name: run.accelerator.reduce(value, "mean") for name, value in spread.items()}
     return logged
 
 
@@ -143,7 +165,9 @@ def stop_if_not_finite(loss: Tensor, step: int, batches: list[RegionBatch]) -> N
         )
 
 
-def train(run: Run, batches: Iterator[RegionBatch], log: RunLog | None, progress: tqdm, steps_per_epoch: int) -> None:
+def train(
+    run: Run, batches: Iterator[RegionBatch], log: RunLog | None, progress: tqdm, steps_per_epoch: int, watch: Watch
+) -> None:
     """Train to the last step, or until asked to stop; log, save and show on the way."""
     settings = run.recipe.run
     stop = StopRequest()
@@ -165,20 +189,37 @@ def train(run: Run, batches: Iterator[RegionBatch], log: RunLog | None, progress
             if log is not None:
                 log.write(**line)
             show(progress, line, run.objective)
+            if "effective_rank" in line:
+                warning = watch.collapse.observe(
+                    run.step, line["embedding_std"], line["effective_rank"], line["full_rank"]
+                )
+                run.accelerator.print(*([f"\n{warning}"] if warning else []), end="")
             if run.recipe.views.repositioning != "none":
                 moves += count_moves(run.accelerator, meter.can_move)
                 stop_if_immobile(int(moves[0]), int(moves[1]), settings.max_immobile_share)
             meter = Meter()
+        if settings.measure_steps and (run.step % settings.measure_steps == 0 or last):
+            meter.started += measure(run, watch, log)
         progress.update(1)
         if last or leave or (settings.save_steps and run.step % settings.save_steps == 0):
             folder = Path(settings.output_dir) / "checkpoints"
-            state = {"recipe": run.recipe.values()}
+            state = {"recipe": run.recipe.values()} | watch.state()
             save_checkpoint(
                 folder, run.step, run.net, run.optimizer, run.accelerator, state, settings.keep_checkpoints
             )
         if leave and not last:
             run.accelerator.print(f"\nasked to stop: saved at step {run.step}; the same command continues from there.")
             sys.exit(EXIT_INTERRUPTED)
+
+
+def measure(run: Run, watch: Watch, log: RunLog | None) -> float:
+    """Measure on the main process, log it, and let the watchdog see it on all; returns the seconds it took."""
+    started = time.perf_counter()
+    measures = broadcast_object_list([watch.online.measure(run.net.decodepos) if watch.online else {}])[0]
+    if log is not None:
+        log.write(step=run.step, **measures)
+    watch.knn.observe(run.step, measures)
+    return time.perf_counter() - started
 
 
 def show(progress: tqdm, line: dict[str, Any], objective: Objective) -> None:
@@ -263,6 +304,8 @@ def check_world(accelerator: Accelerator) -> None:
 def refuse_other_recipe(place: Path, before: dict[str, Any], recipe: Recipe) -> None:
     """A run folder, and a checkpoint, belong to one recipe."""
     free = {"num_workers", "log_steps", "save_steps", "keep_checkpoints", "resume", "output_dir", "cpu"}
+    free |= {"measure_steps", "collapse_warn", "collapse_stop", "collapse_patience", "collapse_grace_steps"}
+    free |= {"watchdog_share"}
     defaults, after = build_recipe({}).values(), recipe.values()
     changed = [k for k in after if k not in free and before.get(k, defaults[k]) != after[k]]
     if changed:
@@ -291,7 +334,15 @@ def main() -> None:
     except (ValueError, OSError) as error:  # what a user can put right: the message says how
         sys.exit(f"{error}")
     if run.step < run.total_steps:
-        run_training(run, dataset, batches, output_dir)
+        try:
+            run_training(run, dataset, batches, output_dir)
+        except RunStoppedError as error:
+            if accelerator.is_main_process:
+                write_json(
+                    output_dir / "run.json", describe(run, dataset) | {"status": "stopped", "reason": str(error)}
+                )
+                write_report(output_dir)
+            sys.exit(f"\n{error}\nreport      {output_dir / 'report.html'}")
     else:
         accelerator.print("this run is complete; nothing is left to train.")
     if accelerator.is_main_process:
@@ -345,7 +396,7 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
     if checkpoint is not None:
         state = load_checkpoint(checkpoint, net, run.optimizer, accelerator)
         refuse_other_recipe(checkpoint, state["recipe"], recipe)
-        run.step = state["step"]
+        run.step, run.resumed = state["step"], state
         accelerator.print(f"continuing from {checkpoint} at step {run.step}")
     return run, dataset, batches
 
@@ -354,19 +405,56 @@ def run_training(run: Run, dataset: RegionDataset, batches: StepBatches, output_
     """Everything between a built model and its last checkpoint."""
     main_process = run.accelerator.is_main_process
     log = None
+    watch = build_watch(run, output_dir)
     if main_process:
-        write_json(output_dir / "run.json", describe(run, dataset))
+        measured_on = {"measured_on": watch.online.describe()} if watch.online else {}
+        write_json(output_dir / "run.json", describe(run, dataset) | measured_on)
         log = RunLog(output_dir / "log.jsonl", run.step)
         if run.step == 0:
-            (output_dir / "probe.json").unlink(missing_ok=True)  # of an earlier run that left no checkpoint
+            for name in ("probe.json", "neighbours.json"):  # of an earlier run that left no checkpoint
+                (output_dir / name).unlink(missing_ok=True)
         if run.step == 0 and run.recipe.run.probe_count:
             write_json(output_dir / "probe.json", {"before": probe(run).to_dict()})
+        if run.step == 0 and watch.online:
+            write_json(
+                output_dir / "neighbours.json", {"before": watch.online.neighbours(run.net.decodepos).to_dict()}
+            )
+    if run.step == 0 and run.recipe.run.measure_steps:
+        measure(run, watch, log)
     batches = dataclasses.replace(batches, first_step=run.step, last_step=run.total_steps)
     loader = build_loader(dataset, batches, run.recipe.data.num_workers, run.accelerator.device.type == "cuda")
     with tqdm(
         total=run.total_steps, initial=run.step, disable=not main_process, unit="step", dynamic_ncols=True
     ) as bar:
-        train(run, iter(loader), log, bar, batches.steps_per_epoch)
+        train(run, iter(loader), log, bar, batches.steps_per_epoch, watch)
+
+
+def build_watch(run: Run, output_dir: Path) -> Watch:
+    """The run's measures and watchmen, in the state of the checkpoint it continues from."""
+    settings, model = run.recipe.run, run.recipe.model
+    checkpoints = output_dir / "checkpoints"
+    # Fresh weights begin at chance: there is nothing that they could lose.
+    share = 0.0 if model.backbone in BACKBONES else settings.watchdog_share
+    watch = Watch(
+        online=build_online_measures(run) if run.accelerator.is_main_process else None,
+        collapse=CollapseWatch(
+            model.projection_size,
+            settings.collapse_warn,
+            settings.collapse_stop,
+            settings.collapse_patience,
+            settings.collapse_grace_steps,
+            checkpoints,
+        ),
+        knn=KnnWatchdog(share, checkpoints),
+    )
+    watch.collapse.restore(run.resumed.get("collapse_watch", {}))
+    watch.knn.restore(run.resumed.get("knn_watchdog", {}))
+    return watch
+
+
+def build_online_measures(run: Run) -> OnlineMeasures | None:
+    """The run's measures on fixed images, if the recipe wants them."""
+    return build_online(run.recipe.data, run.recipe.run, run.recipe.views.view_size_px)
 
 
 def describe(run: Run, dataset: RegionDataset) -> dict[str, Any]:
@@ -397,6 +485,19 @@ def compare_probes(run: Run, output_dir: Path) -> None:
     draw_probe(before, after).save(output_dir / "probe.png")
 
 
+def compare_neighbours(run: Run, output_dir: Path) -> None:
+    """What is near what now, drawn beside what was near when the run began."""
+    path = output_dir / "neighbours.json"
+    online = build_online_measures(run) if path.is_file() else None
+    if online is None:
+        return
+    results = json.loads(path.read_text(encoding="utf-8"))
+    results["after"] = online.neighbours(run.net.decodepos).to_dict()
+    write_json(path, results)
+    before, after = (Neighbours.from_dict(results[name]) for name in ("before", "after"))
+    draw_neighbours(online, before, after).save(output_dir / "neighbours.png")
+
+
 def finish(run: Run, dataset: RegionDataset, output_dir: Path) -> None:
     """Export the weights, compare the probes, draw the views, and write the report."""
     size = run.recipe.views.view_size_px
@@ -406,6 +507,7 @@ def finish(run: Run, dataset: RegionDataset, output_dir: Path) -> None:
     }
     dataset.draw(0, 0).save(output_dir / "views.png")
     compare_probes(run, output_dir)
+    compare_neighbours(run, output_dir)
     known = output_dir / "run.json"
     description = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else describe(run, dataset)
     write_json(known, description | {"status": "finished", "finished": now(), "export": export})
