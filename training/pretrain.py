@@ -495,7 +495,7 @@ def compare_neighbours(run: Run, output_dir: Path) -> None:
     results["after"] = online.neighbours(run.net.decodepos).to_dict()
     write_json(path, results)
     before, after = (Neighbours.from_dict(results[name]) for name in ("before", "after"))
-    draw_neighbours(online, before, after).save(output_dir / "neighbours.png")
+    draw_neighbours(online, before, after).save(output_dir / "neighbours.jpg", quality=88)
 
 
 def finish(run: Run, dataset: RegionDataset, output_dir: Path) -> None:
