@@ -226,16 +226,44 @@ class RunArguments:
         1.0, "Stop with an error if more than this share of the mixed samples had no room to move.", OURS
     )
     probe_count: int = _key(0, "Scenes in the probe before and after the run; 0 for none.", OURS)
+    measure_steps: int = _key(
+        0, "Updates between measures of what the features hold (training/online.py); 0 measures never.", OURS
+    )
+    measure_images: int = _key(
+        512, "Images measured on, half as gallery, half as queries; they stay in memory as 8-bit views.", OURS
+    )
+    collapse_warn: float = _key(
+        0.5, "Warn once when the embeddings' spread falls below this share of a perfect one; 0 never warns.", OURS
+    )
+    collapse_stop: float = _key(
+        0.1,
+        "Stop the run when the spread stays below this share of a perfect one, or all embeddings lie on one line; 0 "
+        "never stops.",
+        OURS,
+    )
+    collapse_patience: int = _key(5, "Log lines in a row below collapse_stop that stop the run.", OURS)
+    collapse_grace_steps: int = _key(100, "First updates, in which no collapse stops the run.", OURS)
+    watchdog_share: float = _key(
+        0.7,
+        "A run that continues given weights stops when its object k-NN (or what comes closest without classes) falls "
+        "below this share of what it began with; 0 never stops. Needs measure_steps.",
+        OURS,
+    )
 
     def __post_init__(self) -> None:
-        for name in ("global_batch_size", "accumulation_steps", "log_steps", "keep_checkpoints"):
+        for name in ("global_batch_size", "accumulation_steps", "log_steps", "keep_checkpoints", "collapse_patience"):
             _check_range(name, getattr(self, name), 1, 10_000_000)
+        _check_range("measure_images", self.measure_images, 4, 1_000_000)
         for name in ("max_steps", "save_steps", "seed", "probe_count", "processes"):
+            _check_range(name, getattr(self, name), 0, 2**31)
+        for name in ("measure_steps", "collapse_grace_steps"):
             _check_range(name, getattr(self, name), 0, 2**31)
         for name in ("base_learning_rate", "min_learning_rate", "weight_decay", "gradient_clip"):
             _check_range(name, getattr(self, name), 0, 1_000_000)
         _check_range("weight_decay_end", self.weight_decay_end, -1, 1_000_000)
-        for name in ("warmup_share", "teacher_momentum", "sgd_momentum", "max_immobile_share"):
+        for name in ("warmup_share", "teacher_momentum", "sgd_momentum", "max_immobile_share", "collapse_warn"):
+            _check_range(name, getattr(self, name), 0, 1)
+        for name in ("collapse_stop", "watchdog_share"):
             _check_range(name, getattr(self, name), 0, 1)
         if self.max_steps == 0 and self.epochs < 1:
             raise ValueError("max_steps is 0 and epochs is below 1: one of them must say how long the run is.")

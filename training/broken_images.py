@@ -6,9 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-
-class TooManyBrokenImages(RuntimeError):
-    """More images cannot be read than the run allows."""
+from training.interruption import RunStopped
 
 
 class BrokenImages:
@@ -37,7 +35,7 @@ class BrokenImages:
         """Note images with their reasons, and how many of them were not known; a batch's list goes in as it is.
 
         Raises:
-            TooManyBrokenImages: There are more than the run allows. They are in the file all the same.
+            RunStopped: There are more than the run allows. They are in the file all the same.
         """
         new = {image_id: reason for image_id, reason in broken if image_id not in self.reasons}
         self.reasons |= new
@@ -52,7 +50,7 @@ class BrokenImages:
             return
         first = "\n".join(f"  {image_id}: {reason}" for image_id, reason in list(self.reasons.items())[:5])
         more = f"\n  … all of them: {self.path}" if self.path is not None else ""
-        raise TooManyBrokenImages(
+        raise RunStopped(
             f"{len(self.reasons)} of {self.image_count} images cannot be read, more than max_broken_share "
             f"{self.max_share:g} allows:\n{first}{more}\nRepair or remove them, or raise --max_broken_share."
         )

@@ -62,7 +62,8 @@ BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {
 # Keys that may differ between a run and its continuation: they change neither weights nor data.
 FREE_KEYS = frozenset(
     {"num_workers", "log_steps", "save_steps", "keep_checkpoints", "resume", "output_dir", "cpu", "processes"}
-    | {"allow_change", "tracker"}
+    | {"allow_change", "tracker", "max_broken_share", "measure_steps", "watchdog_share"}
+    | {"collapse_warn", "collapse_stop", "collapse_patience", "collapse_grace_steps"}
 )
 
 
@@ -96,6 +97,10 @@ class Run:
         """The weight decay at this step."""
         settings = self.recipe.run
         return weight_decay_at(self.step, self.total_steps, settings.weight_decay, settings.weight_decay_end)
+
+    def is_logged(self) -> bool:
+        """Whether the schedule wants a log line after this step."""
+        return (self.step + 1) % self.recipe.run.log_steps == 0 or self.step + 1 == self.total_steps
 
     @property
     def pairs(self) -> list[tuple[str, str]]:

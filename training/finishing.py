@@ -11,18 +11,31 @@ from training.building import Run
 from training.export import export_backbone, export_pretraining
 from training.loading import RegionDataset
 from training.monitoring import describe_data, describe_run, now, write_json
+from training.neighbours import draw_neighbours
+from training.online import Neighbours, OnlineMeasures, build_online
 from training.probe import ProbeResult, draw_probe, probe_model
 from training.report import write_report
 
 
-def describe(run: Run, dataset: RegionDataset) -> dict[str, Any]:
+def describe(run: Run, dataset: RegionDataset, online: OnlineMeasures | None = None) -> dict[str, Any]:
     """What run.json holds."""
     data = describe_data(run.recipe.data.data, dataset.source)
     return describe_run(run.recipe, data) | {
         "terms": [term.name for term in run.objective.terms],
         "projection_size": run.recipe.model.projection_size,
         "steps": run.total_steps,
+        **({"measured_on": online.describe()} if online else {}),
     }
+
+
+def look_before(run: Run, online: OnlineMeasures | None, output_dir: Path) -> None:
+    """Write down what the network finds before its first step; what an earlier run without a checkpoint left goes."""
+    for name in ("probe.json", "neighbours.json"):
+        (output_dir / name).unlink(missing_ok=True)
+    if run.recipe.run.probe_count:
+        write_json(output_dir / "probe.json", {"before": probe(run).to_dict()})
+    if online is not None:
+        write_json(output_dir / "neighbours.json", {"before": online.neighbours(run.net.decodepos).to_dict()})
 
 
 def probe(run: Run) -> ProbeResult:
@@ -43,6 +56,21 @@ def compare_probes(run: Run, output_dir: Path) -> None:
     draw_probe(before, after).save(output_dir / "probe.png")
 
 
+def compare_neighbours(run: Run, output_dir: Path) -> None:
+    """What is near what now, drawn beside what was near when the run began."""
+    path = output_dir / "neighbours.json"
+    if not path.is_file():
+        return
+    online = build_online(run.recipe.data, run.recipe.run, run.recipe.views.view_size_px)
+    if online is None:
+        return
+    results = json.loads(path.read_text(encoding="utf-8"))
+    results["after"] = online.neighbours(run.net.decodepos).to_dict()
+    write_json(path, results)
+    before, after = (Neighbours.from_dict(results[name]) for name in ("before", "after"))
+    draw_neighbours(online, before, after).save(output_dir / "neighbours.jpg", quality=88)
+
+
 def finish(run: Run, dataset: RegionDataset, output_dir: Path) -> None:
     """Export the weights, compare the probes, draw the views, and write the report."""
     size = run.recipe.views.view_size_px
@@ -52,6 +80,7 @@ def finish(run: Run, dataset: RegionDataset, output_dir: Path) -> None:
     }
     dataset.draw(0, 0).save(output_dir / "views.png")
     compare_probes(run, output_dir)
+    compare_neighbours(run, output_dir)
     known = output_dir / "run.json"
     description = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else describe(run, dataset)
     write_json(known, description | {"status": "finished", "finished": now(), "export": export})

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from training.arguments import Recipe, origins
 from training.images import ImageSource
+from training.loading import Broken, RegionBatch
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "huggingface_hub", "safetensors", "numpy", "decodepos")
 
@@ -30,8 +29,8 @@ class RunLog:
     def __init__(self, path: Path, first_step: int):
         self.path = path
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # A resumed run repeats the steps after its checkpoint; their old lines go.
-        kept = [line for line in read_log(path) if line["step"] <= first_step]
+        # A resumed run repeats the steps after its checkpoint; their old lines go. A new one keeps none.
+        kept = [line for line in read_log(path) if first_step > 0 and line["step"] <= first_step]
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write(self, **values: Any) -> None:
@@ -54,7 +53,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 class Meter:
-    """What happened between two log lines: time, waiting for data, and the room that moved regions had."""
+    """What happened between two log lines: time, waiting for data, room that moved regions had, broken images."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
@@ -62,12 +61,19 @@ class Meter:
         self.images = 0
         self.slack: list[float] = []
         self.can_move: list[bool] = []
+        self.broken: list[Broken] = []
 
-    def add(self, images: int, slack: list[float], can_move: list[bool]) -> None:
-        """Count one step: its images over all processes, and this process's mixed samples."""
+    def restart(self) -> None:
+        """Leave out the time since the last line: it did not go into training."""
+        self.started = time.perf_counter()
+
+    def add(self, images: int, batches: list[RegionBatch]) -> None:
+        """Count one step: its images over all processes, and this process's batches."""
         self.images += images
-        self.slack += slack
-        self.can_move += can_move
+        for batch in batches:
+            self.slack += batch.slack.tolist()
+            self.can_move += batch.can_move.tolist()
+            self.broken += batch.broken
 
     def line(self) -> dict[str, float | None]:
         """The values to log; slack is null where no sample was mixed."""
@@ -80,15 +86,6 @@ class Meter:
             "data_wait": self.waited / seconds,
             "seconds": seconds,
         }
-
-
-def embedding_std(embeddings: Tensor, valid: Tensor) -> float:
-    """Mean over dimensions of the standard deviation of the normalised embeddings.
-
-    About 1 / sqrt(D) when embeddings spread over the sphere, 0 when they have collapsed to one point.
-    """
-    rows = F.normalize(embeddings[valid].float(), dim=-1)
-    return float(rows.std(0).mean()) if len(rows) > 1 else float("nan")
 
 
 def describe_run(recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 from transformers import logging as transformers_logging
@@ -27,12 +26,13 @@ from modeling_decodepos.regions import View
 from training.arguments import parse_command_line
 from training.building import Run, build_accelerator, build_run
 from training.checkpoints import save_checkpoint
-from training.finishing import describe, finish, how_to_load, is_finished, probe, record_stop
+from training.finishing import describe, finish, how_to_load, is_finished, look_before, record_stop
 from training.interruption import DISK_FULL, EXIT_INTERRUPTED, RunStopped, StopRequest, lock_folder
 from training.loading import RegionBatch, RegionDataset, StepBatches, build_loader
-from training.monitoring import Meter, RunLog, embedding_std, write_json
+from training.monitoring import Meter, RunLog, write_json
 from training.optimisation import set_schedule
 from training.pixels import normalise
+from training.watch import Watch, measure_spread
 
 
 def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
@@ -61,8 +61,10 @@ def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
         logged["grad_norm"] = run.accelerator.clip_grad_norm_(run.model.parameters(), run.recipe.run.gradient_clip)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
-    view = run.objective.teacher_views[-1]
-    logged["embedding_std"] = torch.tensor(embedding_std(output.targets[view], views[view].valid_regions))
+    if run.is_logged():
+        view = run.objective.teacher_views[-1]
+        spread = measure_spread(output.targets[view], views[view].valid_regions)
+        logged |= {name: run.accelerator.reduce(value, "mean") for name, value in spread.items()}
     return logged
 
 
@@ -102,11 +104,12 @@ def stop_if_not_finite(run: Run, loss: Tensor, batches: list[RegionBatch]) -> No
         )
 
 
-def train(run: Run, batches: Iterator[RegionBatch], log: RunLog | None, progress: tqdm, steps_per_epoch: int) -> None:
-    """Train to the last step, or until asked to stop; log, save and show on the way."""
+def train(
+    run: Run, batches: Iterator[RegionBatch], watch: Watch, log: RunLog | None, progress: tqdm, steps_per_epoch: int
+) -> None:
+    """Train to the last step, or until asked to stop; log, measure, save and show on the way."""
     settings = run.recipe.run
-    stop = StopRequest()
-    meter, moves = Meter(), torch.zeros(2, dtype=torch.int64)
+    stop, meter = StopRequest(), Meter()
     while run.step < run.total_steps:
         waiting = time.perf_counter()
         own = [next(batches) for _ in range(settings.accumulation_steps)]
@@ -114,34 +117,39 @@ def train(run: Run, batches: Iterator[RegionBatch], log: RunLog | None, progress
         schedule = {"learning_rate": run.learning_rate(), "momentum": run.momentum()}
         logged = training_step(run, own)
         run.step += 1
-        for batch in own:
-            images = settings.global_batch_size // settings.accumulation_steps
-            meter.add(images, batch.slack.tolist(), batch.can_move.tolist())
-        last, leave = run.step == run.total_steps, stop.agreed(run.accelerator)
+        meter.add(settings.global_batch_size, own)
+        progress.update(1)
+        last, leave, improved = run.step == run.total_steps, stop.agreed(run.accelerator), False
         if run.step % settings.log_steps == 0 or last or leave:
             line: dict[str, Any] = {"step": run.step, "epoch": round(run.step / steps_per_epoch, 3)}
             line |= {name: float(value) for name, value in logged.items()} | schedule | meter.line()
-            if log is not None:
-                log.write(**line)
-            run.accelerator.log(line, step=run.step)
+            record(run, log, line)
             show(progress, line, run.objective)
-            if run.recipe.views.repositioning != "none":
-                moves += count_moves(run.accelerator, meter.can_move)
-                stop_if_immobile(int(moves[0]), int(moves[1]), settings.max_immobile_share)
+            watch.observe(line, meter.can_move, meter.broken)
             meter = Meter()
-        progress.update(1)
-        if last or leave or (settings.save_steps and run.step % settings.save_steps == 0):
-            save(run)
+        if settings.measure_steps and (run.step % settings.measure_steps == 0 or last):
+            measures, improved = watch.measure()
+            record(run, log, {"step": run.step, **measures})
+            meter.restart()
+        if last or leave or improved or (settings.save_steps and run.step % settings.save_steps == 0):
+            save(run, watch)
         if leave and not last:
             run.accelerator.print(f"\nasked to stop: saved at step {run.step}; the same command continues from there.")
             sys.exit(EXIT_INTERRUPTED)
 
 
-def save(run: Run) -> None:
+def record(run: Run, log: RunLog | None, line: dict[str, Any]) -> None:
+    """Write a line to log.jsonl (on the main process) and to the tracker, if there is one."""
+    if log is not None:
+        log.write(**line)
+    run.accelerator.log(line, step=run.step)
+
+
+def save(run: Run, watch: Watch) -> None:
     """Write a checkpoint."""
     settings = run.recipe.run
     folder = Path(settings.output_dir) / "checkpoints"
-    state = {**run.state, "recipe": run.recipe.values()}
+    state = {**run.state, **watch.state(), "recipe": run.recipe.values()}
     best = run.state.get("best", {}).get("step")
     save_checkpoint(
         folder, run.step, run.net, run.optimizer, run.accelerator, state, settings.keep_checkpoints, best_step=best
@@ -153,21 +161,6 @@ def show(progress: tqdm, line: dict[str, Any], objective: Objective) -> None:
     shown = {name: f"{line[name]:.3f}" for name in ("loss", *(term.name for term in objective.terms))}
     speed = {"img/s": f"{line['images_per_second']:.0f}", "wait": f"{line['data_wait']:.0%}"}
     progress.set_postfix(shown | speed, refresh=False)
-
-
-def count_moves(accelerator: Accelerator, can_move: list[bool]) -> Tensor:
-    """How many mixed samples could not move their regions, and how many there were, over all processes."""
-    counts = torch.tensor([can_move.count(False), len(can_move)], device=accelerator.device)
-    return accelerator.reduce(counts, "sum").cpu()
-
-
-def stop_if_immobile(immobile: int, mixed: int, most: float) -> None:
-    """Refuse to go on re-positioning regions that have nowhere to go: that teaches nothing and looks like success."""
-    if mixed and immobile / mixed > most:
-        raise RunStopped(
-            f"{immobile} of {mixed} mixed samples had no room to move their regions (allowed: {most:.0%}, "
-            "max_immobile_share). Use --repositioning scaled, or fewer and smaller regions."
-        )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -215,22 +208,22 @@ def run_to_the_end(run: Run, dataset: RegionDataset, batches: StepBatches, outpu
 def run_training(run: Run, dataset: RegionDataset, batches: StepBatches, output_dir: Path) -> None:
     """Everything between a built model and its last checkpoint."""
     main_process = run.accelerator.is_main_process
-    log = None
-    if main_process:
-        write_json(output_dir / "run.json", describe(run, dataset))
-        log = RunLog(output_dir / "log.jsonl", run.step)
-        if run.step == 0:
-            (output_dir / "probe.json").unlink(missing_ok=True)  # of an earlier run that left no checkpoint
-        if run.step == 0 and run.recipe.run.probe_count:
-            write_json(output_dir / "probe.json", {"before": probe(run).to_dict()})
+    watch = Watch(run, len(dataset))
+    log = RunLog(output_dir / "log.jsonl", run.step) if main_process else None
     if run.recipe.run.tracker != "none":
         run.accelerator.init_trackers("decodepos", config=run.recipe.values())
+    if main_process:
+        write_json(output_dir / "run.json", describe(run, dataset, watch.online))
+        if run.step == 0:
+            look_before(run, watch.online, output_dir)
+    if run.step == 0 and run.recipe.run.measure_steps:
+        record(run, log, {"step": 0, **watch.measure()[0]})
     batches = dataclasses.replace(batches, first_step=run.step, last_step=run.total_steps)
     loader = build_loader(dataset, batches, run.recipe.data.num_workers, run.accelerator.device.type == "cuda")
     with tqdm(
         total=run.total_steps, initial=run.step, disable=not main_process, unit="step", dynamic_ncols=True
     ) as bar:
-        train(run, iter(loader), log, bar, batches.steps_per_epoch)
+        train(run, iter(loader), watch, log, bar, batches.steps_per_epoch)
 
 
 if __name__ == "__main__":

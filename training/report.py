@@ -51,6 +51,28 @@ VIEW_TEXTS = {
     "donor": "another image, which gives new surroundings",
 }
 
+# Title, y axis and meaning of the charts of `training.online`, by key of the log.
+MEASURES = {
+    "object_knn": ("Object k-NN", "share named right", "Higher is better."),
+    "object_knn_class_mean": ("Object k-NN, mean over classes", "share named right", "Higher is better."),
+    "position_r2": (
+        "Position",
+        "R²",
+        "How much of a region's place its feature tells: 1 all, 0 nothing. Lower is better, but read it beside the "
+        "k-NN: a feature that holds nothing tells no place either.",
+    ),
+    "context_leak": (
+        "Context leak",
+        "share of the surroundings",
+        "In a region's feature, against its content: 0 none, 0.5 as much as the content. Lower is better.",
+    ),
+    "region_retrieval": (
+        "Regions found again",
+        "share of regions",
+        "Among all measured regions, seen smaller, elsewhere and before another image. Higher is better.",
+    ),
+}
+
 # Of the standard deviation of a perfect spread. Ours: trial runs that learned stayed above the first.
 HEALTHY_SPREAD, COLLAPSED_SPREAD = 0.5, 0.1
 
@@ -66,6 +88,8 @@ class RunFiles:
     after: ProbeResult | None = None
     views: bytes | None = None
     probe_picture: bytes | None = None
+    neighbours: bytes | None = None
+    broken: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -106,6 +130,11 @@ class RunFiles:
         """Whether the run came to its end."""
         return self.description.get("status") == "finished"
 
+    def points(self, key: str) -> tuple[list[float], list[float | None]]:
+        """Steps and values of a key, from the log lines that have it (measures have lines of their own)."""
+        lines = [line for line in self.log if key in line and _is_number(line.get("step"))]
+        return [line["step"] for line in lines], [_number(line[key]) for line in lines]
+
 
 def write_report(run_dir: Path | str) -> Path:
     """The page of a run folder, written anew as report.html.
@@ -117,13 +146,18 @@ def write_report(run_dir: Path | str) -> Path:
     sections: list[tuple[str, Html]] = [
         ("At a glance", tiles(_build_tiles(run))),
         ("Before and after", _probe_section(run)),
+        ("What the features hold", _measures_section(run)),
+        ("What is near what", _neighbours_section(run)),
         ("Load the result", _loading_section(run)),
         ("How training went", _curves_section(run)),
         ("What the networks saw", _views_section(run)),
+        ("Images that could not be read", _broken_section(run)),
         ("Recipe", _recipe_section(run)),
         ("Where it came from", _provenance_section(run)),
     ]
     lead = join([markup('<p class="status">{}</p>', _status(run)), markup("<p>{}</p>", _reading(run))])
+    if run.description.get("status") == "stopped":
+        lead = join([lead, message(run.description.get("reason") or "The run was stopped; nothing says why.", "bad")])
     lead = join([lead, *(message(problem, "bad") for problem in run.problems)])
     footer = markup("Written by <code>python -m training.report {}</code>; it holds everything it shows.", run.folder)
     path = run.folder / "report.html"
@@ -157,8 +191,12 @@ def read_run(folder: Path) -> RunFiles:
                 setattr(run, name, ProbeResult.from_dict(probe[name]))
             except (KeyError, TypeError):
                 run.problems.append(f"probe.json: {name!r} is not a probe result of this version; it is left out.")
-    run.views = _read_png(folder / "views.png", run.problems)
-    run.probe_picture = _read_png(folder / "probe.png", run.problems)
+    run.views = _read_picture(folder / "views.png", run.problems)
+    run.probe_picture = _read_picture(folder / "probe.png", run.problems)
+    run.neighbours = _read_picture(folder / "neighbours.jpg", run.problems)
+    for line in read_log(folder / "broken_images.jsonl"):
+        if isinstance(line, dict):
+            run.broken.setdefault(str(line.get("image_id")), str(line.get("reason")))
     return run
 
 
@@ -169,6 +207,8 @@ def _status(run: RunFiles) -> str:
     parts = []
     if run.is_finished:
         parts.append(f"finished {_time(run.description.get('finished'))}")
+    elif run.description.get("status") == "stopped":
+        parts.append(f"stopped itself at about step {run.step:,}")
     else:
         parts.append(f"not finished: still running, or stopped at about step {run.step:,}")
     recipe_name = run.description.get("recipe_name")
@@ -199,7 +239,7 @@ def _reading(run: RunFiles) -> str:
         sentences.append(_spread_reading(run))
     else:
         sentences.append("No step was logged, so there is nothing to say about training yet.")
-    sentences.append(_probe_reading(run))
+    sentences += [_measures_reading(run), _probe_reading(run)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -213,6 +253,17 @@ def _spread_reading(run: RunFiles) -> str:
     if spread < HEALTHY_SPREAD * healthy:
         return f"The embeddings have become narrow {numbers}; watch for collapse."
     return f"The embeddings stay spread out {numbers}."
+
+
+def _measures_reading(run: RunFiles) -> str:
+    steps, values = run.points("object_knn_class_mean")
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return ""
+    return (
+        f"The nearest neighbours of objects name the right class in {_precise(known[-1])} of cases (mean over classes); "
+        f"at step {steps[0]:,.0f} it was {_precise(known[0])}."
+    )
 
 
 def _probe_reading(run: RunFiles) -> str:
@@ -267,6 +318,11 @@ def _build_tiles(run: RunFiles) -> list[Html]:
         tone = "good" if spread >= HEALTHY_SPREAD * healthy else "bad"
     note = f"perfect spread {format_number(healthy)}, collapse 0" if healthy else ""
     items.append(stat_tile("embedding std", format_number(spread), note, tone))
+
+    knn = [value for value in run.points("object_knn_class_mean")[1] if value is not None]
+    if knn:
+        change = f"{_precise(knn[0])} → {_precise(knn[-1])}" if len(knn) > 1 else _precise(knn[0])
+        items.append(stat_tile("object k-NN", change, "mean over classes, on images held aside"))
 
     if run.after is not None:
         low, high = run.after.interval
@@ -337,6 +393,56 @@ def _probe_section(run: RunFiles) -> Html:
     return join(parts)
 
 
+def _measures_section(run: RunFiles) -> Html:
+    """Curves of the measures of `training.online`."""
+    items = []
+    for key, (title, label, note) in MEASURES.items():
+        steps, values = run.points(key)
+        first = next((value for value in values if value is not None), None)
+        if first is None:
+            continue
+        references = {f"step {steps[0]:,.0f}": first}
+        items.append(
+            line_chart({title: (steps, values)}, title=title, y_label=label, references=references, note=note)
+        )
+    if not items:
+        return message("Nothing was measured on the way: the recipe's measure_steps is 0, or the run ended before it.")
+    measured_on = _dictionary(run.description.get("measured_on"))
+    parts = [
+        markup(
+            "<p>Measured during training, always on the same images: neighbours and regressions come from the gallery "
+            "({}) and are asked about the queries ({}).</p>",
+            measured_on.get("gallery", "unknown"),
+            measured_on.get("queries", "unknown"),
+        )
+    ]
+    if measured_on.get("classes") == 0:
+        parts.append(message("There is no object k-NN: the data name no classes."))
+    return join([*parts, charts(items)])
+
+
+def _neighbours_section(run: RunFiles) -> Html:
+    if not run.neighbours:
+        return message(
+            "There is no neighbours.jpg: it is drawn when a run ends, where the recipe's measure_steps is not 0."
+        )
+    caption = (
+        "Regions of images held aside, each with the five regions of the gallery whose features are closest, cut from "
+        "the images as they are stored. Not chosen ones: the largest region of each image in turn, one per class. "
+        "Green: the class of the region on the left. Networks see regions inside their image, resized to the view."
+    )
+    return picture(run.neighbours, "Regions and their nearest regions before and after training", caption)
+
+
+def _broken_section(run: RunFiles) -> Html:
+    if not run.broken:
+        return message("None: no broken_images.jsonl names any.")
+    first = list(run.broken.items())[:10]
+    text = _count(len(run.broken), "image") + " could not be read and took no part in training."
+    text += f" The first {len(first)}; broken_images.jsonl names all." if len(run.broken) > len(first) else ""
+    return join([markup("<p>{}</p>", text), table(["image", "reason"], first)])
+
+
 def _loading_section(run: RunFiles) -> Html:
     export = _dictionary(run.description.get("export"))
     parts = []
@@ -367,12 +473,7 @@ def _curves_section(run: RunFiles) -> Html:
     if not run.log:
         return message("There are no curves: nothing was logged.")
 
-    lines = [line for line in run.log if _is_number(line.get("step"))]
-    steps = [line["step"] for line in lines]
-
-    def points(key: str) -> tuple[list[float], list[float | None]]:
-        return steps, [_number(line.get(key)) for line in lines]
-
+    points = run.points
     healthy = _healthy_std(run)
     has_slack = _mean(run.log, "slack") is not None
     items = [_loss_chart(run, {name: points(name) for name in run.terms or ["loss"]})]
@@ -386,6 +487,19 @@ def _curves_section(run: RunFiles) -> Html:
             f"1 / √{run.description.get('projection_size', 'D')}; 0 means that all regions look alike.",
         )
     )
+    full = _last(run.log, "full_rank")
+    if full is not None:
+        items.append(
+            line_chart(
+                {"effective rank": points("effective_rank")},
+                title="Effective rank",
+                y_label="directions",
+                y_range=(0.0, None),
+                references={"all directions": full, "one line": 1.0},
+                note="How many directions the teacher's normalised projections of a step fill, of as many as there "
+                "are regions or dimensions. Near 1, all lie on one line: a collapse that the spread may miss.",
+            )
+        )
     if has_slack:
         items.append(
             line_chart(
@@ -606,6 +720,11 @@ def _percent(share: float) -> str:
     return "over 99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
 
 
+def _precise(share: float) -> str:
+    """A share in percent with three significant digits."""
+    return f"{format_number(100 * share)} %"
+
+
 def _duration(seconds: float) -> str:
     whole = round(seconds)
     if whole < 100:
@@ -648,12 +767,13 @@ def _read_json(path: Path, problems: list[str], required: bool = False) -> Any:
         return None
 
 
-def _read_png(path: Path, problems: list[str]) -> bytes | None:
+def _read_picture(path: Path, problems: list[str]) -> bytes | None:
     if not path.is_file():
         return None
     data = path.read_bytes()
-    if not data.startswith(b"\x89PNG"):
-        problems.append(f"{path.name} is not a PNG file; it is left out.")
+    kind, magic = ("JPEG", b"\xff\xd8\xff") if path.suffix == ".jpg" else ("PNG", b"\x89PNG")
+    if not data.startswith(magic):
+        problems.append(f"{path.name} is not a {kind} file; it is left out.")
         return None
     return data
 

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from training.broken_images import BrokenImages, TooManyBrokenImages
+from training.broken_images import BrokenImages
+from training.interruption import RunStopped
 
 
 def lines(path: Path) -> list[tuple[str, str]]:
@@ -36,18 +37,18 @@ def test_more_than_the_share_stops_the_run_and_names_five(tmp_path: Path):
     path = tmp_path / "broken_images.jsonl"
     broken = BrokenImages(200, 0.03, path)
     broken.add((f"id-{n}", f"reason {n}") for n in range(6))  # exactly the share is allowed
-    with pytest.raises(TooManyBrokenImages, match=r"7 of 200 images .*max_broken_share 0.03") as error:
+    with pytest.raises(RunStopped, match=r"7 of 200 images .*max_broken_share 0.03") as error:
         broken.add([("id-6", "reason 6")])
     assert "id-0: reason 0" in str(error.value) and "id-4: reason 4" in str(error.value)
     assert "id-5" not in str(error.value) and str(path) in str(error.value)
     assert len(lines(path)) == 7
-    with pytest.raises(TooManyBrokenImages):  # a resumed run does not begin to count anew
+    with pytest.raises(RunStopped):  # a resumed run does not begin to count anew
         BrokenImages(200, 0.03, path, resume=True).add([])
 
 
 def test_a_process_without_a_path_counts_only(tmp_path: Path):
     broken = BrokenImages(10, 0.1)
     broken.add([("a", "cut")])
-    with pytest.raises(TooManyBrokenImages):
+    with pytest.raises(RunStopped):
         broken.add([("b", "cut")])
     assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ from modeling_decodepos.losses import OBJECTIVES
 from tests.training.runs import Make, freeze_statistics, small_run
 from training.arguments import Recipe
 from training.interruption import RunStopped
+from training.watch import stop_if_immobile
 
 
 @pytest.mark.parametrize("arm", sorted(OBJECTIVES))
@@ -75,9 +76,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(make_recipe: Make):
 
 
 def test_a_run_that_cannot_move_its_regions_is_stopped():
-    pretrain.stop_if_immobile(2, 10, most=0.2)
+    stop_if_immobile(2, 10, most=0.2)
     with pytest.raises(RunStopped, match=r"3 of 10 mixed samples.*--repositioning scaled"):
-        pretrain.stop_if_immobile(3, 10, most=0.2)
+        stop_if_immobile(3, 10, most=0.2)
 
 
 def _train_as_one_of_two(rank: int, recipe: Recipe, folder: Path, port: int) -> None:

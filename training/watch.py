@@ -1,0 +1,249 @@
+"""What stops a run that has gone wrong, before the night is over and good checkpoints are gone.
+
+`CollapseWatch` looks at the spread of the embeddings at every log line, `KnnWatchdog` at the measures of
+`training.online`, `BrokenImages` counts what could not be read. `Watch` holds them all, and the measures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+
+from modeling_decodepos.diagnosis import effective_rank, embedding_std
+from training.broken_images import BrokenImages
+from training.building import BACKBONES, Run
+from training.interruption import RunStopped
+from training.loading import Broken
+from training.online import OnlineMeasures, build_online
+
+LEAST_RANK = 2.0
+"""An effective rank below this says that all embeddings lie (almost) on one line, whatever their dimension is."""
+
+WATCHED = ("object_knn_class_mean", "object_knn", "region_retrieval")
+"""What the watchdog looks at: the first of these that the data allow."""
+
+
+def measure_spread(embeddings: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    """Standard deviation and effective rank of normalised embeddings, and the rank that they could have at most.
+
+    Args:
+        embeddings: (B, R, D).
+        valid: (B, R), true for the rows that count.
+    """
+    rows = (F.normalize(embeddings.float(), dim=-1) * valid[..., None]).flatten(0, 1)
+    return {
+        "embedding_std": embedding_std(embeddings, valid),
+        "effective_rank": effective_rank(rows),
+        "full_rank": valid.sum().clamp(max=rows.shape[1]).float(),
+    }
+
+
+class CollapseWatch:
+    """Warns once when embeddings become narrow, and stops the run when they stay collapsed.
+
+    A perfect spread has a standard deviation of 1 / sqrt(D) in each dimension. Collapsed means: below `stop_below`
+    times that, or an effective rank below `LEAST_RANK` where a rank of at least twice that is possible.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        warn_below: float,
+        stop_below: float,
+        patience: int,
+        grace_steps: int,
+        checkpoints: Path,
+    ):
+        self.perfect = 1 / math.sqrt(size)
+        self.warn_below, self.stop_below = warn_below, stop_below
+        self.patience, self.grace_steps, self.checkpoints = patience, grace_steps, checkpoints
+        self.warned = False
+        self.collapsed_lines = 0
+        self.healthy_step = 0
+
+    def observe(self, step: int, std: float, rank: float, full_rank: float) -> str | None:
+        """A warning to show, if it is time for one. A line without a number (too few regions) is passed over.
+
+        Raises:
+            RunStopped: The embeddings have been collapsed for too long.
+        """
+        if not math.isfinite(std):
+            return None
+        numbers = (
+            f"standard deviation {std:.2g}, perfect spread {self.perfect:.2g}; effective rank {rank:.1f} of "
+            f"{full_rank:.0f}"
+        )
+        on_a_line = rank < LEAST_RANK and full_rank >= 2 * LEAST_RANK
+        if std >= self.stop_below * self.perfect and not on_a_line:
+            self.collapsed_lines, self.healthy_step = 0, step
+        else:
+            self.collapsed_lines += 1
+        if self.stop_below > 0 and self.collapsed_lines >= self.patience and step > self.grace_steps:
+            raise RunStopped(
+                f"stopped at step {step}: the embeddings have collapsed, all regions look alike to the network "
+                f"({numbers}; collapsed for {self.collapsed_lines} log lines in a row). The last healthy log line was "
+                f"that of step {self.healthy_step}. {name_checkpoint(self.checkpoints, self.healthy_step)} Change "
+                "what led here: lower base_learning_rate, raise teacher_momentum or warmup_share, keep use_predictor "
+                "true. collapse_stop 0 switches this off."
+            )
+        if std < self.warn_below * self.perfect and not self.warned:
+            self.warned = True
+            return f"step {step}: the embeddings have become narrow ({numbers}). Watch for collapse."
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to keep."""
+        return {
+            "warned": self.warned,
+            "collapsed_lines": self.collapsed_lines,
+            "healthy_step": self.healthy_step,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`; an empty one changes nothing."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+class KnnWatchdog:
+    """Stops a run whose features have become much worse than those it began with.
+
+    Meant for runs that continue given weights: fresh weights begin at chance, and there is nothing to lose.
+    """
+
+    def __init__(self, share: float, checkpoints: Path):
+        self.share, self.checkpoints = share, checkpoints
+        self.measure: str | None = None
+        self.start = 0.0
+        self.healthy_step = 0
+
+    def observe(self, step: int, measures: Mapping[str, float]) -> None:
+        """Remember the first measures, compare later ones with them.
+
+        Raises:
+            RunStopped: The watched measure has fallen below the allowed share of its first value.
+        """
+        if self.measure is None:
+            self.measure = next((name for name in WATCHED if name in measures), None)
+            self.start = measures.get(self.measure or "", 0.0)
+            self.healthy_step = step
+            return
+        value = measures.get(self.measure)
+        if value is None or value >= self.share * self.start:
+            self.healthy_step = step
+            return
+        raise RunStopped(
+            f"stopped at step {step}: {self.measure} fell to {value:.4g} from {self.start:.4g} at the start; at least "
+            f"{self.share * self.start:.4g} is wanted (watchdog_share {self.share:g}). It was last above that at step "
+            f"{self.healthy_step}. {name_checkpoint(self.checkpoints, self.healthy_step)} Change what led here: "
+            "lower base_learning_rate, raise warmup_share or teacher_momentum. watchdog_share 0 switches this off."
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to keep."""
+        return {"measure": self.measure, "start": self.start, "healthy_step": self.healthy_step}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`; an empty one changes nothing."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def name_checkpoint(folder: Path, step: int) -> str:
+    """A sentence that names the newest checkpoint not younger than a step."""
+    saved = [path for path in sorted(folder.glob("step_*")) if int(path.name.removeprefix("step_")) <= step]
+    if not saved:
+        return f"{folder} holds no checkpoint that old; begin anew, and set save_steps to keep some."
+    return f"The newest checkpoint that old is {saved[-1]}."
+
+
+class Watch:
+    """All that looks at a run while it goes on, and may stop it. Every process has one; all come to one verdict."""
+
+    def __init__(self, run: Run, images: int):
+        settings, output_dir = run.recipe.run, Path(run.recipe.run.output_dir)
+        checkpoints, main_process = output_dir / "checkpoints", run.accelerator.is_main_process
+        self.run = run
+        self.online: OnlineMeasures | None = None
+        if main_process:
+            self.online = build_online(run.recipe.data, settings, run.recipe.views.view_size_px)
+        self.collapse = CollapseWatch(
+            run.recipe.model.projection_size,
+            settings.collapse_warn,
+            settings.collapse_stop,
+            settings.collapse_patience,
+            settings.collapse_grace_steps,
+            checkpoints,
+        )
+        # Fresh weights begin at chance: there is nothing that they could lose.
+        share = 0.0 if run.recipe.model.backbone in BACKBONES else settings.watchdog_share
+        self.knn = KnnWatchdog(share, checkpoints)
+        self.broken = BrokenImages(
+            images,
+            run.recipe.data.max_broken_share,
+            output_dir / "broken_images.jsonl" if main_process else None,
+            resume=run.step > 0,
+        )
+        self.collapse.restore(run.state.get("collapse_watch", {}))
+        self.knn.restore(run.state.get("knn_watchdog", {}))
+        self.moves = torch.zeros(2, dtype=torch.int64)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to keep."""
+        return {"collapse_watch": self.collapse.state(), "knn_watchdog": self.knn.state()}
+
+    def observe(self, line: Mapping[str, Any], can_move: list[bool], broken: list[Broken]) -> None:
+        """Look at a log line, and at what this process met since the one before.
+
+        Raises:
+            RunStopped: The run had better not go on.
+        """
+        accelerator = self.run.accelerator
+        counts = torch.tensor([can_move.count(False), len(can_move), len(broken)], device=accelerator.device)
+        immobile, mixed, met = accelerator.reduce(counts, "sum").tolist()
+        if met:  # told to all processes; objects go through a pickle, in memory, so only when there are any
+            new = self.broken.add(gather_object(broken))
+            if new:
+                accelerator.print(
+                    f"\n{new} more images cannot be read, {len(self.broken)} in all: broken_images.jsonl"
+                )
+        self.moves += torch.tensor([immobile, mixed])
+        if self.run.recipe.views.repositioning != "none":
+            stop_if_immobile(int(self.moves[0]), int(self.moves[1]), self.run.recipe.run.max_immobile_share)
+        if "effective_rank" in line:
+            rank, full_rank = line["effective_rank"], line["full_rank"]
+            warning = self.collapse.observe(self.run.step, line["embedding_std"], rank, full_rank)
+            if warning:
+                accelerator.print(f"\n{warning}")
+
+    def measure(self) -> tuple[dict[str, float], bool]:
+        """The measures now (taken on the main process), and whether they are the best since training began.
+
+        Raises:
+            RunStopped: They are much worse than at the start.
+        """
+        own = self.online.measure(self.run.net.decodepos) if self.online else {}
+        measures: dict[str, float] = broadcast_object_list([own])[0]
+        self.knn.observe(self.run.step, measures)
+        name = next((name for name in WATCHED if name in measures), None)
+        best = self.run.state.get("best")
+        if name is None or self.run.step == 0 or (best and best["value"] >= measures[name]):
+            return measures, False
+        self.run.state["best"] = {"step": self.run.step, "measure": name, "value": measures[name]}
+        return measures, True
+
+
+def stop_if_immobile(immobile: int, mixed: int, most: float) -> None:
+    """Refuse to go on re-positioning regions that have nowhere to go: that teaches nothing and looks like success."""
+    if mixed and immobile / mixed > most:
+        raise RunStopped(
+            f"{immobile} of {mixed} mixed samples had no room to move their regions (allowed: {most:.0%}, "
+            "max_immobile_share). Use --repositioning scaled, or fewer and smaller regions."
+        )
