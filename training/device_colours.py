@@ -32,7 +32,9 @@ def jitter_colours(pixels: Tensor, codes: Tensor, factors: Tensor, side_px: Tens
     inside = line < side_px[:, None]
     inside = inside[:, :, None, None] & inside[:, None, None, :]
     area = side_px.view(-1, 1, 1, 1) ** 2
-    for code, factor in zip(codes[..., None, None, None].unbind(1), factors[..., None, None, None].unbind(1), strict=True):
+    for code, factor in zip(
+        codes[..., None, None, None].unbind(1), factors[..., None, None, None].unbind(1), strict=True
+    ):
         grey = grey_of(pixels)
         mean = (torch.where(inside, grey, 0).sum((1, 2, 3), keepdim=True) / area).round()
         # Brightness blends with black, contrast with the mean grey, saturation with each pixel's own grey.

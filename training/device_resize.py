@@ -32,7 +32,8 @@ def unpack_images(pixels: Tensor, places: Tensor, size: tuple[int, int], dtype: 
     row = torch.arange(size[0], device=pixels.device)[:, None].minimum(height - 1)
     column = torch.arange(size[1], device=pixels.device).minimum(width - 1)
     index = first + row * width + column
-    return pixels.index_select(0, index.flatten()).view(*index.shape, 3).transpose(2, 3).to(dtype, copy=True)
+    padded = pixels.index_select(0, index.flatten()).view(*index.shape, 3)
+    return padded.transpose(2, 3).to(dtype, memory_format=torch.contiguous_format)
 
 
 def resize_windows(images: Tensor, windows: Tensor, side_px: Tensor, flip: Tensor, size: int) -> Tensor:

@@ -1,12 +1,13 @@
 """The views of a batch, made on the device that trains.
 
-`sample_views` draws as ever, on the CPU. Then either `apply_view` makes each view there, from 8-bit pixels with OpenCV,
-or a worker only packs the images and what was drawn (`pack_views`), and `make_views` makes the views of the whole
-batch at once: by matrix products and elementwise arithmetic, without a look at any value from the host. Both give the
-same views but for single grey levels; tests/training/test_device_views.py says how nearly.
+`sample_views` draws as ever, on the CPU. Then either `apply_view` makes each view there, from 8-bit pixels with
+OpenCV, or a worker only packs the images and what was drawn (`pack_views`), and `make_views` makes the views of the
+whole batch at once: by matrix products and elementwise arithmetic, without a look at any value from the host. Both
+give the same views but for rounding, which may also differ from device to device and with the size of the batch: a
+grey level here and there. tests/training/test_device_views.py says how nearly they agree.
 
 Images travel as they are, one behind the other, so that nothing is uploaded but their own pixels. They are padded to
-one size on the device only; a batch with one huge image pads all to it, so prepare small images (short side 288).
+one size on the device only; one huge image would pad a whole batch, so prepare small images (short side 288).
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from training.views import MEAN_COLOUR, VIEW_RULES, PixelSource, ViewParameters
 # Images are padded to a multiple of this, so that most batches have one shape and compiled code serves them all.
 PAD_PX = 64
 _FILL: tuple[int, ...] = tuple(MEAN_COLOUR.tolist())
-# The numbers of a source: window, side / flip / left / top, operations, their factors, grayscale / solarize; blur taps.
+# The numbers of a source: its window; side, flip, left, top; operations; their factors; grayscale, solarize. The taps
+# of its blur follow.
 _COLUMNS = (4, 4, JITTER_SLOTS, JITTER_SLOTS, 2)
 
 T = TypeVar("T")
@@ -260,7 +262,16 @@ def read_squares(images: Tensor, source: Tensor, size: int) -> Tensor:
 
 @functools.cache
 def _compiled_read() -> Callable[[Tensor, Tensor, int], Tensor]:
-    return torch.compile(read_squares, fullgraph=True)
+    compiled = torch.compile(read_squares, fullgraph=True)
+
+    def read(images: Tensor, source: Tensor, size: int) -> Tensor:
+        # How many images there are and how large the largest is changes from batch to batch. Said beforehand, there
+        # is one compilation per size of view, else one for every new combination.
+        torch._dynamo.maybe_mark_dynamic(images, [0, 1, 3])
+        torch._dynamo.maybe_mark_dynamic(source, 0)
+        return compiled(images, source, size)
+
+    return read
 
 
 def unpack_flags(flags: Tensor, size: int) -> Tensor:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from modeling_decodepos.regions import View
 from modeling_decodepos.schema import xywh_to_unit_xyxy
 from training.arguments import ViewArguments
+from training.device_views import PackedViews, pack_views
 from training.interruption import leave_signals_to_parent
 from training.views import MEAN_COLOUR, VIEW_RULES, apply_view, draw_views, sample_views
 
@@ -31,16 +32,22 @@ _ORDER, _VIEWS, _DONOR = 0, 1, 2
 
 @dataclass
 class RegionBatch:
-    """One batch: the views by name, which samples they show, and how far the moved regions could move."""
+    """One batch: the views by name, which samples they show, and how far the moved regions could move.
+
+    Where the views are made on the device, `views` is empty and `packed` holds what makes them.
+    """
 
     views: dict[str, View]
     indices: list[int]
     slack: torch.Tensor  # one number per mixed sample: free share of the view on the axis with more room
     can_move: torch.Tensor  # one flag per mixed sample
+    packed: PackedViews | None = None
 
     def pin_memory(self) -> RegionBatch:
         """The batch in page-locked memory; a DataLoader calls this."""
-        return RegionBatch({n: v.pin_memory() for n, v in self.views.items()}, self.indices, self.slack, self.can_move)
+        views = {name: view.pin_memory() for name, view in self.views.items()}
+        packed = None if self.packed is None else self.packed.pin_memory()
+        return RegionBatch(views, self.indices, self.slack, self.can_move, packed)
 
 
 class RegionDataset(Dataset):
@@ -78,8 +85,11 @@ class RegionDataset(Dataset):
     def __getitems__(self, keys: list[Key]) -> RegionBatch:
         """The batch of these (epoch, index) keys."""
         samples = [self._sample(epoch, index, self.view_names) for epoch, index in keys]
+        on_device = self.args.views_on == "device"
+        images, donors, parameters = zip(*samples, strict=True)
+        packed = pack_views(images, donors, parameters, self.view_names, self.args) if on_device else None
         views: dict[str, View] = {}
-        for name in self.view_names:
+        for name in [] if on_device else self.view_names:
             rows = [row for row, (_, _, parameters) in enumerate(samples) if name in parameters]
             drawn = [samples[row][2][name] for row in rows]
             if not drawn:  # no image of this batch is mixed; the view keeps its place with no rows
@@ -109,6 +119,7 @@ class RegionDataset(Dataset):
             indices=[index for _, index in keys],
             slack=torch.tensor([max(p.slack) for p in placements]),
             can_move=torch.tensor([p.can_move for p in placements], dtype=torch.bool),
+            packed=packed,
         )
 
     def draw(self, epoch: int, index: int) -> Image.Image:

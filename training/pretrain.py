@@ -34,6 +34,7 @@ from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining
 from modeling_decodepos.regions import View
 from training.arguments import ModelArguments, Recipe, build_recipe, parse_command_line
 from training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from training.device_views import make_views
 from training.export import export_backbone, export_pretraining
 from training.interruption import EXIT_INTERRUPTED, StopRequest, lock_folder
 from training.loading import RegionBatch, RegionDataset, StepBatches, build_loader
@@ -90,7 +91,7 @@ def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
         with contextlib.nullcontext() if last else run.accelerator.no_sync(run.model):
-            views = {name: prepare_view(view, run.accelerator.device) for name, view in batch.views.items()}
+            views = prepare_views(batch, run.accelerator.device)
             output = run.model(views, objective=run.objective, num_pairs=num_pairs)
             # The loss divides by the pairs of all processes; distributed training would divide by their number again.
             run.accelerator.backward(output.loss * run.accelerator.num_processes)
@@ -118,7 +119,8 @@ def count_pairs(run: Run, batches: list[RegionBatch]) -> dict[tuple[str, str], T
 def matched_regions(batch: RegionBatch, student: str, teacher: str) -> Tensor:
     """(B, R) flags of the regions that both views of a batch show."""
     flags = []
-    for view in (batch.views[student], batch.views[teacher]):
+    drawn = batch.views if batch.packed is None else batch.packed.views
+    for view in (drawn[student], drawn[teacher]):
         full = torch.zeros((len(batch.indices), view.valid_regions.shape[1]), dtype=torch.bool)
         rows = torch.arange(len(batch.indices)) if view.rows is None else view.rows
         full[rows] = view.valid_regions
@@ -126,10 +128,13 @@ def matched_regions(batch: RegionBatch, student: str, teacher: str) -> Tensor:
     return flags[0] & flags[1]
 
 
-def prepare_view(view: View, device: torch.device) -> View:
-    """The view on the device, its 8-bit pixels normalised there."""
-    view = view.to(device)
-    return dataclasses.replace(view, pixel_values=normalise(view.pixel_values))
+def prepare_views(batch: RegionBatch, device: torch.device) -> dict[str, View]:
+    """The views on the device, made there if the workers did not, their 8-bit pixels normalised there."""
+    if batch.packed is None:
+        views = {name: view.to(device) for name, view in batch.views.items()}
+    else:
+        views = make_views(batch.packed.to(device), compiled=device.type == "cuda")
+    return {name: dataclasses.replace(v, pixel_values=normalise(v.pixel_values)) for name, v in views.items()}
 
 
 def stop_if_not_finite(loss: Tensor, step: int, batches: list[RegionBatch]) -> None:
