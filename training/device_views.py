@@ -138,7 +138,8 @@ def pack_views(
         if VIEW_RULES[name].moved:
             moved = [donor for row in rows if (donor := donors[row]) is not None]
             if len(moved) < len(rows):
-                raise ValueError(f"a view with a placement needs the donor's pixels; {len(rows) - len(moved)} lack.")
+                lack = len(rows) - len(moved)
+                raise ValueError(f"{name} needs the donor's pixels; {lack} of {len(rows)} samples lack them.")
     return PackedViews(_pack_images(images), _pack_images(moved) if moved else None, views)
 
 
