@@ -122,6 +122,13 @@ class ViewArguments:
     blur_probability_whole: float = _key(1.0, "Probability of blur on views of the whole image.", SOCO)
     blur_probability: float = _key(0.1, "Probability of blur on the other views.", SOCO)
     solarize_probability: float = _key(0.2, "Probability of solarisation on the other views.", SOCO)
+    views_on: str = _key(
+        "workers",
+        "Where views are made: by the workers on the CPU, or on the device that trains; the workers then only decode "
+        "and draw. Both give the same views but for rounding; 'device' pays where processors are too slow for a GPU.",
+        OURS,
+        ("workers", "device"),
+    )
 
     def __post_init__(self) -> None:
         _check_range("small_view_scale", self.small_view_scale, 0, 1, low_open=True)

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from modeling_decodepos.regions import View
 from training.arguments import ViewArguments
 from training.decoding import BrokenImage
+from training.device_views import PackedViews, pack_views
 from training.images import ImageSource
 from training.interruption import leave_signals_to_parent
 from training.randomness import Purpose, stream
@@ -36,17 +37,23 @@ MOST_BROKEN_IN_A_ROW = 1000
 
 @dataclass
 class RegionBatch:
-    """One batch: the views by name, which samples they show, and how far the moved regions could move."""
+    """One batch: the views by name, which samples they show, and how far the moved regions could move.
+
+    Where the views are made on the device, `views` is empty and `packed` holds what makes them.
+    """
 
     views: dict[str, View]
     indices: list[int]  # of the images shown
     slack: torch.Tensor  # one number per mixed sample: free share of the view on the axis with more room
     can_move: torch.Tensor  # one flag per mixed sample
     broken: list[Broken] = field(default_factory=list)  # images that were met and could not be read
+    packed: PackedViews | None = None
 
     def pin_memory(self) -> RegionBatch:
         """The batch in page-locked memory; a DataLoader calls this."""
-        return dataclasses.replace(self, views={name: view.pin_memory() for name, view in self.views.items()})
+        views = {name: view.pin_memory() for name, view in self.views.items()}
+        packed = None if self.packed is None else self.packed.pin_memory()
+        return dataclasses.replace(self, views=views, packed=packed)
 
 
 @dataclass
@@ -90,8 +97,8 @@ class RegionDataset(Dataset):
     def __getitems__(self, keys: list[Key]) -> RegionBatch:
         """The batch of these (epoch, index) keys."""
         met: dict[int, Broken] = {}
-        # One sample after the other: a batch of decoded images is four times the size of its views.
-        batch = build_batch(self.read_samples(keys, met), self.view_names, self.args)
+        build = pack_batch if self.args.views_on == "device" else build_batch
+        batch = build(self.read_samples(keys, met), self.view_names, self.args)
         return dataclasses.replace(batch, broken=list(met.values()))
 
     def read_samples(self, keys: list[Key], met: dict[int, Broken]) -> Iterator[Sample]:
@@ -162,20 +169,34 @@ class RegionDataset(Dataset):
 
 
 def build_batch(samples: Iterable[Sample], view_names: list[str], args: ViewArguments) -> RegionBatch:
-    """The views of samples, their pixels made here."""
+    """The views of samples, their pixels made here.
+
+    One sample after the other: a batch of decoded images is four times the size of its views.
+    """
     indices: list[int] = []
     made: dict[str, list[tuple[int, ViewParameters, torch.Tensor]]] = {name: [] for name in view_names}
     for row, sample in enumerate(samples):
         indices.append(sample.index)
         for name, parameters in sample.views.items():
             made[name].append((row, parameters, apply_view(parameters, sample.image, sample.donor)))
-    placements = [view.placement for parts in made.values() for _, view, _ in parts if view.placement]
-    return RegionBatch(
-        views={name: _stack(parts, len(indices), args) for name, parts in made.items()},
-        indices=indices,
-        slack=torch.tensor([max(p.slack) for p in placements]),
-        can_move=torch.tensor([p.can_move for p in placements], dtype=torch.bool),
-    )
+    views = {name: _stack(parts, len(indices), args) for name, parts in made.items()}
+    return RegionBatch(views, indices, *_movements(view for parts in made.values() for _, view, _ in parts))
+
+
+def pack_batch(samples: Iterable[Sample], view_names: list[str], args: ViewArguments) -> RegionBatch:
+    """The same with the pixels still to be made, on the device."""
+    held = list(samples)
+    images, donors, parameters = zip(*((s.image, s.donor, s.views) for s in held), strict=True)
+    packed = pack_views(images, donors, parameters, view_names, args)
+    moves = _movements(view for drawn in parameters for view in drawn.values())
+    return RegionBatch({}, [sample.index for sample in held], *moves, packed=packed)
+
+
+def _movements(views: Iterable[ViewParameters]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slack of the moved views, and whether they could move."""
+    placements = [view.placement for view in views if view.placement]
+    slack = torch.tensor([max(placement.slack) for placement in placements])
+    return slack, torch.tensor([placement.can_move for placement in placements], dtype=torch.bool)
 
 
 def _stack(parts: list[tuple[int, ViewParameters, torch.Tensor]], num_images: int, args: ViewArguments) -> View:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from torch import Tensor
 from tqdm import tqdm
 from transformers import logging as transformers_logging
@@ -26,6 +27,7 @@ from modeling_decodepos.regions import View
 from training.arguments import parse_command_line
 from training.building import Run, build_accelerator, build_run
 from training.checkpoints import save_checkpoint
+from training.device_views import make_views
 from training.finishing import describe, finish, how_to_load, is_finished, look_before, record_stop
 from training.interruption import DISK_FULL, EXIT_INTERRUPTED, RunStopped, StopRequest, lock_folder
 from training.loading import RegionBatch, RegionDataset, StepBatches, build_loader
@@ -44,7 +46,7 @@ def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
         with contextlib.nullcontext() if last else run.accelerator.no_sync(run.model):
-            views = {name: prepare_view(view, run.accelerator.device) for name, view in batch.views.items()}
+            views = prepare_views(batch, run.accelerator.device)
             output = run.model(views, objective=run.objective, num_pairs=num_pairs)
             loss, terms = output.loss, output.terms
             if run.anchor is not None:
@@ -78,7 +80,8 @@ def count_pairs(run: Run, batches: list[RegionBatch]) -> dict[tuple[str, str], T
 def matched_regions(batch: RegionBatch, student: str, teacher: str) -> Tensor:
     """(B, R) flags of the regions that both views of a batch show."""
     flags = []
-    for view in (batch.views[student], batch.views[teacher]):
+    drawn = batch.views if batch.packed is None else batch.packed.views
+    for view in (drawn[student], drawn[teacher]):
         full = torch.zeros((len(batch.indices), view.valid_regions.shape[1]), dtype=torch.bool)
         rows = torch.arange(len(batch.indices)) if view.rows is None else view.rows
         full[rows] = view.valid_regions
@@ -86,10 +89,13 @@ def matched_regions(batch: RegionBatch, student: str, teacher: str) -> Tensor:
     return flags[0] & flags[1]
 
 
-def prepare_view(view: View, device: torch.device) -> View:
-    """The view on the device, its 8-bit pixels normalised there."""
-    view = view.to(device)
-    return dataclasses.replace(view, pixel_values=normalise(view.pixel_values))
+def prepare_views(batch: RegionBatch, device: torch.device) -> dict[str, View]:
+    """The views on the device, made there if the workers did not, their 8-bit pixels normalised there."""
+    if batch.packed is None:
+        views = {name: view.to(device) for name, view in batch.views.items()}
+    else:
+        views = make_views(batch.packed.to(device), compiled=device.type == "cuda")
+    return {name: dataclasses.replace(v, pixel_values=normalise(v.pixel_values)) for name, v in views.items()}
 
 
 def stop_if_not_finite(run: Run, loss: Tensor, batches: list[RegionBatch]) -> None:
@@ -168,6 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = parse_command_line(arguments)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
     # A 1x1 kernel's channels-last strides differ in name only from those of its gradient bucket.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     output_dir = Path(recipe.run.output_dir)

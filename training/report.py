@@ -261,8 +261,8 @@ def _measures_reading(run: RunFiles) -> str:
     if len(known) < 2:
         return ""
     return (
-        f"The nearest neighbours of objects name the right class in {_precise(known[-1])} of cases (mean over classes); "
-        f"at step {steps[0]:,.0f} it was {_precise(known[0])}."
+        f"The nearest neighbours of objects name the right class in {_precise(known[-1])} of cases (mean over "
+        f"classes); at step {steps[0]:,.0f} it was {_precise(known[0])}."
     )
 
 

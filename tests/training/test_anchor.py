@@ -14,7 +14,7 @@ from training import pretrain
 from training.anchor import FeatureAnchor
 from training.building import BACKBONES, Run, build_model
 from training.loading import RegionBatch
-from training.pretrain import count_pairs, prepare_view
+from training.pretrain import count_pairs, prepare_views
 
 CPU = torch.device("cpu")
 
@@ -33,7 +33,7 @@ def anchored_run(make_recipe: Make, folder: Path, backbone: str) -> tuple[Run, R
 
 
 def anchor_loss(run: Run, batch: RegionBatch) -> torch.Tensor:
-    views = {name: prepare_view(view, CPU) for name, view in batch.views.items()}
+    views = prepare_views(batch, CPU)
     pairs = count_pairs(run, [batch])
     assert run.anchor is not None
     return run.anchor.loss(views, run.model(views, objective=run.objective, num_pairs=pairs).features, pairs)
