@@ -33,6 +33,7 @@ from modeling_decodepos.losses import OBJECTIVES, Objective
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining
 from modeling_decodepos.regions import View
 from training.arguments import ModelArguments, Recipe, build_recipe, parse_command_line
+from training.cache import cache_folder, load_cached
 from training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from training.export import export_backbone, export_pretraining
 from training.images import ImageSource, describe_regions, open_images
@@ -263,7 +264,17 @@ def check_world(accelerator: Accelerator) -> None:
 
 def refuse_other_recipe(place: Path, before: dict[str, Any], recipe: Recipe) -> None:
     """A run folder, and a checkpoint, belong to one recipe."""
-    free = {"num_workers", "log_steps", "save_steps", "keep_checkpoints", "resume", "output_dir", "cpu"}
+    free = {
+        "num_workers",
+        "cache_dir",
+        "max_broken_share",
+        "log_steps",
+        "save_steps",
+        "keep_checkpoints",
+        "resume",
+        "output_dir",
+        "cpu",
+    }
     defaults, after = build_recipe({}).values(), recipe.values()
     changed = [k for k in after if k not in free and before.get(k, defaults[k]) != after[k]]
     if changed:
@@ -320,6 +331,10 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         objective = objective.weighted({"depositioning": recipe.model.depositioning_weight})
     with accelerator.main_process_first():
         source = open_images(recipe.data.data, recipe.data.split, recipe.data.region_source, recipe.run.seed)
+    if px := recipe.data.cache_px:  # one process builds it; waiting for that is no collective call, which may time out
+        folder = Path(recipe.data.cache_dir) if recipe.data.cache_dir else cache_folder(output_dir, source, px)
+        source = load_cached(source, px, folder, recipe.data.num_workers)
+        accelerator.print(f"pixels from the cache in {folder}")
     dataset = RegionDataset(
         source, recipe.views, list(objective.views), seed=recipe.run.seed, image_level=objective.level == "image"
     )
