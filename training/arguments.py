@@ -51,10 +51,22 @@ class DataArguments:
         ("auto", "regions", "objects", "random", "grid"),
     )
     max_broken_share: float = _key(0.01, "Stop when more than this share of the images cannot be read.", OURS)
+    cache_px: int = _key(
+        0,
+        "Decode every image once, into a cache of pixels whose shorter side is at most this; 0 decodes the originals "
+        "each time.",
+        OURS,
+    )
+    cache_dir: str = _key(
+        "",
+        "Folder of that cache; empty: a folder in .cache beside output_dir, shared by runs on the same images.",
+        OURS,
+    )
     num_workers: int = _key(0, "Processes that make views; 0 makes them in the training process.", OURS)
 
     def __post_init__(self) -> None:
         _check_range("num_workers", self.num_workers, 0, 1000)
+        _check_range("cache_px", self.cache_px, 0, 100_000)
         _check_range("max_broken_share", self.max_broken_share, 0, 1)
 
 

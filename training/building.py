@@ -23,6 +23,7 @@ from modeling_decodepos.losses import OBJECTIVES, Objective
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
 from training.anchor import START_FOLDER, FeatureAnchor, load_start, save_start
 from training.arguments import ModelArguments, Recipe, build_recipe
+from training.cache import cache_folder, load_cached
 from training.checkpoints import find_checkpoint, load_checkpoint, saved_steps
 from training.images import ImageSource, describe_regions, open_images
 from training.loading import RegionDataset, StepBatches
@@ -62,7 +63,7 @@ BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {
 # Keys that may differ between a run and its continuation: they change neither weights nor data.
 FREE_KEYS = frozenset(
     {"num_workers", "log_steps", "save_steps", "keep_checkpoints", "resume", "output_dir", "cpu", "processes"}
-    | {"allow_change", "tracker", "max_broken_share", "measure_steps", "watchdog_share"}
+    | {"cache_dir", "allow_change", "tracker", "max_broken_share", "measure_steps", "watchdog_share"}
     | {"collapse_warn", "collapse_stop", "collapse_patience", "collapse_grace_steps"}
 )
 
@@ -163,6 +164,10 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
     objective = build_objective(recipe)
     with accelerator.main_process_first():
         source = open_images(recipe.data.data, recipe.data.split, recipe.data.region_source, recipe.run.seed)
+    if px := recipe.data.cache_px:  # one process builds it; waiting for that is no collective call, which may time out
+        folder = Path(recipe.data.cache_dir) if recipe.data.cache_dir else cache_folder(output_dir, source, px)
+        source = load_cached(source, px, folder, recipe.data.num_workers)
+        accelerator.print(f"pixels from the cache in {folder}")
     dataset = RegionDataset(
         source, recipe.views, list(objective.views), seed=recipe.run.seed, image_level=objective.level == "image"
     )

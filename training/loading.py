@@ -279,7 +279,7 @@ def build_loader(dataset: RegionDataset, batches: StepBatches, num_workers: int,
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         pin_memory=pin_memory,
         prefetch_factor=2 if num_workers else None,
         generator=torch.Generator(),  # else every new iterator draws from the global stream, and a resumed run differs
@@ -290,7 +290,8 @@ def _as_it_is(batch: Any) -> Any:
     return batch  # `__getitems__` has built it
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
+    """What a DataLoader's worker does first: one thread, and signals are the parent's business."""
     leave_signals_to_parent()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

@@ -245,7 +245,9 @@ def test_on_photos_the_views_differ_by_a_hundredth_of_a_level():
     keys = [(0, index) for index in range(0, 48, 8)]
     ready, packed = (
         RegionDataset(
-            DATA, "validation", dataclasses.replace(args, views_on=kind), ["whole_cut", "crop", "repositioned"]
+            open_images(DATA, "validation"),
+            dataclasses.replace(args, views_on=kind),
+            ["whole_cut", "crop", "repositioned"],
         ).__getitems__(keys)
         for kind in ("workers", "device")
     )

@@ -338,3 +338,26 @@ def test_the_launcher_of_the_readme_runs_two_processes(recipe_values: dict[str, 
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 processes x 1 micro-batches x 4 images" in done.stdout
     assert len((tmp_path / "two/log.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_run_on_a_plain_folder_with_a_broken_picture_and_a_cache(
+    recipe_values: dict[str, Any], pictures: Path, tmp_path: Path
+):
+    (pictures / "a/02.jpg").write_bytes((pictures / "a/02.jpg").read_bytes()[:-300])
+    values = recipe_values | {
+        "data": pictures,
+        "max_steps": 2,
+        "cache_px": 32,
+        "num_workers": 1,
+        "max_broken_share": 0.1,
+    }
+    done = run_command(values)
+    assert done.returncode == 0, done.stderr
+    assert "regions: random boxes, drawn anew in every epoch: region_source is auto" in done.stdout
+    run = tmp_path / "run"
+    described = json.loads((run / "run.json").read_text())["data"]
+    assert described["images"] == 12 and described["regions"] == "random"
+    assert described["hash"].startswith("sha256 of relative paths and file sizes ")
+    (cached,) = (tmp_path / ".cache").iterdir()
+    assert list(json.loads((cached / "index.json").read_text())["broken"]) == ["1"]
+    assert (run / "views.png").is_file()

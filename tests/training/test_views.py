@@ -1,11 +1,14 @@
 import dataclasses
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+import training.views as views
 from modeling_decodepos.losses import OBJECTIVES
 from modeling_decodepos.regions import boxes_to_pixels
 from training.arguments import ViewArguments
@@ -275,3 +278,21 @@ def test_the_whole_image_is_blurred_and_never_solarised():
     others = [sample_photometric(np.random.default_rng(s), ViewArguments(), False) for s in range(400)]
     assert 0.05 < np.mean([t.blur_sigma > 0 for t in others]) < 0.15
     assert 0.14 < np.mean([t.solarize for t in others]) < 0.26
+
+
+def test_the_command_draws_samples_of_a_plain_folder(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    (pictures / "a/00.png").write_bytes(b"no picture")
+    output = tmp_path / "views.png"
+    command = ["training.views", "--data", str(pictures), "--output", str(output)]
+    monkeypatch.setattr("sys.argv", [*command, "--index", "0"])
+    views.main()
+    assert "image a/00.png cannot be decoded" in capsys.readouterr().out
+    with Image.open(output) as picture:
+        assert picture.width > picture.height > 224
+    for wrong, words in ((["--split", "validation"], "'train' only"), (["--index", "99"], "index is 99")):
+        monkeypatch.setattr("sys.argv", [*command, *wrong])
+        with pytest.raises(SystemExit):
+            views.main()
+        assert words in capsys.readouterr().err
