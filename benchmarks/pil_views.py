@@ -15,11 +15,13 @@ import random
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
 from benchmarks.roi_align import has_torchvision_operators
+from modeling_decodepos.repositioning import FOREGROUND_SCALES
 from training.arguments import ViewArguments
 from training.photometric import BLUR_SIGMA, SOLARIZE_THRESHOLD, Photometric
 from training.pixels import IMAGE_MEAN, IMAGE_STD
@@ -32,7 +34,7 @@ Sample = dict[str, tuple[Tensor, Tensor, Tensor]]
 
 
 class PilViews:
-    """Makes the views of one image."""
+    """Makes the views of one image; regions are moved over the donor, and each view is flipped on its own."""
 
     def __init__(self, args: ViewArguments):
         self.args = args
@@ -119,7 +121,7 @@ class PilViews:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The crop's regions, scaled and moved by one vector, pasted over a crop of the donor."""
         args, size = self.args, self.args.view_size_px
-        low, high = (0.45, 0.9)
+        low, high = FOREGROUND_SCALES[args.repositioning]
         inside = [crop_box(box, window, image.size) for box in boxes]
         kept = self._limit_coverage(inside, args.max_foreground / high**2)
         side = round(size * random.uniform(low, high)) if kept else size
@@ -242,6 +244,15 @@ def build_colours(args: ViewArguments, of_whole_image: bool) -> Colours:
             transforms.RandomSolarize(SOLARIZE_THRESHOLD, p=solarize),
         ]
     )
+
+
+def peer_name() -> str:
+    """What the peer is made of here."""
+    if not has_torchvision_operators():
+        return f"PIL {PIL.__version__} (no working torchvision: the PIL calls that its transforms make)"
+    import torchvision
+
+    return f"PIL {PIL.__version__} and torchvision {torchvision.__version__}, transforms v1"
 
 
 def build_to_tensor() -> Callable[[Image.Image], Tensor]:

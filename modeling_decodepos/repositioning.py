@@ -8,6 +8,7 @@ the foreground down first guarantees slack.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,12 +67,12 @@ def sample_placement(
         raise ValueError(f"the foreground's scale range is {scale_range}; expected 0 < least <= greatest <= 1.")
     side = max(1, round(view_px * rng.uniform(low, high)))
     # The union of the boxes and of their pixels: neither may leave the view by a rounded fraction.
-    pixels, exact = boxes_to_pixels(boxes, (side, side)), np.asarray(boxes, dtype=np.float64).clip(0.0, 1.0) * side
-    first = np.minimum(pixels, np.floor(exact)).min(0)[:2].astype(int)
-    last = np.maximum(pixels, np.ceil(exact)).max(0)[2:].astype(int)
-    left, top = (int(rng.integers(-a, view_px - b + 1)) for a, b in zip(first, last, strict=True))
-    slack = 1 - (last - first) / view_px
-    return Placement(side, left, top, (float(slack[0]), float(slack[1])))
+    both = np.concatenate([boxes_to_pixels(boxes, (side, side)), np.asarray(boxes).clip(0.0, 1.0) * side])
+    first, last = both.min(0).tolist()[:2], both.max(0).tolist()[2:]
+    extent = [(math.floor(a), math.ceil(b)) for a, b in zip(first, last, strict=True)]
+    left, top = (int(rng.integers(-a, view_px - b + 1)) for a, b in extent)
+    horizontal, vertical = (1 - (b - a) / view_px for a, b in extent)
+    return Placement(side, left, top, (horizontal, vertical))
 
 
 def place_boxes(boxes: np.ndarray, placement: Placement, view_px: int) -> np.ndarray:

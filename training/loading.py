@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from modeling_decodepos.regions import View
 from training.arguments import ViewArguments
@@ -212,7 +212,8 @@ def _stack(parts: list[tuple[int, ViewParameters, torch.Tensor]], num_images: in
     rows, drawn, pixels = zip(*parts, strict=True)
     return View(
         # 8-bit, channels last in memory: a quarter of the bytes to move, and the layout the network wants.
-        torch.stack([image.permute(1, 2, 0) for image in pixels]).permute(0, 3, 1, 2),
+        # `default_collate` stacks in a worker's shared memory at once, which saves a copy.
+        default_collate([image.permute(1, 2, 0) for image in pixels]).permute(0, 3, 1, 2),
         torch.from_numpy(np.stack([view.boxes for view in drawn])),
         torch.from_numpy(np.stack([view.valid for view in drawn])),
         None if len(rows) == num_images else torch.tensor(rows),

@@ -164,13 +164,13 @@ def apply_view(parameters: ViewParameters, image: np.ndarray, donor: np.ndarray 
         image: (H, W, 3) uint8 RGB.
         donor: The image whose pixels surround moved regions; needed for those views only.
     """
-    pixels = _read(parameters.source, image)
+    pixels = read_pixels(parameters.source, image)
     if parameters.cut is not None:
         _lay(_mean_coloured(parameters.size_px), parameters.cut, pixels)
     if parameters.placement is not None and parameters.background is not None:
         if donor is None or parameters.foreground is None:
             raise ValueError("a view with a placement needs the donor's pixels and a foreground mask.")
-        canvas = _read(parameters.background, donor)
+        canvas = read_pixels(parameters.background, donor)
         target, source = parameters.placement.overlap(canvas.shape[:2])
         _lay(pixels[source], parameters.foreground[target], canvas[target])
         pixels = canvas
@@ -191,7 +191,7 @@ def _mean_coloured(side_px: int) -> np.ndarray:
     return np.tile(MEAN_COLOUR.numpy(), (side_px, side_px, 1))
 
 
-def _read(source: PixelSource, image: np.ndarray) -> np.ndarray:
+def read_pixels(source: PixelSource, image: np.ndarray) -> np.ndarray:
     """(side, side, 3) uint8 pixels in memory of their own."""
     x1, y1, x2, y2 = source.window
     # A view, not a copy. Channels come last in memory, and the batch axis is added before they move: only then does
