@@ -193,7 +193,8 @@ def train(
                 warning = watch.collapse.observe(
                     run.step, line["embedding_std"], line["effective_rank"], line["full_rank"]
                 )
-                run.accelerator.print(*([f"\n{warning}"] if warning else []), end="")
+                if warning:
+                    run.accelerator.print(f"\n{warning}")
             if run.recipe.views.repositioning != "none":
                 moves += count_moves(run.accelerator, meter.can_move)
                 stop_if_immobile(int(moves[0]), int(moves[1]), settings.max_immobile_share)
@@ -331,16 +332,15 @@ def main() -> None:
         check_world(accelerator)
         lock = lock_folder(output_dir) if accelerator.is_main_process else None
         run, dataset, batches = build_run(accelerator, recipe, output_dir)
+        watch = build_watch(run, output_dir)
     except (ValueError, OSError) as error:  # what a user can put right: the message says how
         sys.exit(f"{error}")
     if run.step < run.total_steps:
         try:
-            run_training(run, dataset, batches, output_dir)
+            run_training(run, dataset, batches, output_dir, watch)
         except RunStoppedError as error:
             if accelerator.is_main_process:
-                write_json(
-                    output_dir / "run.json", describe(run, dataset) | {"status": "stopped", "reason": str(error)}
-                )
+                amend_description(run, dataset, output_dir, {"status": "stopped", "reason": str(error)})
                 write_report(output_dir)
             sys.exit(f"\n{error}\nreport      {output_dir / 'report.html'}")
     else:
@@ -401,11 +401,10 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
     return run, dataset, batches
 
 
-def run_training(run: Run, dataset: RegionDataset, batches: StepBatches, output_dir: Path) -> None:
+def run_training(run: Run, dataset: RegionDataset, batches: StepBatches, output_dir: Path, watch: Watch) -> None:
     """Everything between a built model and its last checkpoint."""
     main_process = run.accelerator.is_main_process
     log = None
-    watch = build_watch(run, output_dir)
     if main_process:
         measured_on = {"measured_on": watch.online.describe()} if watch.online else {}
         write_json(output_dir / "run.json", describe(run, dataset) | measured_on)
@@ -508,10 +507,15 @@ def finish(run: Run, dataset: RegionDataset, output_dir: Path) -> None:
     dataset.draw(0, 0).save(output_dir / "views.png")
     compare_probes(run, output_dir)
     compare_neighbours(run, output_dir)
+    amend_description(run, dataset, output_dir, {"status": "finished", "finished": now(), "export": export})
+    write_report(output_dir)
+
+
+def amend_description(run: Run, dataset: RegionDataset, output_dir: Path, changes: dict[str, Any]) -> None:
+    """Write to run.json how a run ended."""
     known = output_dir / "run.json"
     description = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else describe(run, dataset)
-    write_json(known, description | {"status": "finished", "finished": now(), "export": export})
-    write_report(output_dir)
+    write_json(known, description | changes)
 
 
 def is_finished(output_dir: Path) -> bool:

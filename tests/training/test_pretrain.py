@@ -20,7 +20,7 @@ from modeling_decodepos.losses import OBJECTIVES
 from training.arguments import Recipe
 from training.interruption import EXIT_INTERRUPTED, lock_folder
 from training.loading import RegionDataset
-from training.monitoring import write_json
+from training.monitoring import read_log, write_json
 from training.optimisation import build_optimizer
 
 ROOT = Path(__file__).parents[2]
@@ -279,3 +279,32 @@ def test_the_launcher_of_the_readme_runs_two_processes(recipe_values: dict[str, 
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 processes x 1 micro-batches x 4 images" in done.stdout
     assert len((tmp_path / "two/log.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_run_is_measured_from_its_first_step_to_its_last(recipe_values: dict[str, Any], tmp_path: Path):
+    folder = tmp_path / "measured"
+    values = recipe_values | {"measure_steps": 4, "measure_images": 16, "save_steps": 4, "output_dir": folder}
+    assert run_command(values | {"max_steps": 6}).returncode == 0
+    log = read_log(folder / "log.jsonl")
+    measured = [line for line in log if "object_knn" in line]
+    assert [line["step"] for line in measured] == [0, 4, 6]
+    assert [line["step"] for line in log if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert all(0 < line["effective_rank"] <= line["full_rank"] for line in log if "loss" in line)
+    description = json.loads((folder / "run.json").read_text())
+    assert description["measured_on"]["gallery"].startswith("train: 8 images")
+    neighbours = json.loads((folder / "neighbours.json").read_text())
+    assert neighbours["before"]["queries"] == neighbours["after"]["queries"]
+    assert (folder / "neighbours.jpg").is_file()
+    state = json.loads((folder / "checkpoints/step_0000004/state.json").read_text())
+    assert state["knn_watchdog"]["start"] == measured[0]["object_knn_class_mean"]
+    assert state["collapse_watch"]["healthy_step"] == 4
+
+
+@pytest.mark.slow
+def test_measuring_changes_nothing_in_training(recipe_values: dict[str, Any], tmp_path: Path):
+    weights = []
+    for steps in (0, 2):
+        values = recipe_values | {"output_dir": tmp_path / str(steps), "measure_steps": steps, "measure_images": 16}
+        assert run_command(values).returncode == 0
+        weights.append((tmp_path / str(steps) / "export/pretraining/model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
