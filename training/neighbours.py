@@ -11,7 +11,7 @@ from training.online import MeasuredImages, Neighbours, OnlineMeasures
 
 _SCALE = 2  # drawn for screens with two pixels per CSS pixel; every length below is a CSS pixel
 _TILE, _GAP, _MARGIN, _BETWEEN = 70, 5, 20, 22
-_TOP, _CAPTION = 46, 20
+_TOP, _CAPTION = 46, 32
 _INK, _MUTED, _SAME, _EMPTY = "#1c2330", "#667085", "#15803d", "#eef0f4"
 
 
@@ -60,7 +60,8 @@ def _draw_region(
     canvas.paste(crop.resize((width, height), Image.Resampling.LANCZOS), place)
     if color == _SAME:
         draw.rectangle((*corner, corner[0] + side - 1, corner[1] + side - 1), outline=_SAME, width=2 * _SCALE)
-    _write(canvas, left, top + _TILE + 2, _fit(name), color, 11)
+    for line, text in enumerate(_caption_lines(name)):
+        _write(canvas, left, top + _TILE + 2 + 13 * line, text, color, 11)
 
 
 def _crop(images: MeasuredImages, region: int) -> Image.Image:
@@ -81,14 +82,16 @@ def _class_name(online: OnlineMeasures, images: MeasuredImages, region: int) -> 
     return names[label] if names is not None and label < len(names) else str(label)
 
 
-def _fit(name: str) -> str:
-    """The name, shortened to the width of a tile."""
+def _caption_lines(name: str) -> list[str]:
+    """The name in one line, or two, shortened to the width of a tile."""
     font = ImageFont.load_default(size=11)
-    if font.getlength(name) <= _TILE:
-        return name
-    while name and font.getlength(name + "…") > _TILE:
-        name = name[:-1]
-    return name.rstrip() + "…"
+    lines = [name] if font.getlength(name) <= _TILE else name.split(" ", 1)
+    for number, line in enumerate(lines):
+        shown = line
+        while font.getlength(shown) > _TILE:
+            shown = shown.removesuffix("…")[:-1] + "…"
+        lines[number] = shown
+    return lines
 
 
 def _write(canvas: Image.Image, x: int, y: int, text: str, color: str, size: int) -> None:

@@ -119,9 +119,14 @@ class OnlineMeasures:
     class_names: tuple[str, ...] | None
 
     def describe(self) -> dict[str, Any]:
-        """What is measured on, for run.json and the report."""
-        classes = 0 if self.queries.labels is None else len(self.queries.labels.unique())
-        return {"gallery": self.gallery.describe(), "queries": self.queries.describe(), "classes": classes}
+        """What is measured on, for run.json and the report; `chance` is what naming one class always gives."""
+        about: dict[str, Any] = {"gallery": self.gallery.describe(), "queries": self.queries.describe(), "classes": 0}
+        if self.queries.labels is not None:
+            counts = self.queries.labels.bincount()
+            about["classes"] = int((counts > 0).sum())
+            frequent = float(counts.max() / counts.sum())
+            about["chance"] = {"object_knn": frequent, "object_knn_class_mean": 1 / about["classes"]}
+        return about
 
     @torch.no_grad()
     def measure(self, model: DecodePosModel) -> dict[str, float]:

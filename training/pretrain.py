@@ -184,10 +184,11 @@ def main(arguments: list[str] | None = None) -> None:
             if accelerator.is_main_process:
                 held.enter_context(lock_folder(output_dir))
             run, dataset, batches = build_run(accelerator, recipe, output_dir)
+            watch = Watch(run, len(dataset)) if run.step < run.total_steps else None
         except (ValueError, OSError) as error:  # what a user can put right: the message says how
             sys.exit(f"{error}")
         try:
-            run_to_the_end(run, dataset, batches, output_dir)
+            run_to_the_end(run, dataset, batches, watch)
         except RunStopped as error:
             if accelerator.is_main_process:
                 record_stop(output_dir, str(error))
@@ -198,10 +199,11 @@ def main(arguments: list[str] | None = None) -> None:
             raise
 
 
-def run_to_the_end(run: Run, dataset: RegionDataset, batches: StepBatches, output_dir: Path) -> None:
+def run_to_the_end(run: Run, dataset: RegionDataset, batches: StepBatches, watch: Watch | None) -> None:
     """Train what is left to train, leave the results, and say where they are."""
-    if run.step < run.total_steps:
-        run_training(run, dataset, batches, output_dir)
+    output_dir = Path(run.recipe.run.output_dir)
+    if watch is not None:
+        run_training(run, dataset, batches, watch, output_dir)
     else:
         run.accelerator.print("this run is complete; nothing is left to train.")
     if run.accelerator.is_main_process:
@@ -212,10 +214,9 @@ def run_to_the_end(run: Run, dataset: RegionDataset, batches: StepBatches, outpu
     run.accelerator.end_training()
 
 
-def run_training(run: Run, dataset: RegionDataset, batches: StepBatches, output_dir: Path) -> None:
+def run_training(run: Run, dataset: RegionDataset, batches: StepBatches, watch: Watch, output_dir: Path) -> None:
     """Everything between a built model and its last checkpoint."""
     main_process = run.accelerator.is_main_process
-    watch = Watch(run, len(dataset))
     log = RunLog(output_dir / "log.jsonl", run.step) if main_process else None
     if run.recipe.run.tracker != "none":
         run.accelerator.init_trackers("decodepos", config=run.recipe.values())

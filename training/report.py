@@ -321,7 +321,7 @@ def _build_tiles(run: RunFiles) -> list[Html]:
 
     knn = [value for value in run.points("object_knn_class_mean")[1] if value is not None]
     if knn:
-        change = f"{_precise(knn[0])} → {_precise(knn[-1])}" if len(knn) > 1 else _precise(knn[0])
+        change = " → ".join(_precise(value) for value in ([knn[0], knn[-1]] if len(knn) > 1 else knn))
         items.append(stat_tile("object k-NN", change, "mean over classes, on images held aside"))
 
     if run.after is not None:
@@ -395,19 +395,28 @@ def _probe_section(run: RunFiles) -> Html:
 
 def _measures_section(run: RunFiles) -> Html:
     """Curves of the measures of `training.online`."""
+    measured_on = _dictionary(run.description.get("measured_on"))
+    chance = {key: float(value) for key, value in _dictionary(measured_on.get("chance")).items() if _is_number(value)}
     items = []
     for key, (title, label, note) in MEASURES.items():
         steps, values = run.points(key)
         first = next((value for value in values if value is not None), None)
         if first is None:
             continue
-        references = {f"step {steps[0]:,.0f}": first}
+        if key in chance:
+            note += f" Naming the most frequent class always gives {format_number(chance[key])}."
         items.append(
-            line_chart({title: (steps, values)}, title=title, y_label=label, references=references, note=note)
+            line_chart(
+                {key: (steps, values)},
+                title=title,
+                y_label=label,
+                references={"at the start": first},
+                y_range=(0.0, None),
+                note=note,
+            )
         )
     if not items:
         return message("Nothing was measured on the way: the recipe's measure_steps is 0, or the run ended before it.")
-    measured_on = _dictionary(run.description.get("measured_on"))
     parts = [
         markup(
             "<p>Measured during training, always on the same images: neighbours and regressions come from the gallery "
@@ -721,8 +730,8 @@ def _percent(share: float) -> str:
 
 
 def _precise(share: float) -> str:
-    """A share in percent with three significant digits."""
-    return f"{format_number(100 * share)} %"
+    """A share in percent with two significant digits."""
+    return f"{format_number(100 * share, 2)} %"
 
 
 def _duration(seconds: float) -> str:

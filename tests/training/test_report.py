@@ -227,3 +227,90 @@ def test_a_run_folder_is_read_without_being_changed(run_dir):
     assert {path.name: path.read_bytes() for path in run_dir.iterdir()} == before
     write_report(run_dir)
     assert {path.name for path in run_dir.iterdir()} == {*before, "report.html"}
+
+
+MEASURED_ON = {
+    "gallery": "train: 256 images, 914 regions",
+    "queries": "validation: 200 images, 700 regions",
+    "classes": 40,
+    "chance": {"object_knn": 0.31, "object_knn_class_mean": 0.025},
+}
+
+
+def measure_line(step, **changes):
+    line = {"step": step, "object_knn": 0.35, "object_knn_class_mean": 0.02 + step / 1000, "position_r2": -0.05}
+    return line | {"context_leak": 0.4, "region_retrieval": 0.11} | changes
+
+
+def test_measures_are_drawn_from_lines_of_their_own(run_dir):
+    change(run_dir, measured_on=MEASURED_ON)
+    lines = [measure_line(0)]
+    for step in range(5, 101, 5):
+        lines.append(log_line(step, effective_rank=23.0, full_rank=112.0))
+        lines += [measure_line(step)] if step % 50 == 0 else []
+    write(run_dir, log=lines)
+    text = text_of(run_dir)
+    for part in (
+        "name the right class in 12 % of cases (mean over classes); at step 0 it was 2 %",
+        "2 % → 12 %",
+        "train: 256 images, 914 regions",
+        "validation: 200 images, 700 regions",
+        "Naming the most frequent class always gives 0.310.",
+        "Naming the most frequent class always gives 0.0250.",
+        "Position",
+        "Context leak",
+        "Regions found again",
+        "at the start",
+        "Effective rank",
+        "all directions",
+    ):
+        assert part in text, part
+    document = (run_dir / "report.html").read_text()
+    assert document.count("<svg") == 7 + 5 + 1
+    # A measure's line is a gap in no other curve: every line of a chart is drawn in one piece.
+    paths = re.findall(r'<path class="line s\d" d="([^"]*)"', document)
+    assert paths
+    assert all(path.count("M") == 1 for path in paths)
+
+
+def test_without_classes_the_page_says_why_there_is_no_knn(run_dir):
+    change(run_dir, measured_on={**MEASURED_ON, "classes": 0, "chance": {}})
+    write(run_dir, log=[{"step": 0, "region_retrieval": 0.2}, log_line(5), {"step": 5, "region_retrieval": 0.3}])
+    text = text_of(run_dir)
+    assert "There is no object k-NN: the data name no classes." in text
+    assert "Regions found again" in text
+    assert "name the right class" not in text
+
+
+def test_sections_without_data_say_why(run_dir):
+    text = text_of(run_dir)
+    assert "Nothing was measured on the way: the recipe's measure_steps is 0" in text
+    assert "There is no neighbours.jpg" in text
+    assert "no broken_images.jsonl names any" in text
+    assert "Effective rank" not in text
+
+
+def test_neighbours_are_shown_and_must_be_a_picture(run_dir):
+    Image.new("RGB", (40, 20), "teal").save(run_dir / "neighbours.jpg")
+    document = write_report(run_dir).read_text()
+    assert document.count("data:image/jpeg;base64,") == 1
+    (run_dir / "neighbours.jpg").write_bytes(b"\x89PNG")
+    assert "neighbours.jpg is not a JPEG file" in text_of(run_dir)
+
+
+def test_images_that_could_not_be_read_are_counted_once_each(run_dir):
+    lines = [{"image_id": f"photo {number % 12}", "reason": f"<b>cut off</b> {number}"} for number in range(24)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run_dir / "broken_images.jsonl").write_text(text + "[1]\n{")
+    text = text_of(run_dir)
+    assert "12 images could not be read" in text
+    assert "The first 10" in text
+    assert "photo 9 <b>cut off</b> 9" in text  # escaped: the reader sees the signs
+    assert "photo 10" not in text
+
+
+def test_a_run_that_stopped_itself_says_why_first(run_dir):
+    change(run_dir, status="stopped", finished=None, export=None, reason="stopped at step 100: the embeddings have")
+    text = text_of(run_dir)
+    assert "stopped itself at about step 100" in text
+    assert text.index("stopped at step 100: the embeddings have") < text.index("At a glance")

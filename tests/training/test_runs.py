@@ -361,3 +361,33 @@ def test_a_run_on_a_plain_folder_with_a_broken_picture_and_a_cache(
     (cached,) = (tmp_path / ".cache").iterdir()
     assert list(json.loads((cached / "index.json").read_text())["broken"]) == ["1"]
     assert (run / "views.png").is_file()
+
+
+def test_a_run_is_measured_from_its_first_step_to_its_last(recipe_values: dict[str, Any], tmp_path: Path):
+    folder = tmp_path / "measured"
+    values = recipe_values | {"measure_steps": 4, "measure_images": 16, "save_steps": 4, "output_dir": folder}
+    assert run_here(values | {"max_steps": 6}) == 0
+    log = log_of(folder)
+    measured = [line for line in log if "object_knn" in line]
+    assert [line["step"] for line in measured] == [0, 4, 6]
+    assert [line["step"] for line in log if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert all(0 < line["effective_rank"] <= line["full_rank"] for line in log if "loss" in line)
+    description = json.loads((folder / "run.json").read_text())
+    assert description["measured_on"]["gallery"].startswith("train: 8 images")
+    neighbours = json.loads((folder / "neighbours.json").read_text())
+    assert neighbours["before"]["queries"] == neighbours["after"]["queries"]
+    assert (folder / "neighbours.jpg").is_file()
+    state = json.loads((folder / "checkpoints/step_0000004/state.json").read_text())
+    assert state["knn_watchdog"]["start"] == measured[0]["object_knn_class_mean"]
+    assert state["collapse_watch"]["healthy_step"] == 4
+    assert state["best"]["measure"] == "object_knn_class_mean"
+
+
+@pytest.mark.slow
+def test_measuring_changes_nothing_in_training(recipe_values: dict[str, Any], tmp_path: Path):
+    weights = []
+    for steps in (0, 2):
+        values = recipe_values | {"output_dir": tmp_path / str(steps), "measure_steps": steps, "measure_images": 16}
+        assert run_here(values) == 0
+        weights.append((tmp_path / str(steps) / "export/pretraining/model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
