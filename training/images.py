@@ -181,15 +181,33 @@ class ParquetImages:
                 f"{len(values)} numbers; expected x, y, width, height for each."
             )
         boxes = values.reshape(-1, 4)
-        names = [field.name for field in regions.type]
-        if self.region_source == "objects" and "iscrowd" in names and (crowd := regions["iscrowd"].as_py()):
+        if self.region_source == "objects" and (crowd := _listed(regions, "iscrowd")):
             boxes = boxes[~np.asarray(crowd, dtype=bool)]  # a crowd is no single region
         return _to_unit(boxes, size)
+
+    @property
+    def is_annotated(self) -> bool:
+        """Whether there are annotations, used as regions or not."""
+        return "objects" in self.rows.column_names and _has_boxes(self.rows.data.column("objects"))
+
+    def classes(self, index: int) -> np.ndarray | None:
+        """(R,) classes of the annotations that `boxes` gives; None if they are not all known, or others are given."""
+        regions = self._value("objects", index) if self.region_source == "objects" else None
+        known = _listed(regions, "category") if regions is not None and regions.is_valid else []
+        if not known or any(not isinstance(number, int) or number < 0 for number in known):
+            return None
+        crowd = np.asarray(_listed(regions, "iscrowd") or [False] * len(known), dtype=bool)
+        return np.asarray(known, dtype=np.int64)[~crowd]
 
     def _value(self, column: str, index: int) -> Any:
         if column not in self._columns:
             self._columns[column] = self.rows.data.column(column)
         return self._columns[column][index]
+
+
+def _listed(regions: Any, field: str) -> list[Any]:
+    """A field of an Arrow struct of lists; an empty list if there is no such field."""
+    return regions[field].as_py() or [] if field in [known.name for known in regions.type] else []
 
 
 def load_split(path: str | Path, split: str) -> datasets.Dataset:

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from training.decoding import decode_image
 from training.online import MeasuredImages, Neighbours, OnlineMeasures
 
 _SCALE = 2  # drawn for screens with two pixels per CSS pixel; every length below is a CSS pixel
@@ -66,8 +65,7 @@ def _draw_region(
 
 def _crop(images: MeasuredImages, region: int) -> Image.Image:
     owner = int(images.owners[region])
-    row = images.rows[images.indices[owner]]
-    image = decode_image(row["image"]["bytes"], str(row.get("image_id", owner)))
+    image = images.source.pixels(images.indices[owner])
     height, width = image.shape[:2]
     box = torch.cat(images.boxes)[region].double().numpy() * [width, height, width, height]
     x1, y1, x2, y2 = (int(value) for value in np.concatenate([np.floor(box[:2]), np.ceil(box[2:])]))

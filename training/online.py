@@ -18,18 +18,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from modeling_decodepos.diagnosis import context_leak, knn_accuracy, knn_neighbours, knn_predict, position_r2
 from modeling_decodepos.modeling_decodepos import DecodePosModel
-from modeling_decodepos.schema import xywh_to_unit_xyxy
 from training.arguments import DataArguments, RunArguments
-from training.decoding import decode_image
+from training.decoding import BrokenImage
 from training.exchange import exchange_content, exchange_surroundings, move_elsewhere, resize
-from training.images import choose_region_source, load_split
+from training.images import ImageSource, ParquetImages, open_images
 from training.pixels import normalise
 
 VALIDATION = "validation"
@@ -50,15 +48,15 @@ class MeasuredImages:
 
     Attributes:
         name: Where they come from, for people.
-        rows: The split.
-        indices: Their rows in it.
+        source: The split.
+        indices: Their numbers in it.
         pixels: (I, 3, S, S) uint8.
         boxes: (R_i, 4) float32 unit boxes of each image.
         labels: (N,) classes of all regions, image by image; None without classes.
     """
 
     name: str
-    rows: datasets.Dataset
+    source: ImageSource
     indices: list[int]
     pixels: Tensor
     boxes: list[Tensor]
@@ -171,18 +169,18 @@ def build_online(data: DataArguments, run: RunArguments, view_size_px: int) -> O
     if run.measure_steps == 0:
         return None
     rng = np.random.default_rng([run.seed, _STREAM])
-    rows, name = load_split(data.data, data.split), data.split
-    order = rng.permutation(len(rows))
-    if data.split != VALIDATION and VALIDATION in datasets.get_dataset_split_names(data.data):
-        asked, asked_name = load_split(data.data, VALIDATION), VALIDATION
-        asked_order = rng.permutation(len(asked))
+    source, name = _open(data, data.split), data.split
+    order = rng.permutation(len(source))
+    asked = None if data.split == VALIDATION else _open_validation(data)
+    if asked is not None:
+        asked_name, asked_order = VALIDATION, rng.permutation(len(asked))
     else:
-        asked, asked_name = rows, f"other images of {name}, which training sees"
+        asked, asked_name = source, f"other images of {name}, which training sees"
         order, asked_order = order[: len(order) // 2], order[len(order) // 2 :]
     half = run.measure_images // 2
-    gallery = _read_images(name, rows, order, half, view_size_px, rng)
+    gallery = _read_images(name, source, order, half, view_size_px, rng)
     queries = _read_images(asked_name, asked, asked_order, half, view_size_px, rng)
-    return OnlineMeasures(gallery, queries, _draw_exchanges(queries, rng), _class_names(rows))
+    return OnlineMeasures(gallery, queries, _draw_exchanges(queries, rng), _class_names(source))
 
 
 def largest_regions(images: MeasuredImages) -> list[int]:
@@ -235,23 +233,35 @@ def _measure_exchanges(
     return {"context_leak": leak.leak, "region_retrieval": float(found)}
 
 
+def _open(data: DataArguments, split: str) -> ImageSource:
+    """A split with its annotations as regions; where it has none, with the regions that the run trains on."""
+    source = open_images(data.data, split, data.region_source)
+    annotated = isinstance(source, ParquetImages) and source.is_annotated
+    return open_images(data.data, split, "objects") if annotated else source
+
+
+def _open_validation(data: DataArguments) -> ImageSource | None:
+    try:
+        return _open(data, VALIDATION)
+    except ValueError:  # there is no such split
+        return None
+
+
 def _read_images(
-    name: str, rows: datasets.Dataset, order: np.ndarray, count: int, size: int, rng: np.random.Generator
+    name: str, source: ImageSource, order: np.ndarray, count: int, size: int, rng: np.random.Generator
 ) -> MeasuredImages:
     """The first `count` images, in the given order, that can be read and have a region that is large enough."""
-    column = "objects" if _has_objects(rows) else choose_region_source(rows, "auto", name)
     indices: list[int] = []
     pixels, boxes, labels = [], [], []
     for index in order.tolist():
         if len(indices) == count:
             break
-        row = rows[index]
-        own_boxes, own_labels = _usable_regions(row, column, rng)
-        if len(own_boxes) == 0:
-            continue
         try:
-            image = decode_image(row["image"]["bytes"], str(row.get("image_id", index)))
-        except ValueError:  # training names it; measures do without it
+            own_boxes, own_labels = _usable_regions(source, index, rng)
+            if len(own_boxes) == 0:
+                continue
+            image = source.pixels(index)
+        except BrokenImage:  # training names it; measures do without it
             continue
         indices.append(index)
         pixels.append(resize(torch.from_numpy(image).permute(2, 0, 1), size, size))
@@ -264,25 +274,17 @@ def _read_images(
         )
     known = [item for item in labels if item is not None]
     every = torch.from_numpy(np.concatenate(known)) if len(known) == len(labels) else None
-    return MeasuredImages(name, rows, indices, torch.stack(pixels), boxes, every)
+    return MeasuredImages(name, source, indices, torch.stack(pixels), boxes, every)
 
 
-def _usable_regions(
-    row: dict[str, Any], column: str, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray | None]:
+def _usable_regions(source: ImageSource, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
     """(R, 4) float32 unit boxes that are large enough, and their classes if all are known."""
-    regions = row[column] or {}
-    given = xywh_to_unit_xyxy(regions.get("bbox") or [], row["width"], row["height"]).clip(0.0, 1.0)
-    usable = (given[:, 2:] - given[:, :2] >= LEAST_SIDE).all(1)
-    if column == "objects" and regions.get("iscrowd"):
-        usable &= ~np.asarray(regions["iscrowd"], dtype=bool)  # a crowd is no single region
-    kept = np.flatnonzero(usable)
+    boxes = source.boxes(index, 0).astype(np.float32)
+    kept = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= LEAST_SIDE).all(1))
     if len(kept) > _MOST_REGIONS:
         kept = np.sort(rng.choice(kept, _MOST_REGIONS, replace=False))
-    classes = regions.get("category") if column == "objects" else None
-    if not classes or any(not isinstance(number, int) or number < 0 for number in classes):
-        return given[kept], None
-    return given[kept], np.asarray(classes, dtype=np.int64)[kept]
+    classes = source.classes(index) if isinstance(source, ParquetImages) else None
+    return boxes[kept], None if classes is None else classes[kept]
 
 
 def _draw_exchanges(images: MeasuredImages, rng: np.random.Generator) -> Exchanges | None:
@@ -313,12 +315,9 @@ def _draw_exchanges(images: MeasuredImages, rng: np.random.Generator) -> Exchang
     )
 
 
-def _has_objects(rows: datasets.Dataset) -> bool:
-    first = rows.select(range(min(64, len(rows))))
-    return "objects" in rows.column_names and any((value or {}).get("bbox") for value in first["objects"])
-
-
-def _class_names(rows: datasets.Dataset) -> tuple[str, ...] | None:
-    category = (rows.features.get("objects") or {}).get("category")
+def _class_names(source: ImageSource) -> tuple[str, ...] | None:
+    if not isinstance(source, ParquetImages):
+        return None
+    category = (source.rows.features.get("objects") or {}).get("category")
     names = getattr(getattr(category, "feature", None), "names", None)
     return None if names is None else tuple(names)

@@ -8,10 +8,10 @@ from PIL import Image
 from torch import nn
 
 from modeling_decodepos.modeling_decodepos import DecodePosModel
-from training.loading import load_split
+from training.building import build_model
+from training.images import load_split
 from training.neighbours import draw_neighbours
 from training.online import Neighbours, build_online, embed, largest_regions
-from training.pretrain import build_model
 
 LABELLED = {"object_knn", "object_knn_class_mean"}
 WITHOUT_LABELS = {"position_r2", "context_leak", "region_retrieval"}
