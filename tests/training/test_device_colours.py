@@ -107,7 +107,7 @@ def test_samples_of_a_batch_keep_to_themselves():
     """Each with its own operations, its own number of them, and its own side."""
     jitters = [
         (),
-        (("contrast", 0.6013),),
+        (("contrast", 0.6013), ("contrast", 1.3991)),
         (("hue", 0.1), ("brightness", 0.7031)),
         (("saturation", 1.2007), ("contrast", 1.3991), ("hue", -0.1)),
     ]

@@ -76,7 +76,7 @@ def test_views_agree_with_those_of_the_cpu_path(monkeypatch: pytest.MonkeyPatch,
         assert difference.mean((1, 2, 3)).max() < 1, name
         assert difference.mean() < (0.1 if dtype == torch.float32 else 0.3), name
         far_off = (difference > 1).float().mean((1, 2, 3)).median()
-        assert far_off < (0.001 if dtype == torch.float32 else 0.02), name
+        assert far_off < (0.001 if dtype == torch.float32 else 0.04), name
 
 
 EXTREMES: dict[str, dict] = {
@@ -109,6 +109,15 @@ def test_extreme_settings_agree_too(case: str):
             # A level of difference grows with the factors that follow it, which go up to 4 here.
             assert difference.mean((1, 2, 3)).max() < 1, name
             assert difference.mean() < (0.3 if case == "strong colours" else 0.1), name
+
+
+def test_without_jitter_no_value_is_off_by_more_than_a_level():
+    """Nothing then enlarges a difference in rounding: crops, flips, blur, cuts and moves are the same, everywhere."""
+    args = ViewArguments(view_size_px=64, jitter_probability=0.0, blur_probability=0.5, solarize_probability=0.5)
+    for seed in range(3):
+        for name, difference in compare(args, draw(args, seed=10 + seed)).items():
+            assert difference.max() <= 1, name
+            assert difference.mean() < 0.05, name
 
 
 def test_one_pixel_windows_at_the_borders_agree():
