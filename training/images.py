@@ -100,12 +100,12 @@ def open_images(path: str | Path, split: str = "train", region_source: str = "au
     return ParquetImages(load_split(path, split), str(path), split, region_source, seed)
 
 
-def describe_regions(source: ImageSource, asked: str) -> str:
-    """Where a source's regions come from, and who chose that, for people."""
-    what = (COLUMNS | DRAWN)[source.region_source]
+def describe_regions(chosen: str, asked: str) -> str:
+    """Where regions come from, and who chose that, for people."""
+    what = (COLUMNS | DRAWN)[chosen]
     if asked != "auto":
         return what
-    why = "plain images have no others" if source.region_source in DRAWN else "the first that the data has"
+    why = "plain images have no others" if chosen in DRAWN else "the first that the data has"
     return f"{what}: region_source is auto, {why}"
 
 

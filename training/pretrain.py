@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import ResNetConfig
@@ -33,17 +33,19 @@ from modeling_decodepos.losses import OBJECTIVES, Objective
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining
 from modeling_decodepos.regions import View
 from training.arguments import ModelArguments, Recipe, build_recipe, parse_command_line
+from training.broken_images import BrokenImages
 from training.cache import cache_folder, load_cached
 from training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from training.export import export_backbone, export_pretraining
 from training.images import ImageSource, describe_regions, open_images
 from training.interruption import EXIT_INTERRUPTED, StopRequest, lock_folder
-from training.loading import RegionBatch, RegionDataset, StepBatches, build_loader
+from training.loading import Broken, RegionBatch, RegionDataset, StepBatches, build_loader
 from training.monitoring import Meter, RunLog, describe_data, describe_run, embedding_std, now, write_json
 from training.optimisation import build_optimizer, learning_rate_at, set_learning_rate, teacher_momentum_at
 from training.pixels import normalise
 from training.probe import ProbeResult, draw_probe, probe_model
 from training.report import write_report
+from training.streaming import ImageStream, RegionStream, build_stream_loader, check_lanes, open_stream
 
 BACKBONES: dict[str, dict[str, Any]] = {
     "resnet50": {},
@@ -144,11 +146,19 @@ def stop_if_not_finite(loss: Tensor, step: int, batches: list[RegionBatch]) -> N
         )
 
 
-def train(run: Run, batches: Iterator[RegionBatch], log: RunLog | None, progress: tqdm, steps_per_epoch: int) -> None:
+def train(
+    run: Run,
+    batches: Iterator[RegionBatch],
+    log: RunLog | None,
+    progress: tqdm,
+    steps_per_epoch: int,
+    broken: BrokenImages,
+) -> None:
     """Train to the last step, or until asked to stop; log, save and show on the way."""
     settings = run.recipe.run
     stop = StopRequest()
     meter, moves = Meter(), torch.zeros(2, dtype=torch.int64)
+    met: list[Broken] = []
     while run.step < run.total_steps:
         waiting = time.perf_counter()
         own = [next(batches) for _ in range(settings.accumulation_steps)]
@@ -159,6 +169,7 @@ def train(run: Run, batches: Iterator[RegionBatch], log: RunLog | None, progress
         for batch in own:
             images = settings.global_batch_size // settings.accumulation_steps
             meter.add(images, batch.slack.tolist(), batch.can_move.tolist())
+            met += batch.broken
         last, leave = run.step == run.total_steps, stop.agreed(run.accelerator)
         if run.step % settings.log_steps == 0 or last or leave:
             line: dict[str, Any] = {"step": run.step, "epoch": round(run.step / steps_per_epoch, 3)}
@@ -169,7 +180,10 @@ def train(run: Run, batches: Iterator[RegionBatch], log: RunLog | None, progress
             if run.recipe.views.repositioning != "none":
                 moves += count_moves(run.accelerator, meter.can_move)
                 stop_if_immobile(int(moves[0]), int(moves[1]), settings.max_immobile_share)
-            meter = Meter()
+            new = broken.add(gather_object(met))
+            if new and run.accelerator.is_main_process:
+                progress.write(f"{new} more images cannot be read, {len(broken)} in all: see {broken.path}")
+            meter, met = Meter(), []
         progress.update(1)
         if last or leave or (settings.save_steps and run.step % settings.save_steps == 0):
             folder = Path(settings.output_dir) / "checkpoints"
@@ -238,7 +252,7 @@ def plan_batches(accelerator: Accelerator, recipe: Recipe, images: int) -> StepB
     )
 
 
-def describe_plan(run: Run, batches: StepBatches, source: ImageSource) -> str:
+def describe_plan(run: Run, batches: StepBatches, source: ImageSource | ImageStream) -> str:
     """Batch size and learning rate with everything they were derived from, in one line each."""
     settings = run.recipe.run
     return (
@@ -246,7 +260,7 @@ def describe_plan(run: Run, batches: StepBatches, source: ImageSource) -> str:
         f"{run.accelerator.num_processes} processes x {settings.accumulation_steps} micro-batches x "
         f"{settings.global_batch_size // batches.slices} images, from the {len(source)} of {run.recipe.data.data}, on "
         f"{run.accelerator.device}\n"
-        f"regions: {describe_regions(source, run.recipe.data.region_source)}\n"
+        f"regions: {describe_regions(source.region_source, run.recipe.data.region_source)}\n"
         f"peak learning rate {run.peak_learning_rate:.4g} = {settings.base_learning_rate:g} x "
         f"{settings.global_batch_size} / 256"
     )
@@ -275,6 +289,8 @@ def refuse_other_recipe(place: Path, before: dict[str, Any], recipe: Recipe) -> 
         "output_dir",
         "cpu",
     }
+    if recipe.data.streaming:  # the images are dealt out to the workers
+        free -= {"num_workers"}
     defaults, after = build_recipe({}).values(), recipe.values()
     changed = [k for k in after if k not in free and before.get(k, defaults[k]) != after[k]]
     if changed:
@@ -316,7 +332,9 @@ def main() -> None:
         lock.close()
 
 
-def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tuple[Run, RegionDataset, StepBatches]:
+def build_run(
+    accelerator: Accelerator, recipe: Recipe, output_dir: Path
+) -> tuple[Run, RegionDataset | RegionStream, StepBatches]:
     """Data, networks and optimiser of a run, at the step of the checkpoint it continues from, if there is one."""
     known = output_dir / "run.json"
     if known.is_file() and any(output_dir.glob("checkpoints/step_*")):  # without one there is nothing to protect
@@ -329,16 +347,10 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         )
     if "depositioning" in {term.name for term in objective.terms}:
         objective = objective.weighted({"depositioning": recipe.model.depositioning_weight})
-    with accelerator.main_process_first():
-        source = open_images(recipe.data.data, recipe.data.split, recipe.data.region_source, recipe.run.seed)
-    if px := recipe.data.cache_px:  # one process builds it; waiting for that is no collective call, which may time out
-        folder = Path(recipe.data.cache_dir) if recipe.data.cache_dir else cache_folder(output_dir, source, px)
-        source = load_cached(source, px, folder, recipe.data.num_workers)
-        accelerator.print(f"pixels from the cache in {folder}")
-    dataset = RegionDataset(
-        source, recipe.views, list(objective.views), seed=recipe.run.seed, image_level=objective.level == "image"
-    )
-    batches = plan_batches(accelerator, recipe, len(dataset))
+    dataset = build_dataset(accelerator, recipe, objective, output_dir)
+    batches = plan_batches(accelerator, recipe, len(dataset.source))
+    if isinstance(dataset, RegionStream):
+        check_lanes(dataset.source, accelerator.num_processes, recipe.data.num_workers)
     net = build_model(recipe.model, recipe.run.seed).to(accelerator.device, memory_format=torch.channels_last)
     net.train()
     run = Run(
@@ -351,7 +363,7 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         total_steps=recipe.run.max_steps or recipe.run.epochs * batches.steps_per_epoch,
         peak_learning_rate=recipe.run.base_learning_rate * recipe.run.global_batch_size / 256,
     )
-    accelerator.print(describe_plan(run, batches, source))
+    accelerator.print(describe_plan(run, batches, dataset.source))
     checkpoint = find_checkpoint(output_dir / "checkpoints", recipe.run.resume)
     if checkpoint is not None:
         state = load_checkpoint(checkpoint, net, run.optimizer, accelerator)
@@ -361,7 +373,26 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
     return run, dataset, batches
 
 
-def run_training(run: Run, dataset: RegionDataset, batches: StepBatches, output_dir: Path) -> None:
+def build_dataset(
+    accelerator: Accelerator, recipe: Recipe, objective: Objective, output_dir: Path
+) -> RegionDataset | RegionStream:
+    """The images that a recipe names, as they become batches: streamed, from a cache, or decoded each time."""
+    data, seed = recipe.data, recipe.run.seed
+    views, image_level = list(objective.views), objective.level == "image"
+    if data.streaming:
+        with accelerator.main_process_first():
+            files = open_stream(data.data, data.split, data.region_source, seed)
+        return RegionStream(files, recipe.views, views, block=data.stream_block, seed=seed, image_level=image_level)
+    with accelerator.main_process_first():
+        source = open_images(data.data, data.split, data.region_source, seed)
+    if data.cache_px:  # one process builds it; the others wait for a file lock, which unlike a collective has no limit
+        folder = Path(data.cache_dir) if data.cache_dir else cache_folder(output_dir, source, data.cache_px)
+        source = load_cached(source, data.cache_px, folder, data.num_workers)
+        accelerator.print(f"pixels from the cache in {folder}")
+    return RegionDataset(source, recipe.views, views, seed=seed, image_level=image_level)
+
+
+def run_training(run: Run, dataset: RegionDataset | RegionStream, batches: StepBatches, output_dir: Path) -> None:
     """Everything between a built model and its last checkpoint."""
     main_process = run.accelerator.is_main_process
     log = None
@@ -373,14 +404,24 @@ def run_training(run: Run, dataset: RegionDataset, batches: StepBatches, output_
         if run.step == 0 and run.recipe.run.probe_count:
             write_json(output_dir / "probe.json", {"before": probe(run).to_dict()})
     batches = dataclasses.replace(batches, first_step=run.step, last_step=run.total_steps)
-    loader = build_loader(dataset, batches, run.recipe.data.num_workers, run.accelerator.device.type == "cuda")
+    workers, pin_memory = run.recipe.data.num_workers, run.accelerator.device.type == "cuda"
+    if isinstance(dataset, RegionStream):
+        loader = build_stream_loader(dataset, batches, workers, pin_memory)
+    else:
+        loader = build_loader(dataset, batches, workers, pin_memory)
+    broken = BrokenImages(
+        len(dataset.source),
+        run.recipe.data.max_broken_share,
+        output_dir / "broken_images.jsonl" if main_process else None,
+        resume=run.step > 0,
+    )
     with tqdm(
         total=run.total_steps, initial=run.step, disable=not main_process, unit="step", dynamic_ncols=True
     ) as bar:
-        train(run, iter(loader), log, bar, batches.steps_per_epoch)
+        train(run, iter(loader), log, bar, batches.steps_per_epoch, broken)
 
 
-def describe(run: Run, dataset: RegionDataset) -> dict[str, Any]:
+def describe(run: Run, dataset: RegionDataset | RegionStream) -> dict[str, Any]:
     """What run.json holds."""
     data = describe_data(run.recipe.data.data, dataset.source)
     return describe_run(run.recipe, data) | {
@@ -408,7 +449,7 @@ def compare_probes(run: Run, output_dir: Path) -> None:
     draw_probe(before, after).save(output_dir / "probe.png")
 
 
-def finish(run: Run, dataset: RegionDataset, output_dir: Path) -> None:
+def finish(run: Run, dataset: RegionDataset | RegionStream, output_dir: Path) -> None:
     """Export the weights, compare the probes, draw the views, and write the report."""
     size = run.recipe.views.view_size_px
     export = {

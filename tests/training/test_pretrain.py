@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from transformers import AutoModel, ResNetModel
 import training.pretrain as pretrain
 from modeling_decodepos.losses import OBJECTIVES
 from training.arguments import Recipe
+from training.broken_images import TooManyBrokenImages
 from training.images import open_images
 from training.interruption import EXIT_INTERRUPTED, lock_folder
 from training.loading import RegionDataset
@@ -305,3 +307,40 @@ def test_a_run_on_a_plain_folder_with_a_broken_picture_and_a_cache(
     (cached,) = (tmp_path / ".cache").iterdir()
     assert list(json.loads((cached / "index.json").read_text())["broken"]) == ["1"]
     assert (run / "views.png").is_file()
+    (line,) = (run / "broken_images.jsonl").read_text().splitlines()
+    assert json.loads(line)["image_id"] == "a/02.jpg"
+    assert "1 more images cannot be read, 1 in all" in done.stdout + done.stderr
+
+
+def train_here(recipe: Recipe, folder: Path) -> dict[str, torch.Tensor]:
+    """A run in this process: its weights after the last step."""
+    run, data, batches = pretrain.build_run(Accelerator(cpu=True), recipe, folder)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        pretrain.run_training(run, data, batches, folder)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return {name: weight.detach().clone() for name, weight in run.net.named_parameters()}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_streamed_run_continues_exactly(make_recipe: Make, tmp_path: Path, workers: int):
+    folder = tmp_path / "run"
+    values = {"streaming": True, "stream_block": 5, "num_workers": workers, "save_steps": 2, "max_steps": 4}
+    recipe = make_recipe(output_dir=str(folder), accumulation_steps=2, **values)
+    straight = train_here(recipe, folder)
+    shutil.rmtree(folder / "checkpoints/step_0000004")
+    resumed = train_here(recipe, folder)
+    assert all(torch.equal(weight, resumed[name]) for name, weight in straight.items())
+    other = make_recipe(output_dir=str(folder), accumulation_steps=2, **values | {"num_workers": 3})
+    with pytest.raises(ValueError, match=f"num_workers: {workers} there, 3 now"):
+        pretrain.build_run(Accelerator(cpu=True), other, folder)
+
+
+def test_too_many_broken_images_stop_a_run(make_recipe: Make, pictures: Path, tmp_path: Path):
+    for name in ("a/02.jpg", "a/04.jpg", "b/05.jpg"):
+        (pictures / name).write_bytes(b"no picture")
+    recipe = make_recipe(data=str(pictures), max_broken_share=0.1, output_dir=str(tmp_path / "run"))
+    with pytest.raises(TooManyBrokenImages, match=r"of 12 images cannot be read, more than max_broken_share 0.1"):
+        train_here(recipe, tmp_path / "run")
