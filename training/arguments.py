@@ -62,11 +62,23 @@ class DataArguments:
         "Folder of that cache; empty: a folder in .cache beside output_dir, shared by runs on the same images.",
         OURS,
     )
+    streaming: bool = _key(
+        False,
+        "Read Parquet files from front to back instead of keeping the data set on disk; a run then continues exactly "
+        "with the same number of processes and workers only.",
+        OURS,
+    )
+    stream_block: int = _key(
+        1000, "When streaming: images that a worker holds, mixes, and takes donors from; they stay encoded.", OURS
+    )
     num_workers: int = _key(0, "Processes that make views; 0 makes them in the training process.", OURS)
 
     def __post_init__(self) -> None:
         _check_range("num_workers", self.num_workers, 0, 1000)
         _check_range("cache_px", self.cache_px, 0, 100_000)
+        _check_range("stream_block", self.stream_block, 2, 10_000_000)
+        if self.streaming and self.cache_px:
+            raise ValueError(f"cache_px is {self.cache_px}, but streaming keeps nothing on disk: choose one of them.")
         _check_range("max_broken_share", self.max_broken_share, 0, 1)
 
 

@@ -28,6 +28,9 @@ from training.checkpoints import find_checkpoint, load_checkpoint, saved_steps
 from training.images import ImageSource, describe_regions, open_images
 from training.loading import RegionDataset, StepBatches
 from training.optimisation import build_optimizer, learning_rate_at, teacher_momentum_at, weight_decay_at
+from training.streaming import ImageStream, RegionStream, check_lanes, open_stream
+
+Data = RegionDataset | RegionStream
 
 # Networks that start untrained, by the name a recipe gives them.
 BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {
@@ -155,23 +158,17 @@ def check_world(accelerator: Accelerator, processes: int) -> None:
         )
 
 
-def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tuple[Run, RegionDataset, StepBatches]:
+def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tuple[Run, Data, StepBatches]:
     """Data, networks and optimiser of a run, at the step of the checkpoint it continues from, if there is one."""
     known = output_dir / "run.json"
     if known.is_file() and saved_steps(output_dir / "checkpoints"):  # without one there is nothing to protect
         refuse_other_recipe(output_dir, json.loads(known.read_text(encoding="utf-8"))["recipe"], recipe)
     checkpoint = find_checkpoint(output_dir / "checkpoints", recipe.run.resume)
     objective = build_objective(recipe)
-    with accelerator.main_process_first():
-        source = open_images(recipe.data.data, recipe.data.split, recipe.data.region_source, recipe.run.seed)
-    if px := recipe.data.cache_px:  # one process builds it; waiting for that is no collective call, which may time out
-        folder = Path(recipe.data.cache_dir) if recipe.data.cache_dir else cache_folder(output_dir, source, px)
-        source = load_cached(source, px, folder, recipe.data.num_workers)
-        accelerator.print(f"pixels from the cache in {folder}")
-    dataset = RegionDataset(
-        source, recipe.views, list(objective.views), seed=recipe.run.seed, image_level=objective.level == "image"
-    )
-    batches = plan_batches(accelerator, recipe, len(dataset))
+    dataset = build_dataset(accelerator, recipe, objective, output_dir)
+    batches = plan_batches(accelerator, recipe, len(dataset.source))
+    if isinstance(dataset, RegionStream):
+        check_lanes(dataset.source, accelerator.num_processes, recipe.data.num_workers)
     start = output_dir / START_FOLDER
     net = build_model(recipe.model, recipe.run.seed, start if checkpoint and start.is_dir() else None)
     net = net.to(accelerator.device, memory_format=torch.channels_last)
@@ -196,7 +193,7 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         peak_learning_rate=recipe.run.base_learning_rate * recipe.run.global_batch_size / 256,
         anchor=anchor,
     )
-    accelerator.print(describe_plan(run, batches, source))
+    accelerator.print(describe_plan(run, batches, dataset.source))
     if checkpoint is not None:
         run.state = load_checkpoint(
             checkpoint, net, run.optimizer, accelerator, "processes" in allowed_changes(recipe)
@@ -205,6 +202,23 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         run.step = run.state["step"]
         accelerator.print(f"continuing from {checkpoint} at step {run.step}")
     return run, dataset, batches
+
+
+def build_dataset(accelerator: Accelerator, recipe: Recipe, objective: Objective, output_dir: Path) -> Data:
+    """The images that a recipe names, as they become batches: streamed, from a cache, or decoded each time."""
+    data, seed = recipe.data, recipe.run.seed
+    views, image_level = list(objective.views), objective.level == "image"
+    if data.streaming:
+        with accelerator.main_process_first():
+            files = open_stream(data.data, data.split, data.region_source, seed)
+        return RegionStream(files, recipe.views, views, block=data.stream_block, seed=seed, image_level=image_level)
+    with accelerator.main_process_first():
+        source = open_images(data.data, data.split, data.region_source, seed)
+    if data.cache_px:  # one process builds it; the others wait for a file lock, which unlike a collective has no limit
+        folder = Path(data.cache_dir) if data.cache_dir else cache_folder(output_dir, source, data.cache_px)
+        source = load_cached(source, data.cache_px, folder, data.num_workers)
+        accelerator.print(f"pixels from the cache in {folder}")
+    return RegionDataset(source, recipe.views, views, seed=seed, image_level=image_level)
 
 
 def build_objective(recipe: Recipe) -> Objective:
@@ -268,7 +282,7 @@ def plan_batches(accelerator: Accelerator, recipe: Recipe, images: int) -> StepB
     )
 
 
-def describe_plan(run: Run, batches: StepBatches, source: ImageSource) -> str:
+def describe_plan(run: Run, batches: StepBatches, source: ImageSource | ImageStream) -> str:
     """Batch size and learning rate with everything they were derived from, in one line each."""
     settings = run.recipe.run
     return (
@@ -276,7 +290,7 @@ def describe_plan(run: Run, batches: StepBatches, source: ImageSource) -> str:
         f"{run.accelerator.num_processes} processes x {settings.accumulation_steps} micro-batches x "
         f"{settings.global_batch_size // batches.slices} images, from the {len(source)} of {run.recipe.data.data}, on "
         f"{run.accelerator.device}\n"
-        f"regions: {describe_regions(source, run.recipe.data.region_source)}\n"
+        f"regions: {describe_regions(source.region_source, run.recipe.data.region_source)}\n"
         f"peak learning rate {run.peak_learning_rate:.4g} = {settings.base_learning_rate:g} x "
         f"{settings.global_batch_size} / 256"
     )
@@ -285,6 +299,8 @@ def describe_plan(run: Run, batches: StepBatches, source: ImageSource) -> str:
 def refuse_other_recipe(place: Path, before: dict[str, Any], recipe: Recipe) -> None:
     """A run folder, and a checkpoint, belong to one recipe, but for the changes that were allowed by name."""
     free = FREE_KEYS | allowed_changes(recipe)
+    if recipe.data.streaming:  # the images are dealt out to the workers
+        free -= {"num_workers"} - allowed_changes(recipe)
     defaults, after = build_recipe({}).values(), recipe.values()
     changed = [k for k in after if k not in free and before.get(k, defaults[k]) != after[k]]
     if changed:

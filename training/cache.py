@@ -34,7 +34,7 @@ from tqdm import tqdm
 from dataset_scripts.parquet import available_cores, recipe_differences, write_text
 from training.decoding import BrokenImage
 from training.images import DRAWN, ImageSource, draw_boxes, open_images
-from training.loading import start_worker
+from training.loading import as_it_is, start_worker
 
 FORMAT = 1
 # A file is full where the next image would pass this; a killed build loses less than one file.
@@ -237,7 +237,7 @@ def _new_parts(source: ImageSource, cache_px: int, folder: Path, num_workers: in
         _Shrunken(source, cache_px),
         batch_sampler=groups,
         num_workers=num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         worker_init_fn=start_worker,
         generator=torch.Generator(),  # else the loader draws from the global stream
     )
@@ -354,10 +354,6 @@ def _split(joined: torch.Tensor, facts: list[_Facts]) -> Iterator[_Image]:
         length = 3 * size[0] * size[1]
         yield _Image(data[offset : offset + length], size, original_size, reason)
         offset += length
-
-
-def _as_it_is(group: Any) -> Any:
-    return group
 
 
 def main() -> None:

@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from training.building import Run
+from training.building import Data, Run
 from training.export import export_backbone, export_pretraining
-from training.loading import RegionDataset
 from training.monitoring import describe_data, describe_run, now, write_json
 from training.neighbours import draw_neighbours
 from training.online import Neighbours, OnlineMeasures, build_online
@@ -17,7 +16,7 @@ from training.probe import ProbeResult, draw_probe, probe_model
 from training.report import write_report
 
 
-def describe(run: Run, dataset: RegionDataset, online: OnlineMeasures | None = None) -> dict[str, Any]:
+def describe(run: Run, dataset: Data, online: OnlineMeasures | None = None) -> dict[str, Any]:
     """What run.json holds."""
     data = describe_data(run.recipe.data.data, dataset.source)
     return describe_run(run.recipe, data) | {
@@ -71,7 +70,7 @@ def compare_neighbours(run: Run, output_dir: Path) -> None:
     draw_neighbours(online, before, after).save(output_dir / "neighbours.jpg", quality=88)
 
 
-def finish(run: Run, dataset: RegionDataset, output_dir: Path) -> None:
+def finish(run: Run, dataset: Data, output_dir: Path) -> None:
     """Export the weights, compare the probes, draw the views, and write the report."""
     size = run.recipe.views.view_size_px
     export = {

@@ -38,16 +38,19 @@ class ImageSource(Protocol):
     Attributes:
         name: For messages.
         split: Name of the split.
-        fingerprint: What tells these images from others, for run.json.
         region_source: Where `boxes` come from: a key of `COLUMNS` or of `DRAWN`.
         seed: Of drawn regions.
     """
 
     name: str
     split: str
-    fingerprint: str
     region_source: str
     seed: int
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these images from others, for run.json."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -97,19 +100,26 @@ def open_images(path: str | Path, split: str = "train", region_source: str = "au
     return ParquetImages(load_split(path, split), str(path), split, region_source, seed)
 
 
-def describe_regions(source: ImageSource, asked: str) -> str:
-    """Where a source's regions come from, and who chose that, for people."""
-    what = (COLUMNS | DRAWN)[source.region_source]
+def describe_regions(chosen: str, asked: str) -> str:
+    """Where regions come from, and who chose that, for people."""
+    what = (COLUMNS | DRAWN)[chosen]
     if asked != "auto":
         return what
-    why = "plain images have no others" if source.region_source in DRAWN else "the first that the data has"
+    why = "plain images have no others" if chosen in DRAWN else "the first that the data has"
     return f"{what}: region_source is auto, {why}"
 
 
-def draw_boxes(provider: str, size: tuple[int, int], seed: int, epoch: int, index: int) -> np.ndarray:
-    """(R, 4) unit xyxy regions of an image of a height and width, from a provider that looks at no annotation."""
+def draw_boxes(provider: str, size: tuple[int, int], seed: int, *place: int) -> np.ndarray:
+    """(R, 4) unit xyxy regions for an image's height and width, from a provider that looks at no annotation.
+
+    Args:
+        provider: A key of `DRAWN`.
+        size: Height and width of the image.
+        seed: Of the run.
+        place: (epoch, index), and in a stream more.
+    """
     height, width = size
-    boxes, _ = propose(provider, width, height, [], stream(seed, Purpose.REGIONS, epoch, index))
+    boxes, _ = propose(provider, width, height, [], stream(seed, Purpose.REGIONS, *place))
     return _to_unit(boxes, size)
 
 
@@ -128,12 +138,21 @@ class ParquetImages:
     Reads Arrow's memory-mapped columns one by one: boxes and sizes come without the images' bytes.
     """
 
-    def __init__(self, rows: datasets.Dataset, path: str, split: str, region_source: str = "auto", seed: int = 0):
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        path: str,
+        split: str,
+        region_source: str = "auto",
+        seed: int = 0,
+        place: tuple[int, ...] = (),
+    ):
         self.name, self.split, self.seed = f"{path} [{split}]", split, seed
+        self._place = place  # of these rows in a stream: random boxes depend on it
         if not len(rows):
             raise ValueError(f"{self.name} holds no image.")
         self.rows = rows
-        self.fingerprint = _parquet_fingerprint(path, rows)
+        self._path = path
         self.region_source = choose_region_source(rows, region_source, self.name)
         height, width = (
             rows.data.column(name).fill_null(0).to_numpy().astype(np.int32) for name in ("height", "width")
@@ -143,6 +162,11 @@ class ParquetImages:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """The data set's own manifest hash where it has one."""
+        return manifest_fingerprint(self._path) or f"datasets fingerprint {self.rows._fingerprint}"
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_columns": {}}  # a pickled column would carry its data along; `rows` knows its file
@@ -169,7 +193,7 @@ class ParquetImages:
         """Boxes of the region column, those of crowds left out, or drawn ones."""
         size = self.size(index)
         if self.region_source in DRAWN:
-            return draw_boxes(self.region_source, size, self.seed, epoch, index)
+            return draw_boxes(self.region_source, size, self.seed, epoch, index, *self._place)
         regions = self._value(self.region_source, index)
         listed = regions["bbox"].values if regions.is_valid else None
         if listed is None:  # a null
@@ -256,11 +280,9 @@ def _has_boxes(column: pa.ChunkedArray) -> bool:
     return any(len(lists.flatten()) > 0 for lists in boxes if not pa.types.is_null(lists.type))
 
 
-def _parquet_fingerprint(path: str, rows: datasets.Dataset) -> str:
-    """The data set's own manifest hash where it has one."""
-    if (Path(path) / MANIFEST_NAME).is_file():
-        return data_sha256(load_manifest(Path(path)))
-    return f"datasets fingerprint {rows._fingerprint}"
+def manifest_fingerprint(path: str) -> str | None:
+    """The hash of all files of a folder that dataset_scripts built, None for other data."""
+    return data_sha256(load_manifest(Path(path))) if (Path(path) / MANIFEST_NAME).is_file() else None
 
 
 # ------------------------------------------------------------------------------------------------------- plain folder

@@ -77,8 +77,10 @@ class RegionDataset(Dataset):
         *,
         seed: int = 0,
         image_level: bool = False,
+        place: tuple[int, ...] = (),
     ):
         self.source = source
+        self.place = place  # of these images in a stream: their random numbers depend on it
         self.args, self.view_names, self.seed, self.image_level = args, view_names, seed, image_level
         self.known_broken: dict[int, Broken] = {}  # met by this process; each costs one attempt
         if len(source) < 2:
@@ -123,7 +125,7 @@ class RegionDataset(Dataset):
         if any(VIEW_RULES[name].moved for name in names):
             donor, donor_size = self._donor(epoch, index, shown, met)
         while True:
-            rng = stream(self.seed, Purpose.VIEWS, epoch, index)
+            rng = stream(self.seed, Purpose.VIEWS, epoch, index, *self.place)
             views = sample_views(rng, image.shape[:2], donor_size, boxes, names, args, self.image_level)
             if not any(VIEW_RULES[name].moved for name in views):
                 return Sample(shown, image, None, views)
@@ -138,7 +140,8 @@ class RegionDataset(Dataset):
         """Index and size of another image of the split, never of the one that is shown."""
         if self.args.donor == "mean":
             return -1, (8, 8)
-        drawn = (index + int(stream(self.seed, Purpose.DONOR, epoch, index).integers(1, len(self)))) % len(self)
+        rng = stream(self.seed, Purpose.DONOR, epoch, index, *self.place)
+        drawn = (index + int(rng.integers(1, len(self)))) % len(self)
         return self._next_readable(drawn, self.source.size, met, shown)
 
     def _next_readable(
@@ -279,7 +282,7 @@ def build_loader(dataset: RegionDataset, batches: StepBatches, num_workers: int,
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         worker_init_fn=start_worker,
         pin_memory=pin_memory,
         prefetch_factor=2 if num_workers else None,
@@ -287,8 +290,9 @@ def build_loader(dataset: RegionDataset, batches: StepBatches, num_workers: int,
     )
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch  # `__getitems__` has built it
+def as_it_is(batch: Any) -> Any:
+    """For a DataLoader, which would collate what `__getitems__` has already built."""
+    return batch
 
 
 def start_worker(worker: int) -> None:

@@ -19,6 +19,7 @@ import torch
 from training.arguments import Recipe, origins
 from training.images import ImageSource
 from training.loading import Broken, RegionBatch
+from training.streaming import ImageStream
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "huggingface_hub", "safetensors", "numpy", "decodepos")
 
@@ -106,7 +107,7 @@ def describe_run(recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def describe_data(path: str, source: ImageSource) -> dict[str, Any]:
+def describe_data(path: str, source: ImageSource | ImageStream) -> dict[str, Any]:
     """Where the images came from, with the fingerprint that tells them from others."""
     return {
         "path": path,

@@ -168,6 +168,11 @@ def build_online(data: DataArguments, run: RunArguments, view_size_px: int) -> O
     """
     if run.measure_steps == 0:
         return None
+    if data.streaming:
+        raise ValueError(
+            f"measure_steps is {run.measure_steps}, but measures need images that are at hand, and streaming keeps "
+            "none. Set measure_steps to 0, or streaming to false."
+        )
     rng = np.random.default_rng([run.seed, _STREAM])
     source, name = _open(data, data.split), data.split
     order = rng.permutation(len(source))

@@ -25,15 +25,16 @@ from transformers import logging as transformers_logging
 from modeling_decodepos.losses import Objective
 from modeling_decodepos.regions import View
 from training.arguments import parse_command_line
-from training.building import Run, build_accelerator, build_run
+from training.building import Data, Run, build_accelerator, build_run
 from training.checkpoints import save_checkpoint
 from training.device_views import make_views
 from training.finishing import describe, finish, how_to_load, is_finished, look_before, record_stop
 from training.interruption import DISK_FULL, EXIT_INTERRUPTED, RunStopped, StopRequest, lock_folder
-from training.loading import RegionBatch, RegionDataset, StepBatches, build_loader
+from training.loading import RegionBatch, StepBatches, build_loader
 from training.monitoring import Meter, RunLog, write_json
 from training.optimisation import set_schedule
 from training.pixels import normalise
+from training.streaming import RegionStream, build_stream_loader
 from training.watch import Watch, measure_spread
 
 
@@ -184,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
             if accelerator.is_main_process:
                 held.enter_context(lock_folder(output_dir))
             run, dataset, batches = build_run(accelerator, recipe, output_dir)
-            watch = Watch(run, len(dataset)) if run.step < run.total_steps else None
+            watch = Watch(run, len(dataset.source)) if run.step < run.total_steps else None
         except (ValueError, OSError) as error:  # what a user can put right: the message says how
             sys.exit(f"{error}")
         try:
@@ -199,7 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
 
 
-def run_to_the_end(run: Run, dataset: RegionDataset, batches: StepBatches, watch: Watch | None) -> None:
+def run_to_the_end(run: Run, dataset: Data, batches: StepBatches, watch: Watch | None) -> None:
     """Train what is left to train, leave the results, and say where they are."""
     output_dir = Path(run.recipe.run.output_dir)
     if watch is not None:
@@ -214,7 +215,7 @@ def run_to_the_end(run: Run, dataset: RegionDataset, batches: StepBatches, watch
     run.accelerator.end_training()
 
 
-def run_training(run: Run, dataset: RegionDataset, batches: StepBatches, watch: Watch, output_dir: Path) -> None:
+def run_training(run: Run, dataset: Data, batches: StepBatches, watch: Watch, output_dir: Path) -> None:
     """Everything between a built model and its last checkpoint."""
     main_process = run.accelerator.is_main_process
     log = RunLog(output_dir / "log.jsonl", run.step) if main_process else None
@@ -227,7 +228,11 @@ def run_training(run: Run, dataset: RegionDataset, batches: StepBatches, watch: 
     if run.step == 0 and run.recipe.run.measure_steps:
         record(run, log, {"step": 0, **watch.measure()[0]})
     batches = dataclasses.replace(batches, first_step=run.step, last_step=run.total_steps)
-    loader = build_loader(dataset, batches, run.recipe.data.num_workers, run.accelerator.device.type == "cuda")
+    workers, pin_memory = run.recipe.data.num_workers, run.accelerator.device.type == "cuda"
+    if isinstance(dataset, RegionStream):
+        loader = build_stream_loader(dataset, batches, workers, pin_memory)
+    else:
+        loader = build_loader(dataset, batches, workers, pin_memory)
     with tqdm(
         total=run.total_steps, initial=run.step, disable=not main_process, unit="step", dynamic_ncols=True
     ) as bar:

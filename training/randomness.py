@@ -14,6 +14,8 @@ class Purpose(IntEnum):
     VIEWS = 1  # (seed, epoch, index)
     DONOR = 2  # (seed, epoch, index)
     REGIONS = 3  # (seed, epoch, index)
+    SHARDS = 4  # (seed, epoch)
+    BLOCK = 5  # (seed, epoch, lane, block)
 
 
 def stream(seed: int, purpose: Purpose, *place: int) -> np.random.Generator:

@@ -171,8 +171,10 @@ def test_random_regions_are_new_in_every_epoch_and_depend_on_nothing_else(pictur
     np.testing.assert_array_equal(boxes, again.boxes(3, 2))
     for different in (images.boxes(3, 1), images.boxes(4, 2), other.boxes(3, 2)):
         assert np.abs(boxes - different).max() > 0.05
-    assert "random boxes" in describe_regions(images, "auto") and "auto" in describe_regions(images, "auto")
-    assert "auto" not in describe_regions(images, "random")
+    assert "random boxes" in describe_regions(images.region_source, "auto") and "auto" in describe_regions(
+        images.region_source, "auto"
+    )
+    assert "auto" not in describe_regions(images.region_source, "random")
 
 
 def test_a_grid_stays(pictures: Path):

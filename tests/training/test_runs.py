@@ -361,6 +361,9 @@ def test_a_run_on_a_plain_folder_with_a_broken_picture_and_a_cache(
     (cached,) = (tmp_path / ".cache").iterdir()
     assert list(json.loads((cached / "index.json").read_text())["broken"]) == ["1"]
     assert (run / "views.png").is_file()
+    (line,) = (run / "broken_images.jsonl").read_text().splitlines()
+    assert json.loads(line)["image_id"] == "a/02.jpg"
+    assert "1 images cannot be read, 1 in all" in done.stdout
 
 
 def test_a_run_is_measured_from_its_first_step_to_its_last(recipe_values: dict[str, Any], tmp_path: Path):
@@ -391,3 +394,22 @@ def test_measuring_changes_nothing_in_training(recipe_values: dict[str, Any], tm
         assert run_here(values) == 0
         weights.append((tmp_path / str(steps) / "export/pretraining/model.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_streamed_run_continues_exactly(recipe_values: dict[str, Any], tmp_path: Path, workers: int):
+    values = recipe_values | {"streaming": True, "stream_block": 5, "num_workers": workers, "accumulation_steps": 2}
+    straight = values | {"output_dir": tmp_path / "straight", "save_steps": 2, "max_steps": 4}
+    halves = straight | {"output_dir": tmp_path / "halves"}
+    assert run_here(straight) == run_here(halves) == 0
+    shutil.rmtree(tmp_path / "halves/checkpoints/step_0000004")
+    assert f"num_workers: {workers} there, 3 now" in str(run_here(halves | {"num_workers": 3}))
+    assert run_here(halves) == 0
+    assert weights_of(tmp_path / "straight") == weights_of(tmp_path / "halves")
+
+
+def test_too_many_broken_images_stop_a_run(recipe_values: dict[str, Any], pictures: Path):
+    for name in ("a/02.jpg", "a/04.jpg", "b/05.jpg"):
+        (pictures / name).write_bytes(b"no picture")
+    said = str(run_here(recipe_values | {"data": pictures, "max_broken_share": 0.1}))
+    assert "of 12 images cannot be read, more than max_broken_share 0.1" in said
