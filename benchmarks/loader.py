@@ -2,7 +2,8 @@
 
 Ours is the trainer's loader: batches of 8-bit views made inside `__getitems__`, from JPEG files in memory and from
 images that were decoded once. The peer is a DataLoader with default collation over a data set that returns the float
-tensors of `benchmarks.pil_views`. Both sides shuffle, take the same number of images per batch, and only receive the batches.
+tensors of `benchmarks.pil_views`. Both sides shuffle and take the same number of images per
+batch, and nothing is done with the batches when they arrive.
 
 Processor time counts the workers and the process that they feed; wall time is what a training step waits for, and
 means little on a machine that is busy with other work.

@@ -7,6 +7,7 @@ import io
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -99,12 +100,12 @@ class PhotoDataset(RegionDataset):
     def __init__(self, photos: list[Photo], args: ViewArguments, view_names: list[str]):
         self.photos, self.args, self.view_names = photos, args, view_names
         self.seed, self.image_level = 0, False
-        self.rows = range(len(photos))  # type: ignore[assignment]
+        self.rows = range(len(photos))
 
-    def _boxes(self, row: int) -> np.ndarray:  # type: ignore[override]
+    def _boxes(self, row: Any) -> np.ndarray:
         return self.photos[row].boxes
 
-    def _image(self, row: int) -> np.ndarray:  # type: ignore[override]
+    def _image(self, row: Any) -> np.ndarray:
         return decode_image(self.photos[row].jpeg, str(row))
 
 
@@ -124,7 +125,7 @@ class CachedPhotoDataset(PhotoDataset):
             pixels[end - array.size : end].reshape(array.shape) for array, end in zip(arrays, ends, strict=True)
         ]
 
-    def _image(self, row: int) -> np.ndarray:
+    def _image(self, row: Any) -> np.ndarray:
         return self.arrays[row]
 
 

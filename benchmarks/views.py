@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -197,6 +198,7 @@ def main() -> None:
     parts: dict[str, Callable[[], object]] = {"parameters": functools.partial(parameters_pass, photos)}
     for name, (ours, theirs) in stages.items():
         parts |= {f"ours {name}": ours, f"theirs {name}": theirs}
+    gc.freeze()  # as a loader's worker does, for both sides
     seconds = time_interleaved({**variants, **parts}, arguments.rounds, clock=clock_for(1))
 
     milliseconds = {name: spread(values).median / len(photos) * 1000 for name, values in seconds.items()}
