@@ -2,8 +2,8 @@
 
 Ours is the trainer's loader: batches of 8-bit views made inside `__getitems__`, from JPEG files in memory and from
 images that were decoded once. The peer is a DataLoader with default collation over a data set that returns the float
-tensors of `benchmarks.pil_views`. Both sides shuffle, take the same number of images per batch, and only receive the
-batches.
+tensors of `benchmarks.pil_views`. Both sides shuffle and take the same number of images per
+batch, and nothing is done with the batches when they arrive.
 
 Processor time counts the workers and the process that they feed; wall time is what a training step waits for, and
 means little on a machine that is busy with other work.
@@ -25,12 +25,12 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.photos import CachedPhotoDataset, Photo, PhotoDataset, add_photo_options, load_photos
+from benchmarks.photos import Photo, add_photo_options, decode_each_time, decode_once, load_photos
 from benchmarks.pil_views import PilViews, Sample, peer_name
 from benchmarks.timing import print_machine, print_result, print_table, ratio, spread, time_interleaved
 from modeling_decodepos.losses import OBJECTIVES
 from training.arguments import ViewArguments
-from training.loading import RegionBatch, StepBatches, build_loader
+from training.loading import RegionBatch, RegionDataset, StepBatches, build_loader
 
 VIEWS = list(OBJECTIVES["both"].views)
 ARGS = ViewArguments()
@@ -57,7 +57,7 @@ class PilDataset(Dataset):
 class Measured(Dataset):
     """A data set, gone through as often as wanted, that notes how much memory its workers hold at most (in KB)."""
 
-    def __init__(self, dataset: PhotoDataset | PilDataset, length: int):
+    def __init__(self, dataset: RegionDataset | PilDataset, length: int):
         self.dataset, self.length = dataset, length
         self.peak: Synchronized[int] = get_context().Value(c_long, 0)
 
@@ -66,7 +66,7 @@ class Measured(Dataset):
 
     def __getitems__(self, keys: list[Any]) -> RegionBatch | list[Sample]:
         """What the data set itself gives to a loader."""
-        if isinstance(self.dataset, PhotoDataset):
+        if isinstance(self.dataset, RegionDataset):
             batch: RegionBatch | list[Sample] = self.dataset.__getitems__(keys)
         else:
             batch = [self.dataset[key % len(self.dataset)] for key in keys]
@@ -78,7 +78,7 @@ class Measured(Dataset):
 class Pass:
     """Takes all batches of one side; remembers the time on the wall of every call, and the bytes of a batch."""
 
-    def __init__(self, dataset: PhotoDataset | PilDataset, batches: int, batch_size: int, workers: int):
+    def __init__(self, dataset: RegionDataset | PilDataset, batches: int, batch_size: int, workers: int):
         self.dataset = Measured(dataset, batches * batch_size)
         self.batches, self.batch_size, self.workers = batches, batch_size, workers
         self.wall_seconds: list[float] = []
@@ -133,8 +133,8 @@ def main() -> None:
         raise SystemExit(f"{len(photos)} photos do not fill a batch of {arguments.batch_size}; lower --batch-size.")
 
     sides: dict[str, PhotoDataset | PilDataset] = {
-        "JPEG": PhotoDataset(photos, ARGS, VIEWS),
-        "cache": CachedPhotoDataset(photos, ARGS, VIEWS),
+        "JPEG": decode_each_time(photos, ARGS, VIEWS),
+        "cache": decode_once(photos, ARGS, VIEWS),
         "theirs": PilDataset(photos),
     }
     passes = {

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import hashlib
 import io
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +15,9 @@ import numpy as np
 from PIL import Image
 
 from training.arguments import ViewArguments
-from training.loading import RegionDataset, decode_image
+from training.cache import load_cached
+from training.decoding import decode_image
+from training.loading import RegionDataset
 
 SYNTHETIC_SIZE = (480, 640)
 SYNTHETIC_QUALITY = 90  # files of about 150 KB, as COCO's
@@ -93,43 +98,45 @@ def random_boxes(rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([start, start + sides], axis=1)
 
 
-class PhotoDataset(RegionDataset):
+class PhotoSource:
+    """Photos in memory, decoded whenever they are asked for."""
+
+    name, split, region_source, seed = "photos in memory", "train", "objects", 0
+
+    def __init__(self, photos: list[Photo]):
+        self.photos = photos
+        digest = hashlib.sha256(b"".join(photo.jpeg for photo in photos)).hexdigest()
+        self.fingerprint = f"sha256 of all files {digest}"
+        self.sizes = [photo.open().size[::-1] for photo in photos]
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def image_id(self, index: int) -> str:
+        """The photo's number."""
+        return str(index)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width."""
+        return self.sizes[index]
+
+    def pixels(self, index: int) -> np.ndarray:
+        """The decoded photo."""
+        return decode_image(self.photos[index].jpeg, str(index))
+
+    def boxes(self, index: int, epoch: int) -> np.ndarray:
+        """The photo's regions."""
+        return self.photos[index].boxes
+
+
+def decode_each_time(photos: list[Photo], args: ViewArguments, view_names: list[str]) -> RegionDataset:
     """The trainer's data set over photos in memory."""
-
-    def __init__(self, photos: list[Photo], args: ViewArguments, view_names: list[str]):
-        self.photos, self.args, self.view_names = photos, args, view_names
-        self.seed, self.image_level = 0, False
-        self.rows = range(len(photos))  # type: ignore[assignment]
-
-    def _boxes(self, row: int) -> np.ndarray:  # type: ignore[override]
-        return self.photos[row].boxes
-
-    def _image(self, row: int) -> np.ndarray:  # type: ignore[override]
-        return decode_image(self.photos[row].jpeg, str(row))
+    return RegionDataset(PhotoSource(photos), args, view_names)
 
 
-class CachedPhotoDataset(PhotoDataset):
-    """The same over photos decoded once: short side 288, raw bytes in one file that is mapped into memory."""
-
-    def __init__(self, photos: list[Photo], args: ViewArguments, view_names: list[str]):
-        super().__init__(photos, args, view_names)
-        arrays = [np.asarray(shrink(photo.open())) for photo in photos]
-        with tempfile.TemporaryFile() as file:
-            for array in arrays:
-                file.write(array.tobytes())
-            file.flush()
-            pixels = np.memmap(file, dtype=np.uint8, mode="c")  # torch warns about arrays that it may not write to
-        ends = np.cumsum([array.size for array in arrays])
-        self.arrays = [
-            pixels[end - array.size : end].reshape(array.shape) for array, end in zip(arrays, ends, strict=True)
-        ]
-
-    def _image(self, row: int) -> np.ndarray:
-        return self.arrays[row]
-
-
-def shrink(image: Image.Image) -> Image.Image:
-    """The image with its shorter side at the size of the cache; never enlarged."""
-    share = min(CACHE_SIDE_PX / min(image.size), 1.0)
-    size = (round(image.width * share), round(image.height * share))
-    return image.resize(size, Image.Resampling.BILINEAR)
+def decode_once(photos: list[Photo], args: ViewArguments, view_names: list[str]) -> RegionDataset:
+    """The same over the trainer's cache of these photos, with a shorter side of 288 pixels."""
+    folder = Path(tempfile.mkdtemp(prefix="decodepos-benchmark-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    cached = load_cached(PhotoSource(photos), CACHE_SIDE_PX, folder / "cache", 0)
+    return RegionDataset(cached, args, view_names)

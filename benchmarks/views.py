@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.photos import CachedPhotoDataset, Photo, PhotoDataset, add_photo_options, load_photos
+from benchmarks.photos import Photo, add_photo_options, decode_each_time, decode_once, load_photos
 from benchmarks.pil_views import PilViews, colours_by_pil, peer_name, resized_crop, to_normalised_tensor
 from benchmarks.timing import (
     clock_for,
@@ -34,7 +35,7 @@ from benchmarks.timing import (
 )
 from modeling_decodepos.losses import OBJECTIVES
 from training.arguments import ViewArguments
-from training.loading import decode_image
+from training.decoding import decode_image
 from training.photometric import Photometric, apply_photometric
 from training.pixels import normalise
 from training.views import PixelSource, read_pixels, sample_views
@@ -184,7 +185,7 @@ def main() -> None:
     print(f"measured in {clock_name(1)}, median [min..max] of {arguments.rounds} rounds")
     print(f"theirs: {peer_name()}, float out")
     photos = load_photos(arguments.images, arguments.images_count)
-    jpeg, cache = (kind(photos, ARGS, VIEWS) for kind in (PhotoDataset, CachedPhotoDataset))
+    jpeg, cache = (make(photos, ARGS, VIEWS) for make in (decode_each_time, decode_once))
 
     variants: dict[str, Callable[[], object]] = {
         "JPEG, uint8": functools.partial(our_pass, jpeg, False),
@@ -197,6 +198,7 @@ def main() -> None:
     parts: dict[str, Callable[[], object]] = {"parameters": functools.partial(parameters_pass, photos)}
     for name, (ours, theirs) in stages.items():
         parts |= {f"ours {name}": ours, f"theirs {name}": theirs}
+    gc.freeze()  # as a loader's worker does, for both sides
     seconds = time_interleaved({**variants, **parts}, arguments.rounds, clock=clock_for(1))
 
     milliseconds = {name: spread(values).median / len(photos) * 1000 for name, values in seconds.items()}

@@ -12,4 +12,8 @@ def normalise(pixels: Tensor) -> Tensor:
     mean, std = (
         torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) * 255 for values in (IMAGE_MEAN, IMAGE_STD)
     )
-    return (pixels - mean) / std
+    if pixels.is_contiguous(memory_format=torch.channels_last):
+        # Repeated over a line of pixels: going through memory three numbers at a time takes a CPU twice as long.
+        line = (1, 3, 1, pixels.shape[-1])
+        mean, std = (value.expand(line).contiguous(memory_format=torch.channels_last) for value in (mean, std))
+    return pixels.to(torch.float32, copy=True).sub_(mean).div_(std)

@@ -14,6 +14,7 @@ on with other samples, and may show images again that this epoch has already sho
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator
@@ -217,9 +218,10 @@ class RegionStream(IterableDataset):
                 if not len(left):
                     block, epoch, left = next(blocks)
                 taken, left = np.split(left, [plan.batch_size - len(samples)])
-                found, failed = block.read_samples([(epoch, int(index)) for index in taken])
-                samples, broken = samples + found, broken + failed
-            yield build_batch(samples, self.view_names, self.args, broken)
+                met: dict[int, Broken] = {}
+                samples += block.read_samples([(epoch, int(index)) for index in taken], met)
+                broken += met.values()
+            yield dataclasses.replace(build_batch(samples, self.view_names, self.args), broken=broken)
 
     def _blocks(self, lane: Lane, skip: int) -> Iterator[tuple[RegionDataset, int, np.ndarray]]:
         """A lane's blocks for ever, each with its epoch and what is to be visited of it, after so many samples."""

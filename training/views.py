@@ -194,9 +194,9 @@ def _mean_coloured(side_px: int) -> np.ndarray:
 def read_pixels(source: PixelSource, image: np.ndarray) -> np.ndarray:
     """(side, side, 3) uint8 pixels in memory of their own."""
     x1, y1, x2, y2 = source.window
-    # A view, not a copy. Channels come last in memory, and the batch axis is added before they move: only then does
-    # torch's 8-bit antialiased resize see that layout, take its fast path and return it.
-    window = torch.from_numpy(image[y1:y2, x1:x2])[None].permute(0, 3, 1, 2)
+    # The batch axis is added before the channels move: only then does torch's 8-bit antialiased resize see that they
+    # come last in memory, take its fast path and return that layout. It would copy the window too, more slowly.
+    window = torch.from_numpy(np.ascontiguousarray(image[y1:y2, x1:x2]))[None].permute(0, 3, 1, 2)
     side = source.side_px
     resized = F.interpolate(window, size=(side, side), mode="bilinear", antialias=True)
     pixels = resized[0].permute(1, 2, 0).numpy()
