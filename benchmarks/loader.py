@@ -132,7 +132,7 @@ def main() -> None:
     if len(photos) < arguments.batch_size:
         raise SystemExit(f"{len(photos)} photos do not fill a batch of {arguments.batch_size}; lower --batch-size.")
 
-    sides: dict[str, PhotoDataset | PilDataset] = {
+    sides: dict[str, RegionDataset | PilDataset] = {
         "JPEG": decode_each_time(photos, ARGS, VIEWS),
         "cache": decode_once(photos, ARGS, VIEWS),
         "theirs": PilDataset(photos),

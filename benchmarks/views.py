@@ -36,6 +36,7 @@ from benchmarks.timing import (
 from modeling_decodepos.losses import OBJECTIVES
 from training.arguments import ViewArguments
 from training.decoding import decode_image
+from training.loading import RegionDataset
 from training.photometric import Photometric, apply_photometric
 from training.pixels import normalise
 from training.views import PixelSource, read_pixels, sample_views
@@ -47,7 +48,7 @@ BATCH_SIZE = 32
 TARGETS = {"JPEG, uint8": 3.0, "JPEG, float": 2.5, "cache, uint8": 5.5}
 
 
-def our_pass(dataset: PhotoDataset, floats: bool) -> None:
+def our_pass(dataset: RegionDataset, floats: bool) -> None:
     """The views of every image, batch by batch."""
     for start in range(0, len(dataset), BATCH_SIZE):
         batch = dataset.__getitems__([(0, index) for index in range(start, min(start + BATCH_SIZE, len(dataset)))])

@@ -86,12 +86,13 @@ class CollapseWatch:
         else:
             self.collapsed_lines += 1
         if self.stop_below > 0 and self.collapsed_lines >= self.patience and step > self.grace_steps:
+            healthy = f"step {self.healthy_step}" if self.healthy_step else "none"
             raise RunStopped(
                 f"stopped at step {step}: the embeddings have collapsed, all regions look alike to the network "
-                f"({numbers}; collapsed for {self.collapsed_lines} log lines in a row). The last healthy log line was "
-                f"that of step {self.healthy_step}. {name_checkpoint(self.checkpoints, self.healthy_step)} Change "
-                "what led here: lower base_learning_rate, raise teacher_momentum or warmup_share, keep use_predictor "
-                "true. collapse_stop 0 switches this off."
+                f"({numbers}; collapsed for {self.collapsed_lines} log lines in a row). The last healthy log line: "
+                f"{healthy}. {name_checkpoint(self.checkpoints, self.healthy_step)} Change what led here: lower "
+                "base_learning_rate, raise teacher_momentum or warmup_share, keep use_predictor true. collapse_stop 0 "
+                "switches this off."
             )
         if std < self.warn_below * self.perfect and not self.warned:
             self.warned = True
@@ -159,9 +160,9 @@ class KnnWatchdog:
 def name_checkpoint(folder: Path, step: int) -> str:
     """A sentence that names the newest checkpoint not younger than a step."""
     saved = [path for path in sorted(folder.glob("step_*")) if int(path.name.removeprefix("step_")) <= step]
-    if not saved:
-        return f"{folder} holds no checkpoint that old; begin anew, and set save_steps to keep some."
-    return f"The newest checkpoint that old is {saved[-1]}."
+    if saved:
+        return f"The newest checkpoint that old is {saved[-1]}."
+    return f"{folder} holds no checkpoint that old: begin anew, and set save_steps and keep_checkpoints to keep some."
 
 
 class Watch:

@@ -60,7 +60,7 @@ def test_a_collapsed_run_is_stopped_with_everything_to_know(watch, checkpoints):
     text = str(stopped.value)
     assert text.startswith("stopped at step 140: the embeddings have collapsed")
     assert "standard deviation 0.0037, perfect spread 0.12; effective rank 2.7 of 64" in text
-    assert "last healthy log line was that of step 110" in text
+    assert "last healthy log line: step 110" in text
     assert str(checkpoints / "step_0000100") in text  # 150 is newer, but already collapsed
     for key in ("base_learning_rate", "teacher_momentum", "use_predictor", "collapse_stop"):
         assert key in text
@@ -73,7 +73,7 @@ def test_a_short_dip_stops_nothing(watch):
 def test_nothing_is_stopped_in_the_grace_period_and_a_collapse_that_lasts_is_after_it(watch):
     guard = watch(grace_steps=100)
     feed(guard, [0.01] * 10)
-    with pytest.raises(RunStopped, match="step 110.*collapsed for 11 log lines.*healthy log line was that of step 0"):
+    with pytest.raises(RunStopped, match="step 110.*collapsed for 11 log lines.*healthy log line: none"):
         guard.observe(110, 0.01 / 8, 2.0, FULL)
     guard = watch(grace_steps=100)
     feed(guard, [0.01] * 10 + [0.5] * 5)  # it recovered
@@ -99,7 +99,7 @@ def test_lines_without_a_number_count_neither_way(watch):
 
 def test_without_an_old_checkpoint_the_message_says_so(tmp_path):
     guard = CollapseWatch(SIZE, 0.5, 0.1, 1, 0, tmp_path / "checkpoints")
-    with pytest.raises(RunStopped, match="holds no checkpoint that old; begin anew, and set save_steps"):
+    with pytest.raises(RunStopped, match="holds no checkpoint that old: begin anew, and set save_steps"):
         guard.observe(5, 0.0, 1.0, FULL)
 
 
@@ -110,7 +110,7 @@ def test_a_watch_goes_on_from_its_state(watch):
     assert second.observe(60, 0.4 / 8, 30.0, FULL) is None  # it has warned before
     second.restore(json.loads(json.dumps(first.state())))
     for guard in (first, second):
-        with pytest.raises(RunStopped, match="healthy log line was that of step 30"):
+        with pytest.raises(RunStopped, match="healthy log line: step 30"):
             guard.observe(60, 0.05 / 8, 2.5, FULL)
     straight.restore({})
     assert straight.state() == watch().state()
