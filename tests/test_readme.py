@@ -12,8 +12,8 @@ import torch
 from modeling_decodepos import DecodePosConfig, DecodePosForPreTraining
 from tests.image_processors import needs_auto_image_processor
 from training.arguments import parse_command_line
+from training.building import BACKBONES
 from training.export import export_backbone, export_pretraining
-from training.pretrain import BACKBONES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -77,7 +77,7 @@ def test_modules_take_the_flags_shown(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_python_blocks_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """On an untrained model in the place where the trained one would be."""
     torch.manual_seed(0)
-    config = DecodePosConfig(backbone_config={"model_type": "resnet", **BACKBONES["resnet_tiny"]}, region_bins=4)
+    config = DecodePosConfig(backbone_config=BACKBONES["resnet_tiny"](), region_bins=4)
     model = DecodePosForPreTraining(config)
     monkeypatch.chdir(tmp_path)
     export_backbone(model, "runs/scenes_smoke/export/backbone", 64)
