@@ -20,7 +20,7 @@ def describe(run: Run, dataset: Data, online: OnlineMeasures | None = None) -> d
     """What run.json holds."""
     data = describe_data(run.recipe.data.data, dataset.source)
     return describe_run(run.recipe, data) | {
-        "terms": [term.name for term in run.objective.terms],
+        "terms": [term.name for term in run.objective.terms] + ["anchor"] * (run.anchor is not None),
         "projection_size": run.recipe.model.projection_size,
         "steps": run.total_steps,
         **({"measured_on": online.describe()} if online else {}),

@@ -45,6 +45,7 @@ class RegionBatch:
 
     views: dict[str, View]
     indices: list[int]  # of the images shown
+    image_ids: list[str]
     slack: torch.Tensor  # one number per mixed sample: free share of the view on the axis with more room
     can_move: torch.Tensor  # one flag per mixed sample
     broken: list[Broken] = field(default_factory=list)  # images that were met and could not be read
@@ -62,6 +63,7 @@ class Sample:
     """One image, what was drawn for its views, and the donor if one of them needs it: all before any view's pixels."""
 
     index: int  # of the image shown
+    image_id: str
     image: np.ndarray  # (H, W, 3) uint8
     donor: np.ndarray | None
     views: dict[str, ViewParameters]
@@ -119,7 +121,7 @@ class RegionDataset(Dataset):
 
     def _sample(self, epoch: int, index: int, names: list[str], args: ViewArguments, met: dict[int, Broken]) -> Sample:
         shown, image = self._next_readable(index, self.source.pixels, met)
-        boxes = self.source.boxes(shown, epoch)
+        image_id, boxes = self.source.image_id(shown), self.source.boxes(shown, epoch)
         donor = -1
         donor_size = image.shape[:2]  # of no consequence where no view needs a donor
         if any(VIEW_RULES[name].moved for name in names):
@@ -128,11 +130,13 @@ class RegionDataset(Dataset):
             rng = stream(self.seed, Purpose.VIEWS, epoch, index, *self.place)
             views = sample_views(rng, image.shape[:2], donor_size, boxes, names, args, self.image_level)
             if not any(VIEW_RULES[name].moved for name in views):
-                return Sample(shown, image, None, views)
+                return Sample(shown, image_id, image, None, views)
             if self.args.donor == "mean":
-                return Sample(shown, image, MEAN_COLOUR.numpy().reshape(1, 1, 3).repeat(8, 0).repeat(8, 1), views)
+                return Sample(
+                    shown, image_id, image, MEAN_COLOUR.numpy().reshape(1, 1, 3).repeat(8, 0).repeat(8, 1), views
+                )
             try:
-                return Sample(shown, image, self._attempt(donor, self.source.pixels, met), views)
+                return Sample(shown, image_id, image, self._attempt(donor, self.source.pixels, met), views)
             except BrokenImage:  # the header was fine, the pixels are not: the next one may be of another size
                 donor, donor_size = self._donor(epoch, index, shown, met)
 
@@ -183,13 +187,16 @@ def _make_views(samples: Iterable[Sample], view_names: list[str], args: ViewArgu
     One sample after the other: a batch of decoded images is four times the size of its views.
     """
     indices: list[int] = []
+    image_ids: list[str] = []
     made: dict[str, list[tuple[int, ViewParameters, torch.Tensor]]] = {name: [] for name in view_names}
     for row, sample in enumerate(samples):
         indices.append(sample.index)
+        image_ids.append(sample.image_id)
         for name, parameters in sample.views.items():
             made[name].append((row, parameters, apply_view(parameters, sample.image, sample.donor)))
     views = {name: _stack(parts, len(indices), args) for name, parts in made.items()}
-    return RegionBatch(views, indices, *_movements(view for parts in made.values() for _, view, _ in parts))
+    moves = _movements(view for parts in made.values() for _, view, _ in parts)
+    return RegionBatch(views, indices, image_ids, *moves)
 
 
 def _pack_views(samples: Iterable[Sample], view_names: list[str], args: ViewArguments) -> RegionBatch:
@@ -198,7 +205,7 @@ def _pack_views(samples: Iterable[Sample], view_names: list[str], args: ViewArgu
     images, donors, parameters = zip(*((s.image, s.donor, s.views) for s in held), strict=True)
     packed = pack_views(images, donors, parameters, view_names, args)
     moves = _movements(view for drawn in parameters for view in drawn.values())
-    return RegionBatch({}, [sample.index for sample in held], *moves, packed=packed)
+    return RegionBatch({}, [s.index for s in held], [s.image_id for s in held], *moves, packed=packed)
 
 
 def _movements(views: Iterable[ViewParameters]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import shlex
 import subprocess
 import sys
@@ -86,7 +87,16 @@ class Meter:
             "images_per_second": self.images / seconds,
             "data_wait": self.waited / seconds,
             "seconds": seconds,
+            "peak_memory_gb": peak_memory_gb(),
         }
+
+
+def peak_memory_gb() -> float:
+    """The most memory this process has held so far, in 2^30 bytes: of the GPU if there is one, else its own."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def describe_run(recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:

@@ -102,12 +102,12 @@ def prepare_views(batch: RegionBatch, device: torch.device) -> dict[str, View]:
 def stop_if_not_finite(run: Run, loss: Tensor, batches: list[RegionBatch]) -> None:
     """Stop before the update that would spoil the weights, and leave the images of the step on record."""
     if not torch.isfinite(loss):
-        indices = [index for batch in batches for index in batch.indices]
+        image_ids = [image_id for batch in batches for image_id in batch.image_ids]
         place = Path(run.recipe.run.output_dir) / f"not_finite_{run.accelerator.process_index}.json"
-        write_json(place, {"step": run.step, "loss": str(float(loss)), "indices": indices})
+        write_json(place, {"step": run.step, "loss": str(float(loss)), "image_ids": image_ids})
         raise RunStopped(
-            f"the loss is {float(loss)} at step {run.step}; stopped before the update. Images (indices) of this "
-            f"process's batch: {indices}, also in {place}. Lower base_learning_rate, or set gradient_clip."
+            f"the loss is {float(loss)} at step {run.step}; stopped before the update. {place} names the images of "
+            f"this process's batch ({', '.join(image_ids[:3])} …). Lower base_learning_rate, or set gradient_clip."
         )
 
 

@@ -342,6 +342,9 @@ def _build_tiles(run: RunFiles) -> list[Html]:
     items.append(
         stat_tile("training time", _duration(seconds) if seconds else format_number(None), _machine_note(run))
     )
+    memory = _last(run.log, "peak_memory_gb")
+    if memory is not None:
+        items.append(stat_tile("peak memory", f"{memory:.1f} GiB", "of the main process or its GPU, without workers"))
 
     slack, moves = _mean(run.log, "slack"), _mean(run.log, "can_move")
     if slack is not None and moves is not None:
@@ -566,6 +569,8 @@ def _loss_chart(run: RunFiles, series: Mapping[str, Any]) -> Html:
         references["full agreement" if len(least) == 1 else f"full agreement: {', '.join(names)}"] = value
         pairs = _count(counts[names[0]], "pair")
         notes.append(f"{' and '.join(names)}: {pairs} of views, so from about 0 to {format_number(value)}")
+    if "anchor" in series:
+        notes.append("anchor: -2 as long as the features are those of the weights it started from")
     note = "Each pair goes from about 0 (chance) to −2 (same direction). " + "; ".join(notes)  # noqa: RUF001
     return line_chart(
         series,
@@ -664,7 +669,9 @@ def _least_loss(run: RunFiles) -> float | None:
         return None
     weight = _number(run.recipe.get("depositioning_weight"))
     weights = {} if weight is None else {"depositioning": weight}
-    return sum(-2.0 * len(term.pairs) * weights.get(term.name, term.weight) for term in run.objective.terms) or None
+    anchored = -2.0 * (_number(run.recipe.get("anchor_weight")) or 0.0)
+    terms = (-2.0 * len(term.pairs) * weights.get(term.name, term.weight) for term in run.objective.terms)
+    return sum(terms) + anchored or None
 
 
 def _healthy_std(run: RunFiles) -> float | None:

@@ -1,3 +1,4 @@
+import json
 import os
 import socket
 from pathlib import Path
@@ -70,8 +71,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(make_recipe: Make):
     with torch.no_grad():
         run.net.predictor[3].bias[0] = float("nan")
     before = run.net.projector[0].weight.clone()
-    with pytest.raises(RunStopped, match=r"nan at step 0; stopped before the update.*\[0, 1, 2, 3\]"):
+    with pytest.raises(
+        RunStopped, match="nan at step 0; stopped before the update.*not_finite_0.json names the images"
+    ):
         pretrain.training_step(run, [batch])
+    kept = json.loads((Path(run.recipe.run.output_dir) / "not_finite_0.json").read_text())
+    assert kept == {"step": 0, "loss": "nan", "image_ids": [data.source.image_id(i) for i in range(4)]}
     assert torch.equal(run.net.projector[0].weight, before)
 
 
