@@ -55,9 +55,9 @@ BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {
     "vit_tiny": functools.partial(
         Dinov2Config,
         hidden_size=128,
-        num_hidden_layers=6,
+        num_hidden_layers=4,
         num_attention_heads=4,
-        patch_size=8,
+        patch_size=12,
         image_size=96,
         use_mask_token=False,
     ),

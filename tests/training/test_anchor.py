@@ -27,7 +27,8 @@ def anchored_run(make_recipe: Make, folder: Path, backbone: str) -> tuple[Run, R
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.running_mean.normal_(), module.running_var.uniform_(0.5, 2.0)
     source.decodepos.save_pretrained(folder)
-    run, data = small_run(make_recipe(backbone=str(folder), anchor_weight=1.0))
+    # 96 pixels: a multiple of the ViT's patches, and so is half of it.
+    run, data = small_run(make_recipe(backbone=str(folder), anchor_weight=1.0, view_size_px=96))
     run.anchor = FeatureAnchor(DecodePosModel.from_pretrained(folder), run.objective, 1.0)
     return run, data.__getitems__([(0, i) for i in range(6)])
 
