@@ -119,7 +119,8 @@ class CachedPhotoDataset(PhotoDataset):
             for array in arrays:
                 file.write(array.tobytes())
             file.flush()
-            pixels = np.memmap(file, dtype=np.uint8, mode="c")  # torch warns about arrays that it may not write to
+            # Mode c: torch warns about arrays that it may not write to. A plain array: slices of a memmap cost more.
+            pixels = np.asarray(np.memmap(file, dtype=np.uint8, mode="c"))
         ends = np.cumsum([array.size for array in arrays])
         self.arrays = [
             pixels[end - array.size : end].reshape(array.shape) for array, end in zip(arrays, ends, strict=True)
