@@ -17,7 +17,7 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from modeling_decodepos.regions import View
 from modeling_decodepos.schema import xywh_to_unit_xyxy
@@ -78,38 +78,39 @@ class RegionDataset(Dataset):
 
     def __getitems__(self, keys: list[Key]) -> RegionBatch:
         """The batch of these (epoch, index) keys."""
-        made: dict[str, list[tuple[int, ViewParameters, torch.Tensor]]] = {name: [] for name in self.view_names}
+        pixels = {name: self._room(name, len(keys)) for name in self.view_names}
+        made: dict[str, list[tuple[int, ViewParameters]]] = {name: [] for name in self.view_names}
         for row, (epoch, index) in enumerate(keys):
             # One sample after the other: a batch of decoded images is four times the size of its views.
             image, donor, parameters = self._sample(epoch, index, self.view_names)
             for name, view in parameters.items():
-                made[name].append((row, view, apply_view(view, image, donor)))
-        placements = [view.placement for parts in made.values() for _, view, _ in parts if view.placement]
+                pixels[name][len(made[name])] = apply_view(view, image, donor)
+                made[name].append((row, view))
+        placements = [view.placement for parts in made.values() for _, view in parts if view.placement]
         return RegionBatch(
-            views={name: self._batch(parts, len(keys)) for name, parts in made.items()},
+            views={name: self._batch(parts, pixels[name], len(keys)) for name, parts in made.items()},
             indices=[index for _, index in keys],
             slack=torch.tensor([max(p.slack) for p in placements]),
             can_move=torch.tensor([p.can_move for p in placements], dtype=torch.bool),
         )
 
-    def _batch(self, parts: list[tuple[int, ViewParameters, torch.Tensor]], num_images: int) -> View:
-        """One view of a batch, from (row, parameters, pixels) of the images that have it."""
-        if not parts:  # no image of this batch is mixed; the view keeps its place with no rows
-            size = self.args.view_size_px
-            return View(
-                torch.zeros((0, 3, size, size), dtype=torch.uint8),
-                torch.zeros((0, self.args.num_regions, 4)),
-                torch.zeros((0, self.args.num_regions), dtype=torch.bool),
-                torch.zeros(0, dtype=torch.int64),
-            )
-        rows, drawn, pixels = zip(*parts, strict=True)
+    def _room(self, name: str, count: int) -> torch.Tensor:
+        """Memory for a view of so many images; in a worker, memory that its parent sees, which saves a copy."""
+        size = self.args.small_view_px if VIEW_RULES[name].small else self.args.view_size_px
+        # 8-bit, channels last in memory: a quarter of the bytes to move, and the layout the network wants.
+        pixels = torch.empty((count, size, size, 3), dtype=torch.uint8)
+        return (pixels if get_worker_info() is None else pixels.share_memory_()).permute(0, 3, 1, 2)
+
+    def _batch(self, parts: list[tuple[int, ViewParameters]], pixels: torch.Tensor, num_images: int) -> View:
+        """One view of a batch, from the images that have it: row, parameters, and pixels in the first places."""
+        rows = [row for row, _ in parts]
+        boxes = [view.boxes for _, view in parts] or np.zeros((0, self.args.num_regions, 4), dtype=np.float32)
+        valid = [view.valid for _, view in parts] or np.zeros((0, self.args.num_regions), dtype=bool)
         return View(
-            # 8-bit, channels last in memory: a quarter of the bytes to move, and the layout the network wants.
-            # `default_collate` stacks in a worker's shared memory at once, which saves a copy.
-            default_collate([image.permute(1, 2, 0) for image in pixels]).permute(0, 3, 1, 2),
-            torch.from_numpy(np.stack([view.boxes for view in drawn])),
-            torch.from_numpy(np.stack([view.valid for view in drawn])),
-            None if len(rows) == num_images else torch.tensor(rows),
+            pixels[: len(rows)],  # not all, where not every image is mixed
+            torch.from_numpy(np.asarray(boxes)),
+            torch.from_numpy(np.asarray(valid)),
+            None if len(rows) == num_images else torch.tensor(rows, dtype=torch.int64),
         )
 
     def draw(self, epoch: int, index: int) -> Image.Image:
