@@ -48,6 +48,8 @@ style: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.roi_align
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.views
+	$(BIN)/python -m benchmarks.loader
 
 clean:
 	rm -rf $(VENV) $(DATA) $(RUN)

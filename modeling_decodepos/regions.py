@@ -164,14 +164,15 @@ def boxes_to_pixels(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
             f"a box reaches {furthest:g}; expected x1, y1, x2, y2 in [0, 1]. Divide pixel boxes by width and height."
         )
     height, width = size
-    scale = np.array([width, height, width, height])
-    clipped = boxes.clip(0.0, 1.0) * scale
+    clipped = np.minimum(np.maximum(boxes, 0.0), 1.0) * (width, height, width, height)
     pixels = (clipped + 0.5).astype(np.int64)
+    start, end = pixels[:, :2], pixels[:, 2:]
     # A thin box inside one cell rounds to nothing; it still covers that cell.
-    start = np.minimum(pixels[:, :2], (width - 1, height - 1))
-    has_area = (clipped[:, 2:] > clipped[:, :2]).all(1, keepdims=True)
-    end = np.where(has_area, np.maximum(pixels[:, 2:], start + 1), start)
-    return np.concatenate([start, end], axis=1)
+    np.minimum(start, (width - 1, height - 1), out=start)
+    np.maximum(end, start + 1, out=end)
+    without_area = (clipped[:, 2:] <= clipped[:, :2]).any(1)
+    end[without_area] = start[without_area]
+    return pixels
 
 
 def rasterise(pixel_boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -193,7 +194,7 @@ def boxes_in_window(boxes: np.ndarray, window: np.ndarray) -> np.ndarray:
     """Unit boxes of the image, expressed in the unit coordinates of a window of it and clipped to that window."""
     origin, extent = window[:2], window[2:] - window[:2]
     moved = (boxes.reshape(-1, 2, 2) - origin) / extent
-    return moved.reshape(-1, 4).clip(0.0, 1.0)
+    return np.minimum(np.maximum(moved.reshape(-1, 4), 0.0), 1.0)
 
 
 def _check_boxes(boxes: Tensor, valid: Tensor) -> None:

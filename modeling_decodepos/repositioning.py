@@ -67,7 +67,7 @@ def sample_placement(
         raise ValueError(f"the foreground's scale range is {scale_range}; expected 0 < least <= greatest <= 1.")
     side = max(1, round(view_px * rng.uniform(low, high)))
     # The union of the boxes and of their pixels: neither may leave the view by a rounded fraction.
-    both = np.concatenate([boxes_to_pixels(boxes, (side, side)), np.asarray(boxes).clip(0.0, 1.0) * side])
+    both = np.concatenate([boxes_to_pixels(boxes, (side, side)), np.minimum(np.maximum(boxes, 0.0), 1.0) * side])
     first, last = both.min(0).tolist()[:2], both.max(0).tolist()[2:]
     extent = [(math.floor(a), math.ceil(b)) for a, b in zip(first, last, strict=True)]
     left, top = (int(rng.integers(-a, view_px - b + 1)) for a, b in extent)

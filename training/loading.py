@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from modeling_decodepos.regions import View
 from training.arguments import ViewArguments
@@ -102,7 +102,7 @@ class RegionDataset(Dataset):
     def __getitems__(self, keys: list[Key]) -> RegionBatch:
         """The batch of these (epoch, index) keys."""
         met: dict[int, Broken] = {}
-        batch = build_batch(self.read_samples(keys, met), self.view_names, self.args)
+        batch = build_batch(self.read_samples(keys, met), len(keys), self.view_names, self.args)
         return dataclasses.replace(batch, broken=list(met.values()))
 
     def read_samples(self, keys: list[Key], met: dict[int, Broken]) -> Iterator[Sample]:
@@ -175,33 +175,35 @@ class RegionDataset(Dataset):
             raise
 
 
-def build_batch(samples: Iterable[Sample], view_names: list[str], args: ViewArguments) -> RegionBatch:
-    """The views of samples, made where `views_on` wants them."""
-    make = _pack_views if args.views_on == "device" else _make_views
-    return make(samples, view_names, args)
+def build_batch(samples: Iterable[Sample], count: int, view_names: list[str], args: ViewArguments) -> RegionBatch:
+    """The views of `count` samples, made where `views_on` wants them."""
+    if args.views_on == "device":
+        return _pack_views(list(samples), view_names, args)
+    return _make_views(samples, count, view_names, args)
 
 
-def _make_views(samples: Iterable[Sample], view_names: list[str], args: ViewArguments) -> RegionBatch:
+def _make_views(samples: Iterable[Sample], count: int, view_names: list[str], args: ViewArguments) -> RegionBatch:
     """The views of samples, their pixels made here.
 
     One sample after the other: a batch of decoded images is four times the size of its views.
     """
     indices: list[int] = []
     image_ids: list[str] = []
-    made: dict[str, list[tuple[int, ViewParameters, torch.Tensor]]] = {name: [] for name in view_names}
+    pixels = {name: _room(name, count, args) for name in view_names}
+    made: dict[str, list[tuple[int, ViewParameters]]] = {name: [] for name in view_names}
     for row, sample in enumerate(samples):
         indices.append(sample.index)
         image_ids.append(sample.image_id)
         for name, parameters in sample.views.items():
-            made[name].append((row, parameters, apply_view(parameters, sample.image, sample.donor)))
-    views = {name: _stack(parts, len(indices), args) for name, parts in made.items()}
-    moves = _movements(view for parts in made.values() for _, view, _ in parts)
+            pixels[name][len(made[name])] = apply_view(parameters, sample.image, sample.donor)
+            made[name].append((row, parameters))
+    views = {name: _stack(parts, pixels[name], args) for name, parts in made.items()}
+    moves = _movements(view for parts in made.values() for _, view in parts)
     return RegionBatch(views, indices, image_ids, *moves)
 
 
-def _pack_views(samples: Iterable[Sample], view_names: list[str], args: ViewArguments) -> RegionBatch:
+def _pack_views(held: list[Sample], view_names: list[str], args: ViewArguments) -> RegionBatch:
     """The same with the pixels still to be made, on the device."""
-    held = list(samples)
     images, donors, parameters = zip(*((s.image, s.donor, s.views) for s in held), strict=True)
     packed = pack_views(images, donors, parameters, view_names, args)
     moves = _movements(view for drawn in parameters for view in drawn.values())
@@ -215,24 +217,24 @@ def _movements(views: Iterable[ViewParameters]) -> tuple[torch.Tensor, torch.Ten
     return slack, torch.tensor([placement.can_move for placement in placements], dtype=torch.bool)
 
 
-def _stack(parts: list[tuple[int, ViewParameters, torch.Tensor]], num_images: int, args: ViewArguments) -> View:
-    """One view of a batch, from (row, parameters, pixels) of the images that have it."""
-    if not parts:  # no image of this batch is mixed; the view keeps its place with no rows
-        size = args.view_size_px
-        return View(
-            torch.zeros((0, 3, size, size), dtype=torch.uint8),
-            torch.zeros((0, args.num_regions, 4)),
-            torch.zeros((0, args.num_regions), dtype=torch.bool),
-            torch.zeros(0, dtype=torch.int64),
-        )
-    rows, drawn, pixels = zip(*parts, strict=True)
+def _room(name: str, count: int, args: ViewArguments) -> torch.Tensor:
+    """Memory for a view of so many images; in a worker, memory that its parent sees, which saves a copy."""
+    size = args.small_view_px if VIEW_RULES[name].small else args.view_size_px
+    # 8-bit, channels last in memory: a quarter of the bytes to move, and the layout the network wants.
+    pixels = torch.empty((count, size, size, 3), dtype=torch.uint8)
+    return (pixels if get_worker_info() is None else pixels.share_memory_()).permute(0, 3, 1, 2)
+
+
+def _stack(parts: list[tuple[int, ViewParameters]], pixels: torch.Tensor, args: ViewArguments) -> View:
+    """One view of a batch, from the images that have it: row, parameters, and pixels in the first places."""
+    rows = [row for row, _ in parts]
+    boxes = [view.boxes for _, view in parts] or np.zeros((0, args.num_regions, 4), dtype=np.float32)
+    valid = [view.valid for _, view in parts] or np.zeros((0, args.num_regions), dtype=bool)
     return View(
-        # 8-bit, channels last in memory: a quarter of the bytes to move, and the layout the network wants.
-        # `default_collate` stacks in a worker's shared memory at once, which saves a copy.
-        default_collate([image.permute(1, 2, 0) for image in pixels]).permute(0, 3, 1, 2),
-        torch.from_numpy(np.stack([view.boxes for view in drawn])),
-        torch.from_numpy(np.stack([view.valid for view in drawn])),
-        None if len(rows) == num_images else torch.tensor(rows),
+        pixels[: len(rows)],  # not all, where not every image is mixed
+        torch.from_numpy(np.asarray(boxes)),
+        torch.from_numpy(np.asarray(valid)),
+        None if len(rows) == len(pixels) else torch.tensor(rows, dtype=torch.int64),
     )
 
 

@@ -28,18 +28,27 @@ class Photometric:
 
 def sample_photometric(rng: np.random.Generator, args: ViewArguments, of_whole_image: bool) -> Photometric:
     """A random treatment; views of the whole image are blurred more and never solarised (as SoCo's first view)."""
+    # All at once: a call takes longer than the number.
+    to_jitter, to_gray, to_blur, to_solarize, sigma, *factors = rng.random(9).tolist()
     jitter: tuple[tuple[str, float], ...] = ()
-    if rng.random() < args.jitter_probability:
-        strengths = {"brightness": args.brightness, "contrast": args.contrast, "saturation": args.saturation}
-        factors = {name: rng.uniform(max(0, 1 - s), 1 + s) for name, s in strengths.items()}
-        factors["hue"] = rng.uniform(-args.hue, args.hue)
-        names = sorted(factors)
-        jitter = tuple((names[place], factors[names[place]]) for place in rng.permutation(len(names)).tolist())
-    grayscale = rng.random() < args.grayscale_probability
-    blurred = rng.random() < (args.blur_probability_whole if of_whole_image else args.blur_probability)
-    sigma = rng.uniform(*BLUR_SIGMA)
-    solarize = rng.random() < (0.0 if of_whole_image else args.solarize_probability)
-    return Photometric(jitter, bool(grayscale), float(sigma) if blurred else 0.0, bool(solarize))
+    if to_jitter < args.jitter_probability:
+        ranges = {
+            "brightness": (max(0.0, 1 - args.brightness), 1 + args.brightness),
+            "contrast": (max(0.0, 1 - args.contrast), 1 + args.contrast),
+            "saturation": (max(0.0, 1 - args.saturation), 1 + args.saturation),
+            "hue": (-args.hue, args.hue),
+        }
+        drawn = [
+            (name, low + (high - low) * f) for (name, (low, high)), f in zip(ranges.items(), factors, strict=True)
+        ]
+        jitter = tuple(drawn[place] for place in rng.permutation(len(drawn)).tolist())
+    blurred = to_blur < (args.blur_probability_whole if of_whole_image else args.blur_probability)
+    return Photometric(
+        jitter=jitter,
+        grayscale=to_gray < args.grayscale_probability,
+        blur_sigma=BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * sigma if blurred else 0.0,
+        solarize=to_solarize < (0.0 if of_whole_image else args.solarize_probability),
+    )
 
 
 def apply_photometric(pixels: np.ndarray, treatment: Photometric) -> np.ndarray:
@@ -73,14 +82,15 @@ def _adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 def _adjust_hue(pixels: np.ndarray, factor: float) -> np.ndarray:
     hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
-    turn = np.array([int(factor * 255) % 256, 0, 0], dtype=np.uint8)
+    turn = np.zeros(hsv.shape[1:], dtype=np.uint8)
+    turn[:, 0] = int(factor * 255) % 256
     lines = hsv.reshape(len(hsv), -1)
-    lines += np.tile(turn, hsv.shape[1])  # hue is a circle: it may wrap. Whole lines: a strided sum is far slower
+    lines += turn.ravel()  # hue is a circle: it may wrap. Whole lines: adding to every third byte is far slower
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
 def _blend_table(factor: float, offset: float) -> np.ndarray:
-    return (_LEVELS * factor + offset).clip(0, 255).astype(np.uint8)
+    return np.minimum(np.maximum(_LEVELS * factor + offset, 0), 255).astype(np.uint8)
 
 
 _LEVELS = np.arange(256)

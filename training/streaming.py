@@ -221,7 +221,7 @@ class RegionStream(IterableDataset):
                 met: dict[int, Broken] = {}
                 samples += block.read_samples([(epoch, int(index)) for index in taken], met)
                 broken += met.values()
-            yield dataclasses.replace(build_batch(samples, self.view_names, self.args), broken=broken)
+            yield dataclasses.replace(build_batch(samples, len(samples), self.view_names, self.args), broken=broken)
 
     def _blocks(self, lane: Lane, skip: int) -> Iterator[tuple[RegionDataset, int, np.ndarray]]:
         """A lane's blocks for ever, each with its epoch and what is to be visited of it, after so many samples."""

@@ -9,11 +9,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 import training.views as views
+from modeling_decodepos.background import replace_background
 from modeling_decodepos.losses import OBJECTIVES
+from modeling_decodepos.region_cutout import cut_regions
 from modeling_decodepos.regions import boxes_to_pixels
+from modeling_decodepos.repositioning import reposition_foreground
 from training.arguments import ViewArguments
 from training.photometric import Photometric, apply_photometric, sample_photometric
-from training.views import VIEW_RULES, apply_view, sample_views
+from training.views import MEAN_COLOUR, VIEW_RULES, PixelSource, apply_view, read_pixels, sample_views
 
 SIZE = (96, 128)
 BOXES = np.array(
@@ -167,6 +170,35 @@ def test_the_moved_view_shows_the_foreground_and_the_donor_and_nothing_else():
             union[max(b - 1, 0) : d + 1, max(a - 1, 0) : c + 1] = True
         assert not (view.foreground & ~union).any()
         assert (union & ~view.foreground).any()
+
+
+def test_views_are_what_the_librarys_functions_make():
+    picture, donor = image(1), image(2)
+    for seed in range(4):
+        views = draw(seed, ViewArguments(view_size_px=64), names=["whole_cut", "repositioned"])
+        cut, moved = views["whole_cut"], views["repositioned"]
+        assert cut.cut is not None and moved.placement is not None and moved.background is not None
+        assert moved.foreground is not None
+        plain, foreground, background = (
+            torch.from_numpy(read_pixels(source, pixels)).permute(2, 0, 1)
+            for source, pixels in ((cut.source, picture), (moved.source, picture), (moved.background, donor))
+        )
+        assert torch.equal(apply_view(cut, picture), cut_regions(plain, cut.cut, MEAN_COLOUR))
+        canvas = reposition_foreground(foreground, moved.placement, background)
+        expected = replace_background(canvas, background, moved.foreground)
+        assert torch.equal(apply_view(moved, picture, donor), expected)
+
+
+def test_pixels_are_the_resize_of_a_plain_tensor():
+    """The layout that makes it fast must not change it."""
+    picture = image(3)
+    for flip in (False, True):
+        source = PixelSource((8, 4, 120, 90), 64, flip, Photometric())
+        window = torch.from_numpy(picture[4:90, 8:120].copy()).permute(2, 0, 1)[None].contiguous()
+        expected = F.interpolate(window, size=(64, 64), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+        pixels = read_pixels(source, picture)
+        assert np.array_equal(pixels, expected[:, ::-1] if flip else expected)
+        assert pixels.flags.c_contiguous
 
 
 def test_scaled_foregrounds_always_have_room_and_rigid_ones_may_not():

@@ -1,0 +1,113 @@
+"""The benchmarks of the data path run, and both of their sides make the same views."""
+
+import gc
+import json
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import benchmarks.loader
+import benchmarks.views
+from benchmarks.photos import Photo, decode_each_time, decode_once, random_boxes, synthetic_jpeg
+from benchmarks.pil_views import PilViews
+from modeling_decodepos.region_cutout import sample_grid_boxes, sample_region_cut
+from training.arguments import ViewArguments
+from training.pixels import IMAGE_MEAN, IMAGE_STD
+
+# One window, no colours: what is left to chance is the flip and the cuts.
+PLAIN = ViewArguments(
+    jitter_probability=0, grayscale_probability=0, blur_probability=0, blur_probability_whole=0,
+    solarize_probability=0, flip="none", crop_scale_min=1.0, crop_aspect=1.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[Photo]:
+    rng = np.random.default_rng(0)
+    return [Photo(synthetic_jpeg(seed), random_boxes(rng)) for seed in range(3)]
+
+
+def run(main: Callable[[], None], options: str, monkeypatch: pytest.MonkeyPatch, capsys) -> tuple[str, dict]:
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("sys.argv", ["benchmark", *options.split()])
+    try:
+        main()
+    finally:
+        torch.set_num_threads(threads)
+        gc.unfreeze()
+    printed = capsys.readouterr().out
+    return printed, json.loads(printed.splitlines()[-1])
+
+
+def test_the_views_benchmark_ends_with_its_result(monkeypatch: pytest.MonkeyPatch, capsys):
+    printed, result = run(benchmarks.views.main, "--rounds 1 --images-count 2", monkeypatch, capsys)
+    assert "synthetic" in printed
+    assert result["name"] == "views" and result["ratio"] > 0
+    assert set(result["ratios"]) == {"JPEG, uint8", "JPEG, float", "cache, uint8", "cache, float"}
+    assert result["agreement"]["crop, resize, flip"]["greatest"] <= 1
+
+
+def test_the_loader_benchmark_ends_with_its_result(monkeypatch: pytest.MonkeyPatch, capsys):
+    options = "--rounds 1 --images-count 2 --batches 2 --batch-size 2 --workers 1"
+    _, result = run(benchmarks.loader.main, options, monkeypatch, capsys)
+    assert result["name"] == "loader" and result["ratio"] > 0
+    ours, theirs = result["cases"]["JPEG"], result["cases"]["theirs"]
+    assert theirs["kilobytes_per_image"] == pytest.approx(4 * ours["kilobytes_per_image"], rel=0.01)
+    assert 0 < ours["worker_peak_mb"] < 100_000
+
+
+def test_both_sides_show_the_same_pixels(photos: list[Photo]):
+    """With one window and no colours, a view of theirs is one of ours, perhaps mirrored, up to rounding."""
+    random.seed(0)
+    for index, photo in enumerate(photos):
+        batch = decode_each_time(photos, PLAIN, ["crop"])[(0, index)]
+        donor = photos[(index + 1) % len(photos)]
+        theirs, boxes, valid = PilViews(PLAIN)(photo.open(), donor.open(), photo.boxes.tolist())["crop"]
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+        levels = (theirs * std + mean) * 255
+        ours = batch.views["crop"].pixel_values[0].float()
+        differences = [float((levels - candidate).abs().mean()) for candidate in (ours, ours.flip(2))]
+        assert min(differences) < 0.05
+        assert max(differences) > 5
+        assert boxes.shape == (4, 4) and valid.all()
+
+
+def test_both_sides_cut_the_same_share(photos: list[Photo]):
+    random.seed(0)
+    peer, size = PilViews(PLAIN), PLAIN.view_size_px
+    shares: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        regions = photos[0].boxes[:4]
+        ratio = rng.uniform(PLAIN.cut_ratio_min, PLAIN.cut_ratio_max)
+        cut = sample_region_cut(np.concatenate([regions, sample_grid_boxes(rng)]), (size, size), ratio, rng)
+        shares["ours"].append(float(cut.mean()))
+        pixels = peer._cut(torch.ones(3, size, size), [tuple(box) for box in regions.tolist()])
+        shares["theirs"].append(float((pixels[0] == 0).float().mean()))
+    assert np.mean(shares["ours"]) == pytest.approx(np.mean(shares["theirs"]), abs=0.03)
+
+
+def test_the_peer_moves_regions_over_the_donor():
+    """On a white image and a black donor: white where the boxes are, less what was cut from them, and black around."""
+    random.seed(1)
+    image, donor = Image.new("RGB", (320, 240), "white"), Image.new("RGB", (320, 240), "black")
+    regions = [(0.2, 0.2, 0.5, 0.6), (0.4, 0.3, 0.7, 0.9)]
+    for _ in range(10):
+        pixels, boxes, valid = PilViews(PLAIN)(image, donor, regions)["repositioned"]
+        white = pixels[0] > 0
+        inside = torch.zeros_like(white)
+        for x1, y1, x2, y2 in (boxes[valid] * PLAIN.view_size_px).round().int().tolist():
+            inside[y1:y2, x1:x2] = True
+        assert not white[~inside].any()
+        assert 0.4 < float(white[inside].float().mean()) < 0.95
+
+
+def test_the_cache_holds_smaller_pictures_of_the_same(photos: list[Photo]):
+    full, cached = (make(photos, PLAIN, ["crop"]) for make in (decode_each_time, decode_once))
+    assert cached.source.pixels(0).shape == (288, 384, 3)
+    ours, smaller = (data[(0, 0)].views["crop"].pixel_values.float() for data in (full, cached))
+    assert 0 < float((ours - smaller).abs().mean()) < 5
