@@ -22,6 +22,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import ResNetConfig
 
 from benchmarks.roi_align import LOOP, Pool, has_torchvision_operators, loop_pool, random_boxes, torchvision_pool
@@ -46,6 +47,7 @@ from modeling_decodepos import (
 )
 from modeling_decodepos.region_pooling import pool_regions
 from modeling_decodepos.regions import Regions
+from training.building import compile_stages
 
 OBJECTIVE = OBJECTIVES["both"]
 REGIONS = 4
@@ -187,8 +189,30 @@ def convolution_rate(dtype: torch.dtype) -> float:
     return 2 * features.numel() * weight[0].numel() / min(seconds[""]) / 1e9
 
 
-def measure(case: Case, pool: Pool, rounds: int, threads: int) -> dict[str, list[float]]:
-    """Seconds of the step in each style, and of our pooling and our teacher's update alone, by round."""
+def matmul_rate(dtype: torch.dtype) -> float:
+    """GFLOP per second of a 2048 x 2048 matrix product alone, best of ten."""
+    left, right = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
+    seconds = time_interleaved({"": lambda: left @ right}, rounds=10, clock=clock_for(torch.get_num_threads()))
+    return 2 * 2048**3 / min(seconds[""]) / 1e9
+
+
+def count_flops(step: Callable[[], Tensor]) -> int:
+    """Floating point operations of a step in convolutions and matrix products, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return int(counter.get_total_flops())
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `measure` found."""
+
+    seconds: dict[str, list[float]]  # by style and round
+    flops: int  # of our step
+
+
+def measure(case: Case, pool: Pool, rounds: int, threads: int, compiled: bool) -> Measured:
+    """The step in each style, and our pooling and our teacher's update alone."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     model = DecodePosForPreTraining(DecodePosConfig(backbone_config=case.backbone)).train()
@@ -199,13 +223,23 @@ def measure(case: Case, pool: Pool, rounds: int, threads: int) -> dict[str, list
         "ours fp32": tuned_step(copy.deepcopy(model), views, bf16=False),
         "theirs": plain_step(copy.deepcopy(model), views, pool),
     }
+    if compiled:
+        steps["ours compiled"] = tuned_step(compiled_copy(model), views, bf16=has_fast_bf16())
     # The first step is the warm-up. A second one starts from weights that both sides changed: equal losses mean equal
     # gradients as well.
     for _ in range(2):
         losses = {name: step() for name, step in steps.items()}
         torch.testing.assert_close(losses["ours fp32"], losses["theirs"], rtol=1e-3, atol=1e-3)
     alone = {"pooling": pooling_of(steps["ours"]), "ema": lambda: ours.update_teacher(MOMENTUM)}
-    return time_interleaved({**steps, **alone}, rounds, warmup=0, clock=clock_for(threads))
+    flops = count_flops(steps["ours"])
+    return Measured(time_interleaved({**steps, **alone}, rounds, warmup=0, clock=clock_for(threads)), flops)
+
+
+def compiled_copy(model: DecodePosForPreTraining) -> DecodePosForPreTraining:
+    """The model as `--compile` trains it."""
+    model = copy.deepcopy(model)
+    compile_stages(model)
+    return model
 
 
 def main() -> None:
@@ -213,6 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="threads torch may use")
     parser.add_argument("--rounds", type=int, default=3, help="how often each style is timed")
+    parser.add_argument("--compile", action="store_true", help="time the step with torch.compile too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print_machine()
@@ -229,10 +264,15 @@ def main() -> None:
 
     peak_fp32, peak_bf16 = convolution_rate(torch.float32), convolution_rate(torch.bfloat16)
     print(f"a 3x3 convolution alone: {peak_fp32:.0f} GFLOP/s in fp32, {peak_bf16:.0f} in bf16", flush=True)
+    peak = matmul_rate(torch.bfloat16 if has_fast_bf16() else torch.float32)
+    print(f"a 2048 x 2048 matrix product alone: {peak:.0f} GFLOP/s in {style}", flush=True)
 
     rows, summary = [], {}
     for case in CASES:
-        seconds = measure(case, pool, arguments.rounds, arguments.threads)
+        measured = measure(case, pool, arguments.rounds, arguments.threads, arguments.compile)
+        seconds = measured.seconds
+        share = measured.flops / spread(seconds["ours"]).median / 1e9 / peak
+        compiled = ratio(seconds["ours"], seconds["ours compiled"]) if arguments.compile else None
         gain, gain_fp32 = (ratio(seconds["theirs"], seconds[name]) for name in ("ours", "ours fp32"))
         pooling, ema = (ratio(seconds[name], seconds["ours"]) for name in ("pooling", "ema"))
         rate = {name: case.images / spread(seconds[name]).median for name in ("ours", "ours fp32", "theirs")}
@@ -244,6 +284,8 @@ def main() -> None:
                 gain_fp32,
                 f"{pooling.median:.2%}",
                 f"{ema.median:.2%}",
+                f"{share:.0%}",
+                compiled or "not run",
             )
         )
         summary[case.name] = {
@@ -252,9 +294,23 @@ def main() -> None:
             "theirs": rate["theirs"],
             "ratio_fp32": gain_fp32.median,
             "pooling_and_ema_share": pooling.median + ema.median,
+            "gflop_per_image": measured.flops / case.images / 1e9,
+            "share_of_matmul_peak": share,
+            "compiled_over_eager": compiled.median if compiled else None,
         }
     print_table(
-        ("case", f"ours {style} img/s", "ours fp32", "theirs", "ratio", "fp32 ratio", "pooling", "EMA"),
+        (
+            "case",
+            f"ours {style} img/s",
+            "ours fp32",
+            "theirs",
+            "ratio",
+            "fp32 ratio",
+            "pooling",
+            "EMA",
+            "of peak",
+            "compiled",
+        ),
         rows,
     )
     first = summary[CASES[0].name]
@@ -268,6 +324,7 @@ def main() -> None:
         threads=arguments.threads,
         clock=clock_name(arguments.threads),
         convolution_gflops={"fp32": peak_fp32, "bf16": peak_bf16},
+        matmul_gflops=peak,
         cases=summary,
     )
 

@@ -201,6 +201,12 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         refuse_other_recipe(checkpoint, run.state["recipe"], recipe)
         run.step = run.state["step"]
         accelerator.print(f"continuing from {checkpoint} at step {run.step}")
+    steps = accelerator.gather(torch.tensor([run.step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"the processes would continue from different steps ({sorted(set(steps))}): all machines must see "
+            f"{output_dir} under the same path."
+        )
     return run, dataset, batches
 
 
