@@ -17,6 +17,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 import torch
@@ -267,7 +268,8 @@ def main() -> None:
     peak = matmul_rate(torch.bfloat16 if has_fast_bf16() else torch.float32)
     print(f"a 2048 x 2048 matrix product alone: {peak:.0f} GFLOP/s in {style}", flush=True)
 
-    rows, summary = [], {}
+    rows: list[tuple[object, ...]] = []
+    summary: dict[str, dict[str, Any]] = {}
     for case in CASES:
         measured = measure(case, pool, arguments.rounds, arguments.threads, arguments.compile)
         seconds = measured.seconds
