@@ -1,7 +1,7 @@
 """The views of one image per core, ours against PIL and torchvision: `python -m benchmarks.views`.
 
-Both sides make the four views of the objective `both` from the bytes of an image and of a donor, one image after the
-other on one core. Ours makes 8-bit views as the trainer's data set does, from JPEG files and from images that were
+Both sides make the four views of the objective `both` from the bytes of an image and of a donor, on one core, and
+deliver batches of 32. Ours makes 8-bit views as the trainer's data set does, from JPEG files and from images that were
 decoded once; normalising them to float is timed on top, because the trainer leaves it to the device. The peer is
 `benchmarks.pil_views`, whose views are normalised float tensors.
 
@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import default_collate
 
 from benchmarks.photos import Photo, add_photo_options, decode_each_time, decode_once, load_photos
 from benchmarks.pil_views import PilViews, colours_by_pil, peer_name, resized_crop, to_normalised_tensor
@@ -59,9 +60,12 @@ def our_pass(dataset: RegionDataset, floats: bool) -> None:
 
 def their_pass(photos: Sequence[Photo], views: PilViews) -> None:
     """The same by the peer."""
-    for index, photo in enumerate(photos):
-        donor = photos[(index + 1) % len(photos)]
-        views(photo.open(), donor.open(), photo.boxes.tolist())
+    for start in range(0, len(photos), BATCH_SIZE):
+        samples = []
+        for index in range(start, min(start + BATCH_SIZE, len(photos))):
+            photo, donor = photos[index], photos[(index + 1) % len(photos)]
+            samples.append(views(photo.open(), donor.open(), photo.boxes.tolist()))
+        default_collate(samples)
 
 
 # --- stages
@@ -227,7 +231,7 @@ def main() -> None:
          ratio(seconds[f"theirs {name}"], seconds[f"ours {name}"]))
         for name in stages
     ]  # fmt: skip
-    rows.append(("boxes, parameters, cuts, pastes (the rest)", f"{ours_rest:.2f}", f"{theirs_rest:.2f}", ""))
+    rows.append(("boxes, parameters, cuts, pastes, batch (the rest)", f"{ours_rest:.2f}", f"{theirs_rest:.2f}", ""))
     rows.append(("  of it boxes and parameters", f"{milliseconds['parameters']:.2f}", "-", ""))
     print_table(("stage", "ours", "theirs", "ratio"), rows)
 

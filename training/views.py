@@ -64,8 +64,8 @@ VIEW_RULES: dict[str, ViewRule] = {
 
 
 _PLACES = {name: place for place, name in enumerate(VIEW_RULES)}
-# Numbers between the stretches of two views; a view draws a few hundred. Spawned generators would do the same, at a
-# tenth of the time that a sample takes from the cache. A prime: powers of two apart, PCG64 repeats its low bits.
+# Numbers between the stretches of two views; a view draws a few hundred. Spawned generators would do the same and take
+# ten times as long. A prime: powers of two apart, PCG64 repeats its low bits.
 _STRETCH = 1_000_003
 
 
