@@ -392,12 +392,14 @@ def parse_command_line(arguments: list[str] | None = None) -> Recipe:
             2, f"unknown argument {unknown[0]}." + (f" Did you mean --{near[0]}?\n" if near else " See --help.\n")
         )
     given = vars(known)
-    overrides = {
-        key: yaml.load(value, Loader=_RecipeLoader)
-        for key, value in given.items()
-        if key != "recipe" and value is not None
-    }
+    words = {f.name for group in GROUPS for f in dataclasses.fields(group) if get_type_hints(group)[f.name] is str}
     try:
+        overrides = {
+            # A shell's word is a word: a path may look like a date or a list, or be empty.
+            key: value if key in words else _read_value(value)
+            for key, value in given.items()
+            if key != "recipe" and value is not None
+        }
         return load_recipe(given["recipe"], overrides)
     except (ValueError, FileNotFoundError) as error:
         parser.exit(2, f"{error}\n")
@@ -411,6 +413,13 @@ class _RecipeLoader(yaml.SafeLoader):
 _RecipeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+
+
+def _read_value(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_RecipeLoader)
+    except yaml.YAMLError:
+        return text  # no number and no bool; `_coerce` says so
 
 
 def _coerce(key: str, value: Any, kind: type, choices: tuple[str, ...] | None, source: str) -> Any:

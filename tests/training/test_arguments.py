@@ -34,6 +34,11 @@ def test_the_command_line_wins_over_the_recipe(tmp_path: Path):
     assert recipe.run.mixed_precision == "no"  # YAML reads the bare word as false
 
 
+@pytest.mark.parametrize("word", ["", "2024-01-01", "007", "my: photos", "[a", "*x", "~", "no", "1e3"])
+def test_a_word_of_the_command_line_stays_as_it_was_typed(word: str):
+    assert parse_command_line(["--data", word]).data.data == word
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -68,6 +73,7 @@ def test_a_wrong_flag_or_file_ends_with_a_hint(capsys: pytest.CaptureFixture, tm
         (["--max_step", "3"], "--max_steps"),
         (["nowhere.yaml"], "scenes_smoke"),
         ([str(broken)], "is no YAML"),
+        (["--max_steps", "["], "max_steps is '['"),
     ]:
         with pytest.raises(SystemExit) as stop:
             parse_command_line(arguments)
