@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -81,17 +82,23 @@ def save_checkpoint(
 
 
 def saved_steps(folder: Path) -> list[Path]:
-    """The whole checkpoints in a folder, oldest first."""
-    return sorted(path.parent for path in folder.glob(f"step_*/{STATE_FILE}"))
+    """The whole checkpoints in a folder, oldest first. Folders of other names, such as copies, are left alone."""
+    found = (path.parent for path in folder.glob(f"step_*/{STATE_FILE}"))
+    return sorted((path for path in found if step_of(path) >= 0), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step that the name of a checkpoint tells; -1 for other names."""
+    named = re.fullmatch(r"step_(\d{7,})", path.name)
+    return int(named[1]) if named else -1
 
 
 def _retire(folder: Path, newest: Path, keep: int, best_step: int | None) -> None:
     saved = saved_steps(folder)
     # Later ones belong to a run that was taken up again from here or before: they must not be resumed.
-    later = [path for path in saved if path.name > newest.name]
-    older = [path for path in saved if path.name <= newest.name][:-keep]
-    best = f"step_{best_step:07d}" if best_step is not None else ""
-    for path in [*later, *(path for path in older if path.name != best)]:
+    later = [path for path in saved if step_of(path) > step_of(newest)]
+    older = [path for path in saved if step_of(path) <= step_of(newest)][:-keep]
+    for path in [*later, *(path for path in older if step_of(path) != best_step)]:
         _delete(path)
 
 
@@ -106,7 +113,7 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
             )
         return None
     if resume == "auto":
-        return max(saved_steps(folder), default=None)
+        return next(reversed(saved_steps(folder)), None)
     path = Path(resume)
     if not (path / STATE_FILE).is_file():
         raise FileNotFoundError(f"resume: {path} is no checkpoint; expected a folder step_… holding {STATE_FILE}.")

@@ -19,6 +19,7 @@ from torch import Tensor
 from modeling_decodepos.diagnosis import effective_rank, embedding_std
 from training.broken_images import BrokenImages
 from training.building import BACKBONES, Run
+from training.checkpoints import saved_steps, step_of
 from training.interruption import RunStopped
 from training.loading import Broken
 from training.online import OnlineMeasures, build_online
@@ -159,7 +160,7 @@ class KnnWatchdog:
 
 def name_checkpoint(folder: Path, step: int) -> str:
     """A sentence that names the newest checkpoint not younger than a step."""
-    saved = [path for path in sorted(folder.glob("step_*")) if int(path.name.removeprefix("step_")) <= step]
+    saved = [path for path in saved_steps(folder) if step_of(path) <= step]
     if saved:
         return f"The newest checkpoint that old is {saved[-1]}."
     return f"{folder} holds no checkpoint that old: begin anew, and set save_steps and keep_checkpoints to keep some."

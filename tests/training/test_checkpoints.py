@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 from training.arguments import build_recipe
 from training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from training.monitoring import describe_run
+from training.watch import name_checkpoint
 
 
 @pytest.fixture
@@ -57,6 +59,20 @@ def test_the_last_ones_are_kept_and_those_of_an_abandoned_run_go(parts, tmp_path
     assert steps(tmp_path) == [120]
     assert find_checkpoint(tmp_path, "auto") == written
     assert [path.name for path in tmp_path.iterdir()] == [written.name], "nothing temporary is left behind"
+
+
+def test_copies_and_other_folders_are_left_alone(parts, tmp_path: Path):
+    model, optimizer, accelerator = parts
+    path = save_checkpoint(tmp_path, 10, model, optimizer, accelerator, {}, keep=1)
+    copies = [tmp_path / name for name in ("step_0000010_good", "step_0000999_good", "step_best")]
+    for copy in copies:
+        shutil.copytree(path, copy)
+    assert find_checkpoint(tmp_path, "auto") == path
+    for step in (11, 9_999_999, 10_000_000):
+        path = save_checkpoint(tmp_path, step, model, optimizer, accelerator, {}, keep=1)
+        assert find_checkpoint(tmp_path, "auto") == path
+    assert sorted(tmp_path.iterdir()) == sorted([path, *copies])
+    assert name_checkpoint(tmp_path, 10_000_000) == f"The newest checkpoint that old is {path}."
 
 
 def test_half_written_and_half_deleted_ones_are_never_found(parts, tmp_path: Path):

@@ -18,6 +18,7 @@ FULL = 64.0
 def checkpoints(tmp_path):
     for step in (50, 100, 150):
         (tmp_path / "checkpoints" / f"step_{step:07d}").mkdir(parents=True)
+        (tmp_path / "checkpoints" / f"step_{step:07d}" / "state.json").write_text("{}")
     (tmp_path / "checkpoints" / ".writing_step_0000200").mkdir()
     return tmp_path / "checkpoints"
 
