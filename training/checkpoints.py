@@ -52,7 +52,7 @@ def save_checkpoint(
     if accelerator.is_main_process:
         try:
             for left in (*folder.glob(".writing_*"), *folder.glob(".deleting_*")):  # by a run that was killed
-                shutil.rmtree(left)
+                shutil.rmtree(left, ignore_errors=True)
             temporary.mkdir(parents=True)
             save_file(_contiguous(model.state_dict()), temporary / "model.safetensors", metadata={"format": "pt"})
             save_file(_contiguous(_optimizer_tensors(model, optimizer)), temporary / "optimizer.safetensors")
@@ -63,7 +63,8 @@ def save_checkpoint(
             (temporary / STATE_FILE).write_text(text, encoding="utf-8")
             for file in (*temporary.iterdir(), temporary):
                 _flush(file)
-            _delete(final)
+            if final.is_dir():
+                _delete(final)
             os.replace(temporary, final)
             _flush(folder)
             _retire(folder, final, keep, best_step)
@@ -192,12 +193,14 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _delete(path: Path) -> None:
-    """Delete a checkpoint so that a half deleted one is never taken for a whole one."""
-    if path.is_dir():
-        doomed = path.with_name(f".deleting_{path.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.replace(path, doomed)
-        shutil.rmtree(doomed)
+    """Delete a checkpoint so that a half deleted one is never taken for a whole one.
+
+    What cannot go yet, because somebody reads it over a network, goes when the next one is written.
+    """
+    doomed = path.with_name(f".deleting_{path.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

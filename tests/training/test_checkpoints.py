@@ -1,3 +1,4 @@
+import errno
 import shutil
 from pathlib import Path
 
@@ -73,6 +74,24 @@ def test_copies_and_other_folders_are_left_alone(parts, tmp_path: Path):
         assert find_checkpoint(tmp_path, "auto") == path
     assert sorted(tmp_path.iterdir()) == sorted([path, *copies])
     assert name_checkpoint(tmp_path, 10_000_000) == f"The newest checkpoint that old is {path}."
+
+
+def test_a_checkpoint_that_somebody_reads_is_deleted_later(parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """NFS refuses to empty a folder while a file in it is open."""
+    model, optimizer, accelerator = parts
+    delete = shutil.rmtree
+
+    def refuse(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    for step in (10, 20, 30):
+        path = save_checkpoint(tmp_path, step, model, optimizer, accelerator, {}, keep=1)
+        assert find_checkpoint(tmp_path, "auto") == path
+    monkeypatch.setattr(shutil, "rmtree", delete)
+    path = save_checkpoint(tmp_path, 40, model, optimizer, accelerator, {}, keep=1)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_half_written_and_half_deleted_ones_are_never_found(parts, tmp_path: Path):
