@@ -10,6 +10,8 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -65,9 +67,12 @@ class Meter:
         self.can_move: list[bool] = []
         self.broken: list[Broken] = []
 
-    def restart(self) -> None:
-        """Leave out the time since the last line: it did not go into training."""
-        self.started = time.perf_counter()
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what happens meanwhile: it is no training."""
+        began = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - began
 
     def add(self, images: int, batches: list[RegionBatch]) -> None:
         """Count one step: its images over all processes, and this process's batches."""

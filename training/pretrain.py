@@ -135,9 +135,9 @@ def train(
             watch.observe(line, meter.can_move, meter.broken)
             meter = Meter()
         if settings.measure_steps and (run.step % settings.measure_steps == 0 or last):
-            measures, improved = watch.measure()
-            record(run, log, {"step": run.step, **measures})
-            meter.restart()
+            with meter.paused():
+                measures, improved = watch.measure()
+                record(run, log, {"step": run.step, **measures})
         if last or leave or improved or (settings.save_steps and run.step % settings.save_steps == 0):
             save(run, watch)
         if leave and not last:
