@@ -32,10 +32,9 @@ class RunLog:
 
     def __init__(self, path: Path, first_step: int):
         self.path = path
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         # A resumed run repeats the steps after its checkpoint; their old lines go. A new one keeps none.
         kept = [line for line in read_log(path) if first_step > 0 and line["step"] <= first_step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, **values: Any) -> None:
         """Append one line."""
@@ -135,9 +134,14 @@ def describe_data(path: str, source: ImageSource | ImageStream) -> dict[str, Any
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file so that it is never seen half written."""
+    write_whole(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is never seen half written; one that was there stays until the new one is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".writing")
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
