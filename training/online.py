@@ -5,6 +5,7 @@
     position_r2            how much of a region's place its feature tells: 1 all, 0 nothing
     context_leak           share of the surroundings in a region's feature: 0 none, 1/2 as much as its content
     region_retrieval       share of regions that are found again, among all, before another image in another place
+    measured_regions       how many regions were asked about
 
 Neighbours and regressions learn from images of the training split (the gallery) and are asked about others (the
 queries). Everything is drawn once from the seed; the images are decoded once and kept as 8-bit views.
@@ -131,7 +132,7 @@ class OnlineMeasures:
         """All measures that the data allow, by name. The model runs in evaluation mode and is left as it was found."""
         with evaluating(model):
             gallery, queries = (embed(model, side.pixels, side.boxes) for side in (self.gallery, self.queries))
-            measures: dict[str, float] = {}
+            measures: dict[str, float] = {"measured_regions": len(queries)}
             if self.gallery.labels is not None and self.queries.labels is not None:
                 predictions = knn_predict(gallery, self.gallery.labels, queries, k=NEIGHBOURS)
                 accuracy = knn_accuracy(predictions, self.queries.labels)

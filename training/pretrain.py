@@ -136,8 +136,9 @@ def train(
             meter = Meter()
         if settings.measure_steps and (run.step % settings.measure_steps == 0 or last):
             with meter.paused():
-                measures, improved = watch.measure()
+                measures = watch.measure()
                 record(run, log, {"step": run.step, **measures})
+                improved = watch.judge(measures)
         if last or leave or improved or (settings.save_steps and run.step % settings.save_steps == 0):
             save(run, watch)
         if leave and not last:
@@ -226,7 +227,9 @@ def run_training(run: Run, dataset: Data, batches: StepBatches, watch: Watch, ou
         if run.step == 0:
             look_before(run, watch.online, output_dir)
     if run.step == 0 and run.recipe.run.measure_steps:
-        record(run, log, {"step": 0, **watch.measure()[0]})
+        measures = watch.measure()
+        record(run, log, {"step": 0, **measures})
+        watch.judge(measures)
     batches = dataclasses.replace(batches, first_step=run.step, last_step=run.total_steps)
     workers, pin_memory = run.recipe.data.num_workers, run.accelerator.device.type == "cuda"
     if isinstance(dataset, RegionStream):

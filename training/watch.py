@@ -138,7 +138,9 @@ class KnnWatchdog:
             self.healthy_step = step
             return
         value = measures.get(self.measure)
-        if value is None or value >= self.share * self.start:
+        # A fall within two standard errors of a share of so many regions is no fall: near chance nothing can be lost.
+        noise = 2 * math.sqrt(self.start * (1 - self.start) / measures.get("measured_regions", math.inf))
+        if value is None or value >= self.share * self.start or self.start - value <= noise:
             self.healthy_step = step
             return
         raise RunStopped(
@@ -225,21 +227,25 @@ class Watch:
             if warning:
                 accelerator.print(f"\n{warning}")
 
-    def measure(self) -> tuple[dict[str, float], bool]:
-        """The measures now (taken on the main process), and whether they are the best since training began.
+    def measure(self) -> dict[str, float]:
+        """The measures now, taken on the main process and told to all."""
+        own = self.online.measure(self.run.net.decodepos) if self.online else {}
+        measures: dict[str, float] = broadcast_object_list([own])[0]
+        return measures
+
+    def judge(self, measures: Mapping[str, float]) -> bool:
+        """Whether the measures are the best since training began.
 
         Raises:
             RunStopped: They are much worse than at the start.
         """
-        own = self.online.measure(self.run.net.decodepos) if self.online else {}
-        measures: dict[str, float] = broadcast_object_list([own])[0]
         self.knn.observe(self.run.step, measures)
         name = next((name for name in WATCHED if name in measures), None)
         best = self.run.state.get("best")
         if name is None or self.run.step == 0 or (best and best["value"] >= measures[name]):
-            return measures, False
+            return False
         self.run.state["best"] = {"step": self.run.step, "measure": name, "value": measures[name]}
-        return measures, True
+        return True
 
 
 def stop_if_immobile(immobile: int, mixed: int, most: float) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -153,6 +154,15 @@ def test_the_watchdog_can_be_off_and_needs_something_to_watch(checkpoints):
         off.observe(step, {"object_knn": value})
         nothing.observe(step, {"position_r2": value})
     assert off.state()["healthy_step"] == 10
+
+
+def test_the_watchdog_does_not_bark_at_noise(checkpoints):
+    """0.015 after 0.0225 is no fall among 1,000 regions (standard error 0.005), and one among 10,000."""
+    for regions, barks in ((1000, False), (10_000, True)):
+        dog = KnnWatchdog(0.7, checkpoints)
+        dog.observe(0, {"object_knn": 0.0225, "measured_regions": regions})
+        with pytest.raises(RunStopped) if barks else contextlib.nullcontext():
+            dog.observe(10, {"object_knn": 0.015, "measured_regions": regions})
 
 
 def test_a_watchdog_goes_on_from_its_state(checkpoints):
