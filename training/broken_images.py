@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from dataset_scripts.parquet import write_text
 from training.interruption import RunStopped
 
 
@@ -24,9 +25,7 @@ class BrokenImages:
         if resume and path.is_file():
             self.reasons = dict(_read(path))
         # What a crash left half written goes; so does the list of an earlier run that left no checkpoint.
-        temporary = path.with_suffix(".writing")
-        temporary.write_text("".join(map(_line, self.reasons.items())), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, "".join(map(_line, self.reasons.items())))
 
     def __len__(self) -> int:
         return len(self.reasons)
