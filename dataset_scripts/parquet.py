@@ -102,8 +102,11 @@ def _temporary(path: Path) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
     temporary = _temporary(path)
-    temporary.write_text(text, encoding="utf-8")
-    _publish(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_shard(path: Path, rows: Iterable[Row], schema: pa.Schema) -> dict[str, Any]:

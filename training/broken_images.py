@@ -6,27 +6,25 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from dataset_scripts.parquet import write_text
 from training.interruption import RunStopped
 
 
 class BrokenImages:
     """Broken images by id, kept in `broken_images.jsonl` of the run folder: one object with id and reason per line.
 
-    Every process of a run can hold one and be told the same; only the one that has a path writes.
+    Every process of a run holds one and is told the same, so that all come to one verdict; only one of them writes.
     """
 
-    def __init__(self, image_count: int, max_share: float, path: Path | None = None, resume: bool = False):
-        self.image_count, self.max_share, self.path = image_count, max_share, path
+    def __init__(self, image_count: int, max_share: float, path: Path, resume: bool = False, writes: bool = True):
+        self.image_count, self.max_share, self.path, self.writes = image_count, max_share, path, writes
         self.reasons: dict[str, str] = {}
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
         if resume and path.is_file():
             self.reasons = dict(_read(path))
-        # What a crash left half written goes; so does the list of an earlier run that left no checkpoint.
-        temporary = path.with_suffix(".writing")
-        temporary.write_text("".join(map(_line, self.reasons.items())), encoding="utf-8")
-        temporary.replace(path)
+        if writes:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # What a crash left half written goes; so does the list of an earlier run that left no checkpoint.
+            write_text(path, "".join(map(_line, self.reasons.items())))
 
     def __len__(self) -> int:
         return len(self.reasons)
@@ -39,7 +37,7 @@ class BrokenImages:
         """
         new = {image_id: reason for image_id, reason in broken if image_id not in self.reasons}
         self.reasons |= new
-        if new and self.path is not None:
+        if new and self.writes:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(map(_line, new.items())))
         self._stop_if_too_many()
@@ -49,10 +47,10 @@ class BrokenImages:
         if len(self.reasons) <= self.max_share * self.image_count:
             return
         first = "\n".join(f"  {image_id}: {reason}" for image_id, reason in list(self.reasons.items())[:5])
-        more = f"\n  … all of them: {self.path}" if self.path is not None else ""
         raise RunStopped(
             f"{len(self.reasons)} of {self.image_count} images cannot be read, more than max_broken_share "
-            f"{self.max_share:g} allows:\n{first}{more}\nRepair or remove them, or raise --max_broken_share."
+            f"{self.max_share:g} allows:\n{first}\n  … all of them: {self.path}\n"
+            "Repair or remove them, or raise --max_broken_share."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -44,7 +45,7 @@ class StopRequest:
 
 
 def lock_folder(folder: Path) -> IO[str]:
-    """An open file that marks the folder as in use until it is closed, or the process ends in whatever way."""
+    """An open file that marks the folder as in use until it is closed, or this process ends in whatever way."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -55,6 +56,13 @@ def lock_folder(folder: Path) -> IO[str]:
     except BlockingIOError:
         lock.close()
         raise ValueError(f"output_dir {folder} is in use by another run; wait for it, or choose another.") from None
+    except OSError as error:
+        lock.close()
+        raise ValueError(
+            f"output_dir {folder} is on a file system without locks ({error.strerror}), which keep two runs from "
+            "writing to one folder; choose a folder elsewhere, or have it mounted with them (Lustre: flock)."
+        ) from None
+    os.register_at_fork(after_in_child=lock.close)  # data workers outlive a killed run by seconds
     return lock
 
 

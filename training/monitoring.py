@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from dataset_scripts.parquet import write_text
 from training.arguments import Recipe, origins
 from training.images import ImageSource
 from training.loading import Broken, RegionBatch
@@ -34,7 +35,7 @@ class RunLog:
         self.path = path
         # A resumed run repeats the steps after its checkpoint; their old lines go. A new one keeps none.
         kept = [line for line in read_log(path) if first_step > 0 and line["step"] <= first_step]
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, **values: Any) -> None:
         """Append one line."""
@@ -134,15 +135,8 @@ def describe_data(path: str, source: ImageSource | ImageStream) -> dict[str, Any
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file so that it is never seen half written."""
-    write_whole(path, json.dumps(values, indent=2) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is never seen half written; one that was there stays until the new one is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def now() -> str:

@@ -11,12 +11,12 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from dataset_scripts.parquet import write_text
 from modeling_decodepos.losses import OBJECTIVES, Objective
 from modeling_decodepos.page import (
     Html,
@@ -161,9 +161,7 @@ def write_report(run_dir: Path | str) -> Path:
     lead = join([lead, *(message(problem, "bad") for problem in run.problems)])
     footer = markup("Written by <code>python -m training.report {}</code>; it holds everything it shows.", run.folder)
     path = run.folder / "report.html"
-    temporary = path.with_suffix(".writing")
-    temporary.write_text(page(run.name, sections, lead=lead, footer=footer), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, page(run.name, sections, lead=lead, footer=footer))
     return path
 
 

@@ -192,8 +192,9 @@ class Watch:
         self.broken = BrokenImages(
             images,
             run.recipe.data.max_broken_share,
-            output_dir / "broken_images.jsonl" if main_process else None,
+            output_dir / "broken_images.jsonl",
             resume=run.step > 0,
+            writes=main_process,
         )
         self.collapse.restore(run.state.get("collapse_watch", {}))
         self.knn.restore(run.state.get("knn_watchdog", {}))

@@ -46,9 +46,13 @@ def test_more_than_the_share_stops_the_run_and_names_five(tmp_path: Path):
         BrokenImages(200, 0.03, path, resume=True).add([])
 
 
-def test_a_process_without_a_path_counts_only(tmp_path: Path):
-    broken = BrokenImages(10, 0.1)
-    broken.add([("a", "cut")])
-    with pytest.raises(RunStopped):
-        broken.add([("b", "cut")])
-    assert not list(tmp_path.iterdir())
+def test_a_process_that_does_not_write_comes_to_the_same_verdict(tmp_path: Path):
+    path = tmp_path / "broken_images.jsonl"
+    BrokenImages(10, 0.2, path).add([("a", "cut"), ("b", "cut")])
+    before = path.read_bytes()
+    other = BrokenImages(10, 0.2, path, resume=True, writes=False)
+    assert other.add([("b", "cut")]) == 0
+    with pytest.raises(RunStopped, match="3 of 10"):
+        other.add([("c", "cut")])
+    assert path.read_bytes() == before
+    assert len(BrokenImages(10, 0.2, path, writes=False)) == 0

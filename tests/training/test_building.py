@@ -5,7 +5,6 @@ from accelerate import Accelerator
 
 from tests.training.runs import Make
 from training.building import build_run
-from training.interruption import lock_folder
 from training.monitoring import write_json
 
 
@@ -24,17 +23,6 @@ def test_what_a_user_can_get_wrong_is_one_message(make_recipe: Make, tmp_path: P
         build_run(Accelerator(cpu=True), make_recipe(**changes), tmp_path)
     for word in words:
         assert word in str(error.value)
-
-
-def test_a_folder_serves_one_run_at_a_time(tmp_path: Path):
-    first = lock_folder(tmp_path / "run")
-    with pytest.raises(ValueError, match="run is in use by another run"):
-        lock_folder(tmp_path / "run")
-    first.close()
-    lock_folder(tmp_path / "run").close()
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="file cannot be written"):
-        lock_folder(tmp_path / "file")
 
 
 def test_a_folder_belongs_to_one_recipe_once_it_holds_a_checkpoint(make_recipe: Make, tmp_path: Path):

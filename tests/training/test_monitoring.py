@@ -38,6 +38,7 @@ def test_a_resumed_log_is_not_lost_on_a_full_disk(tmp_path: Path, monkeypatch: p
         with pytest.raises(OSError, match="No space"):
             RunLog(path, 2)
     assert [line["step"] for line in read_log(path)] == [1, 2, 3]
+    assert list(tmp_path.iterdir()) == [path]
     RunLog(path, 2).write(step=3)
     assert [line["step"] for line in read_log(path)] == [1, 2, 3]
     RunLog(path, 0)
