@@ -33,6 +33,7 @@ class RunLog:
 
     def __init__(self, path: Path, first_step: int):
         self.path = path
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         # A resumed run repeats the steps after its checkpoint; their old lines go. A new one keeps none.
         kept = [line for line in read_log(path) if first_step > 0 and line["step"] <= first_step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
