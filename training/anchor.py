@@ -17,9 +17,12 @@ from modeling_decodepos.regions import View, check_regions
 START_FOLDER = "start"
 
 
-def save_start(model: DecodePosModel, folder: Path, accelerator: Accelerator) -> None:
-    """Keep the weights a run begins with: a continued run needs them, and their source may have gone by then."""
-    if accelerator.is_main_process:
+def save_start(model: DecodePosModel, folder: Path, accelerator: Accelerator, resumed: bool) -> None:
+    """Keep the weights a run begins with: a continued run needs them, and their source may have gone by then.
+
+    All processes must call this. Where a run was resumed, those that are there stay.
+    """
+    if accelerator.is_main_process and not (resumed and folder.is_dir()):
         temporary = folder.with_name(f".writing_{folder.name}")
         shutil.rmtree(temporary, ignore_errors=True)
         model.save_pretrained(temporary)

@@ -173,8 +173,8 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
     net = build_model(recipe.model, recipe.run.seed, start if checkpoint and start.is_dir() else None)
     net = net.to(accelerator.device, memory_format=torch.channels_last)
     net.train()
-    if checkpoint is None and recipe.model.backbone not in BACKBONES:
-        save_start(net.decodepos, start, accelerator)
+    if recipe.model.backbone not in BACKBONES:
+        save_start(net.decodepos, start, accelerator, resumed=checkpoint is not None)
     anchor = None
     if recipe.model.anchor_weight > 0:
         anchor = FeatureAnchor(load_start(start).to(accelerator.device), objective, recipe.model.anchor_weight)
