@@ -375,7 +375,8 @@ def _walk(folder: str | Path, inside: str = "", above: tuple[str, ...] = ()) -> 
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            leads_nowhere = entry.is_symlink() and not os.path.exists(entry)  # or to itself
+            if entry.name.startswith(".") or leads_nowhere:
                 continue
             if entry.is_dir():
                 yield from _walk(entry.path, f"{inside}{entry.name}/", (*above, real))

@@ -200,6 +200,7 @@ def test_links_are_followed_but_not_in_circles(pictures: Path, tmp_path: Path):
     (pictures / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (tmp_path / "elsewhere/back").symlink_to(pictures, target_is_directory=True)
     (pictures / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (pictures / "itself.jpg").symlink_to("itself.jpg")
     images = FolderImages(pictures)
     assert [images.image_id(i) for i in range(len(images))][-1] == "linked/x.png"
     assert len(images) == 13
