@@ -162,7 +162,7 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
     """Data, networks and optimiser of a run, at the step of the checkpoint it continues from, if there is one."""
     known = output_dir / "run.json"
     if known.is_file() and saved_steps(output_dir / "checkpoints"):  # without one there is nothing to protect
-        refuse_other_recipe(output_dir, json.loads(known.read_text(encoding="utf-8"))["recipe"], recipe)
+        refuse_other_recipe(output_dir, _read_recipe(known), recipe)
     checkpoint = find_checkpoint(output_dir / "checkpoints", recipe.run.resume)
     objective = build_objective(recipe)
     dataset = build_dataset(accelerator, recipe, objective, output_dir)
@@ -316,6 +316,17 @@ def refuse_other_recipe(place: Path, before: dict[str, Any], recipe: Recipe) -> 
             "Give this run its own --output_dir, delete the folder, or go on with the change: --allow_change "
             f"{','.join(changed)}"
         )
+
+
+def _read_recipe(known: Path) -> dict[str, Any]:
+    try:
+        recipe: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))["recipe"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{known} is damaged ({error!r}). Delete that file; the checkpoints know their recipe, and the same "
+            "command goes on from them."
+        ) from error
+    return recipe
 
 
 def allowed_changes(recipe: Recipe) -> set[str]:

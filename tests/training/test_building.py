@@ -33,3 +33,6 @@ def test_a_folder_belongs_to_one_recipe_once_it_holds_a_checkpoint(make_recipe: 
     (tmp_path / "checkpoints/step_0000003/state.json").write_text("{}")
     with pytest.raises(ValueError, match=r"cut_ratio_max: 0.4 there, 0.5 now"):
         build_run(Accelerator(cpu=True), other, tmp_path)
+    (tmp_path / "run.json").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"run.json is damaged .*Delete that file"):
+        build_run(Accelerator(cpu=True), other, tmp_path)
