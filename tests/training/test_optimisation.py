@@ -51,6 +51,17 @@ def test_lars_equals_the_textbook_in_float64():
     torch.testing.assert_close(bias.detach(), expected[1])
 
 
+def test_lars_makes_its_buffers_once(monkeypatch: pytest.MonkeyPatch):
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = LARS([{"params": [weight], "adapt": True}], lr=1.0)
+    made, make = [], torch.zeros_like
+    monkeypatch.setattr(torch, "zeros_like", lambda value: made.append(value) or make(value))
+    for _ in range(3):
+        weight.grad = torch.ones(2, 2)
+        optimizer.step()
+    assert len(made) == 1
+
+
 def test_lars_moves_a_tensor_of_zeros():
     weight = nn.Parameter(torch.zeros(2, 2))
     optimizer = LARS([{"params": [weight], "weight_decay": 0.0, "adapt": True}], lr=1.0)
