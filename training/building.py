@@ -267,6 +267,9 @@ def build_model(args: ModelArguments, seed: int, start: Path | None = None) -> D
 
 def compile_stages(net: DecodePosForPreTraining) -> None:
     """Compile the networks stage by stage, in place: the names of their weights stay."""
+    # All stages of student and teacher share one `forward`, in full and half size, and torch counts by `forward`:
+    # from the ninth version on it would run what it has not compiled as it is.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     models: tuple[DecodePosModel, DecodePosModel] = (net.decodepos, net.teacher["decodepos"])
     for model in models:
         split = model.config.splits_backbone
