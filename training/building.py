@@ -188,6 +188,8 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         anchor = FeatureAnchor(load_start(start).to(accelerator.device), objective, recipe.model.anchor_weight)
     if recipe.model.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # it does not exist for CPUs
+        if anchor is not None:
+            anchor.synchronise()
     if recipe.model.compile:
         compile_stages(net)
     run = Run(
