@@ -54,6 +54,10 @@ class FeatureAnchor:
                 module.train()
                 module.momentum = 0.0
 
+    def synchronise(self) -> None:
+        """Share batch statistics over processes, where the student does."""
+        self.start = nn.SyncBatchNorm.convert_sync_batchnorm(self.start)
+
     def loss(
         self, views: Mapping[str, View], features: Mapping[str, Tensor], num_pairs: Mapping[tuple[str, str], Tensor]
     ) -> Tensor:

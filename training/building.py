@@ -8,13 +8,14 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
 from torch import nn
 from transformers import Dinov2Config, PreTrainedConfig, ResNetConfig
 
@@ -62,6 +63,10 @@ BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {
         use_mask_token=False,
     ),
 }
+
+# How long processes wait for one another. The main process alone prepares a data set, measures, writes checkpoints and
+# the report; GPUs would give up on it after ten minutes.
+LONGEST_WAIT = timedelta(hours=1)
 
 # Keys that may differ between a run and its continuation: they change neither weights nor data.
 FREE_KEYS = frozenset(
@@ -125,7 +130,10 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
             f"tracker is {settings.tracker!r}, which is not installed here: pip install {settings.tracker}."
         )
     # Some backbones hold weights that no feature map depends on (Swin's last norm, DINO's mask token).
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=recipe.model.backbone not in BACKBONES)]
+    handlers = [
+        DistributedDataParallelKwargs(find_unused_parameters=recipe.model.backbone not in BACKBONES),
+        InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+    ]
     try:
         accelerator = Accelerator(
             cpu=settings.cpu,
@@ -180,6 +188,8 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         anchor = FeatureAnchor(load_start(start).to(accelerator.device), objective, recipe.model.anchor_weight)
     if recipe.model.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # it does not exist for CPUs
+        if anchor is not None:
+            anchor.synchronise()
     if recipe.model.compile:
         compile_stages(net)
     run = Run(
@@ -267,6 +277,9 @@ def build_model(args: ModelArguments, seed: int, start: Path | None = None) -> D
 
 def compile_stages(net: DecodePosForPreTraining) -> None:
     """Compile the networks stage by stage, in place: the names of their weights stay."""
+    # All stages of student and teacher share one `forward`, in full and half size, and torch counts by `forward`:
+    # from the ninth version on it would run what it has not compiled as it is.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     models: tuple[DecodePosModel, DecodePosModel] = (net.decodepos, net.teacher["decodepos"])
     for model in models:
         split = model.config.splits_backbone

@@ -47,6 +47,17 @@ def test_nothing_is_forgotten_at_the_start(make_recipe: Make, tmp_path: Path, ba
     assert anchor_loss(run, batch).item() == pytest.approx(-2.0, abs=1e-5)
 
 
+def test_a_synchronised_anchor_uses_the_statistics_of_all_and_keeps_its_own(make_recipe: Make, tmp_path: Path):
+    """What synchronised batch norms compute needs GPUs; here, that the anchor has what the student has."""
+    run, _ = anchored_run(make_recipe, tmp_path / "start", "resnet_tiny")
+    assert run.anchor is not None
+    run.anchor.synchronise()
+    norms = [m for m in run.anchor.start.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(type(module) is torch.nn.SyncBatchNorm for module in norms)
+    assert all(module.training and module.momentum == 0.0 for module in norms)
+    assert not any(parameter.requires_grad for parameter in run.anchor.start.parameters())
+
+
 def test_the_anchor_pulls_the_student_back_and_never_moves(make_recipe: Make, tmp_path: Path):
     run, batch = anchored_run(make_recipe, tmp_path / "start", "resnet_tiny")
     assert run.anchor is not None

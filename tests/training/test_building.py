@@ -1,11 +1,17 @@
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from torch import nn
 
-from tests.training.runs import Make
-from training.building import build_run
+from tests.training.runs import Make, small_run
+from training.building import build_accelerator, build_run, compile_stages
 from training.monitoring import write_json
+from training.pretrain import training_step
 
 
 @pytest.mark.parametrize(
@@ -23,6 +29,33 @@ def test_what_a_user_can_get_wrong_is_one_message(make_recipe: Make, tmp_path: P
         build_run(Accelerator(cpu=True), make_recipe(**changes), tmp_path)
     for word in words:
         assert word in str(error.value)
+
+
+def test_processes_wait_for_what_only_the_main_one_does(make_recipe: Make, monkeypatch: pytest.MonkeyPatch):
+    given: dict[str, Any] = {}
+
+    def build(**arguments: Any) -> Accelerator:
+        given.update(arguments)
+        return Accelerator(cpu=True)
+
+    monkeypatch.setattr("training.building.Accelerator", build)
+    build_accelerator(make_recipe())
+    (wait,) = (h.timeout for h in given["kwargs_handlers"] if isinstance(h, InitProcessGroupKwargs))
+    assert wait >= timedelta(hours=1)
+
+
+@pytest.mark.filterwarnings("ignore")  # what torch warns of when it compiles is not ours
+def test_every_stage_is_compiled(make_recipe: Make, monkeypatch: pytest.MonkeyPatch):
+    """Student and teacher, full and small views: torch gives up silently on a function with too many versions."""
+    compile_part = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda part: compile_part(part, backend="eager"))
+    torch._dynamo.reset()
+    run, data = small_run(make_recipe())
+    compile_stages(run.net)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for size in (4, 5, 6):
+            training_step(run, [data.__getitems__([(0, i) for i in range(size)])])
+    torch._dynamo.reset()
 
 
 def test_a_folder_belongs_to_one_recipe_once_it_holds_a_checkpoint(make_recipe: Make, tmp_path: Path):
