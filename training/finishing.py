@@ -34,7 +34,8 @@ def look_before(run: Run, online: OnlineMeasures | None, output_dir: Path) -> No
     if run.recipe.run.probe_count:
         write_json(output_dir / "probe.json", {"before": probe(run).to_dict()})
     if online is not None:
-        write_json(output_dir / "neighbours.json", {"before": online.neighbours(run.net.decodepos).to_dict()})
+        found = online.neighbours(run.net.decodepos).to_dict()
+        write_json(output_dir / "neighbours.json", {"measured_on": online.describe(), "before": found})
 
 
 def probe(run: Run) -> ProbeResult:
@@ -64,6 +65,8 @@ def compare_neighbours(run: Run, output_dir: Path) -> None:
     if online is None:
         return
     results = json.loads(path.read_text(encoding="utf-8"))
+    if results["measured_on"] != online.describe():  # since then --allow_change changed what is measured on
+        return
     results["after"] = online.neighbours(run.net.decodepos).to_dict()
     write_json(path, results)
     before, after = (Neighbours.from_dict(results[name]) for name in ("before", "after"))

@@ -198,11 +198,11 @@ class Watch:
         )
         self.collapse.restore(run.state.get("collapse_watch", {}))
         self.knn.restore(run.state.get("knn_watchdog", {}))
-        self.moves = torch.zeros(2, dtype=torch.int64)
+        self.moves: list[int] = run.state.get("moves", [0, 0])  # mixed samples that could not move, mixed samples
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to keep."""
-        return {"collapse_watch": self.collapse.state(), "knn_watchdog": self.knn.state()}
+        return {"collapse_watch": self.collapse.state(), "knn_watchdog": self.knn.state(), "moves": self.moves}
 
     def observe(self, line: Mapping[str, Any], can_move: list[bool], broken: list[Broken]) -> None:
         """Look at a log line, and at what this process met since the one before.
@@ -219,9 +219,9 @@ class Watch:
                 accelerator.print(
                     f"\n{new} more images cannot be read, {len(self.broken)} in all: broken_images.jsonl"
                 )
-        self.moves += torch.tensor([immobile, mixed])
+        self.moves = [self.moves[0] + immobile, self.moves[1] + mixed]
         if self.run.recipe.views.repositioning != "none":
-            stop_if_immobile(int(self.moves[0]), int(self.moves[1]), self.run.recipe.run.max_immobile_share)
+            stop_if_immobile(self.moves[0], self.moves[1], self.run.recipe.run.max_immobile_share)
         if "effective_rank" in line:
             rank, full_rank = line["effective_rank"], line["full_rank"]
             warning = self.collapse.observe(self.run.step, line["embedding_std"], rank, full_rank)

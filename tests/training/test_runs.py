@@ -17,9 +17,11 @@ from transformers import AutoModel, AutoModelForPreTraining, ResNetModel
 
 import modeling_decodepos  # noqa: F401  registers the Auto classes
 from modeling_decodepos import DecodePosForPreTraining
-from tests.training.runs import ENVIRONMENT, ROOT, command_line, run_command, run_here
+from tests.training.runs import ENVIRONMENT, ROOT, Make, command_line, run_command, run_here, small_run
 from training.checkpoints import saved_steps
+from training.finishing import compare_neighbours, look_before
 from training.interruption import EXIT_INTERRUPTED
+from training.online import build_online
 
 TWO = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
 
@@ -384,6 +386,18 @@ def test_a_run_is_measured_from_its_first_step_to_its_last(recipe_values: dict[s
     assert state["knn_watchdog"]["start"] == measured[0]["object_knn_class_mean"]
     assert state["collapse_watch"]["healthy_step"] == 4
     assert state["best"]["measure"] == "object_knn_class_mean"
+
+
+def test_a_run_ends_well_when_other_images_are_measured_on_than_at_its_start(make_recipe: Make, tmp_path: Path):
+    for images in (16, 12):
+        recipe = make_recipe(measure_steps=2, measure_images=images)
+        run, _ = small_run(recipe)
+        if images == 16:
+            online = build_online(recipe.data, recipe.run, recipe.views.view_size_px)
+            look_before(run, online, tmp_path)
+        compare_neighbours(run, tmp_path)
+        assert (tmp_path / "neighbours.jpg").is_file() == (images == 16)
+        (tmp_path / "neighbours.jpg").unlink(missing_ok=True)
 
 
 @pytest.mark.slow

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.runs import run_command
+from tests.training.runs import run_command, small_run
 from training.interruption import RunStopped
 from training.monitoring import read_log
-from training.watch import CollapseWatch, KnnWatchdog, measure_spread
+from training.watch import CollapseWatch, KnnWatchdog, Watch, measure_spread
 
 SIZE = 64  # a perfect spread is 1 / 8
 FULL = 64.0
@@ -171,6 +171,18 @@ def test_a_watchdog_goes_on_from_its_state(checkpoints):
     second.restore(json.loads(json.dumps(first.state())))
     with pytest.raises(RunStopped, match="fell to 0.3 from 0.8"):
         second.observe(10, {"object_knn": 0.3})
+
+
+def test_a_resumed_run_goes_on_counting_samples_that_could_not_move(make_recipe, tmp_path: Path):
+    run, data = small_run(make_recipe(max_immobile_share=0.5))
+    first = Watch(run, len(data))
+    first.observe({}, [True] * 6 + [False] * 2, [])
+    run.state = json.loads(json.dumps(first.state()))
+    run.step = 5
+    second = Watch(run, len(data))
+    second.observe({}, [False] * 4, [])  # 6 of 12
+    with pytest.raises(RunStopped, match="7 of 13 mixed samples"):
+        second.observe({}, [False], [])
 
 
 def test_the_spread_of_valid_rows_is_measured():
