@@ -39,6 +39,7 @@ def recipe_values(scenes: Path, tmp_path: Path) -> dict[str, Any]:
         "optimizer": "adamw",
         "base_learning_rate": 0.02,
         "log_steps": 1,
+        "measure_steps": 0,
         "cpu": True,
     }
 
