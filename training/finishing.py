@@ -65,7 +65,7 @@ def compare_neighbours(run: Run, output_dir: Path) -> None:
     if online is None:
         return
     results = json.loads(path.read_text(encoding="utf-8"))
-    if results["measured_on"] != online.describe():  # since then --allow_change changed what is measured on
+    if results.get("measured_on") != online.describe():  # since then --allow_change changed what is measured on
         return
     results["after"] = online.neighbours(run.net.decodepos).to_dict()
     write_json(path, results)
