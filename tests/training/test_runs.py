@@ -365,7 +365,7 @@ def test_a_run_on_a_plain_folder_with_a_broken_picture_and_a_cache(
     assert (run / "views.png").is_file()
     (line,) = (run / "broken_images.jsonl").read_text().splitlines()
     assert json.loads(line)["image_id"] == "a/02.jpg"
-    assert "1 images cannot be read, 1 in all" in done.stdout
+    assert "1 more images cannot be read, 1 in all" in done.stdout
 
 
 def test_a_run_is_measured_from_its_first_step_to_its_last(recipe_values: dict[str, Any], tmp_path: Path):
