@@ -185,7 +185,8 @@ class ModelArguments:
 
     backbone: str = _key(
         "resnet50",
-        "resnet50, resnet18, resnet_tiny (small images, two cores), or a Hub id or folder with weights to start from.",
+        "resnet50, resnet18, vit_small, resnet_tiny or vit_tiny (small images, two cores), or a Hub id or folder with "
+        "weights to start from.",
         PAPER + " draws a C4 backbone; ResNet-50 is inferred",
     )
     objective: str = _key("both", "Table of loss pairs; see modeling_decodepos/losses.py.", PAPER, tuple(OBJECTIVES))
@@ -334,10 +335,12 @@ def load_recipe(path: Path | str, overrides: dict[str, Any] | None = None) -> Re
     path = Path(path)
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in DEFAULT_RECIPE.parent.glob("*.yaml")))
-        raise FileNotFoundError(f"no recipe at {path}. training/recipes/ holds: {known}.")
+        raise FileNotFoundError(
+            f"no recipe at {path}; expected a path. training/recipes/NAME.yaml is there for: {known}."
+        )
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_RecipeLoader) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}; expected lines of `key: value`.")

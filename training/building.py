@@ -154,13 +154,13 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
 
 def check_world(accelerator: Accelerator, processes: int) -> None:
     """The launcher may silently start fewer processes, or several runs beside each other, than were asked for."""
-    asked = processes or int(os.environ.get("WORLD_SIZE", "1"))
+    asked, by = processes or int(os.environ.get("WORLD_SIZE", "1")), "--processes" if processes else "the launcher"
     found = accelerator.num_processes
     # `accelerate launch --cpu --num_processes 2` sets a meeting place, then starts a single process.
     lonely = found == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ
     if found != asked or lonely:
         raise ValueError(
-            f"the launcher asked for {'several' if lonely else asked} processes but {found} work together. On CPUs "
+            f"{by} asked for {'several' if lonely else asked} processes but {found} work together. On CPUs "
             "launch with ACCELERATE_USE_CPU=true torchrun --nproc_per_node N training/pretrain.py --cpu; on GPUs see "
             "training/launchers/."
         )
