@@ -179,6 +179,7 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         check_lanes(dataset.source, accelerator.num_processes, recipe.data.num_workers)
     start = output_dir / START_FOLDER
     net = build_model(recipe.model, recipe.run.seed, start if checkpoint and start.is_dir() else None)
+    check_view_sizes(net, recipe)
     net = net.to(accelerator.device, memory_format=torch.channels_last)
     net.train()
     if recipe.model.backbone not in BACKBONES:
@@ -273,6 +274,18 @@ def build_model(args: ModelArguments, seed: int, start: Path | None = None) -> D
             f"backbone: {args.backbone!r} is none of {', '.join(BACKBONES)}, and no folder or reachable Hub id with a "
             f"config.json ({str(error).splitlines()[0]})"
         ) from error
+
+
+def check_view_sizes(net: DecodePosForPreTraining, recipe: Recipe) -> None:
+    """Refuse sizes of views that the backbone's map cannot cover, before the first step does."""
+    sizes = recipe.views.view_size_px, recipe.views.small_view_px
+    try:
+        for size in sizes:
+            net.decodepos.check_map_covers(torch.empty((1, 3, size, size), device="meta"))
+    except ValueError as error:
+        raise ValueError(
+            f"view_size_px {sizes[0]} gives views of {sizes[0]} and, with small_view_scale, {sizes[1]} pixels: {error}"
+        ) from None
 
 
 def compile_stages(net: DecodePosForPreTraining) -> None:
