@@ -10,6 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
+from transformers import logging as transformers_logging
 
 from modeling_decodepos.losses import OBJECTIVES
 from training import pretrain
@@ -53,6 +54,7 @@ def command_line(values: dict[str, Any], *launcher: str) -> list[str]:
 def run_here(values: dict[str, Any]) -> int | str | None:
     """The command in this process, which has imported everything already: its exit code, 0 or a message."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    verbosity = transformers_logging.get_verbosity()
     try:
         pretrain.main(command_line(values)[2:])
     except SystemExit as end:
@@ -60,6 +62,7 @@ def run_here(values: dict[str, Any]) -> int | str | None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        transformers_logging.set_verbosity(verbosity)
     return 0
 
 
