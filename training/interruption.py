@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -16,6 +17,8 @@ from accelerate import Accelerator
 # EX_TEMPFAIL of sysexits.h: not done, and the same command continues.
 EXIT_INTERRUPTED = 75
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Seconds within which a launcher and its scheduler may both pass on one request.
+ONE_REQUEST = 3.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -24,17 +27,20 @@ class RunStopped(RuntimeError):
 
 
 class StopRequest:
-    """Whether this process was asked to stop. A second request is obeyed at once."""
+    """Whether this process was asked to stop. A request that is repeated after a moment is obeyed at once."""
 
     def __init__(self) -> None:
         self.received = False
+        self.first = 0.0
         for number in _SIGNALS:
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        for signal_number in _SIGNALS:
-            signal.signal(signal_number, signal.SIG_DFL)
-        self.received = True
+        if not self.received:
+            self.received, self.first = True, time.monotonic()
+        elif time.monotonic() - self.first > ONE_REQUEST:  # sooner it is the same one, handed on by a launcher
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     def agreed(self, accelerator: Accelerator) -> bool:
         """Whether any process was asked, told to all of them alike, so that they stop at the same step."""
@@ -69,4 +75,4 @@ def lock_folder(folder: Path) -> IO[str]:
 def leave_signals_to_parent() -> None:
     """For data workers: a stop is the training process's to handle, and it ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers signal whole groups; the parent ends its workers

@@ -1,11 +1,12 @@
 import errno
 import fcntl
 import multiprocessing
+import signal
 from pathlib import Path
 
 import pytest
 
-from training.interruption import lock_folder
+from training.interruption import StopRequest, lock_folder
 
 
 def test_a_folder_in_use_is_refused_until_the_run_ends(tmp_path: Path):
@@ -45,3 +46,20 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(ValueError, match="file system without locks .Function not implemented"):
         lock_folder(tmp_path)
+
+
+def test_one_request_handed_on_twice_is_one_request(monkeypatch: pytest.MonkeyPatch):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        stop = StopRequest()
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)  # would end this process
+        assert stop.received
+        signal.signal(signal.SIGINT, stop._receive)
+        monkeypatch.setattr("training.interruption.ONE_REQUEST", -1.0)
+        with pytest.raises(KeyboardInterrupt):
+            monkeypatch.setattr(signal, "SIG_DFL", signal.default_int_handler)
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

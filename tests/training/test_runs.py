@@ -94,7 +94,9 @@ def test_a_change_is_made_only_when_it_is_named(recipe_values: dict[str, Any], t
 @contextmanager
 def started(command: list[str], **environment: str) -> Iterator[subprocess.Popen]:
     """The command as a process group of its own, gone when this closes."""
-    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT | environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         yield process
     finally:
@@ -139,7 +141,7 @@ def test_a_run_that_was_stopped_continues_as_if_it_had_not(
     stopped = straight | {"output_dir": tmp_path / "stopped"}
     with started(command_line(stopped)) as run:
         wait_for(lambda: logged_steps(tmp_path / "stopped") >= 5, run)
-        run.send_signal(number)
+        os.killpg(run.pid, number)  # its workers too, as schedulers do
         said, _ = run.communicate(timeout=120)
     if number == signal.SIGKILL:  # no warning: what was saved on the way is what there is
         assert run.returncode == -signal.SIGKILL, said
