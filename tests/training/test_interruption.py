@@ -57,8 +57,8 @@ def test_one_request_handed_on_twice_is_one_request(monkeypatch: pytest.MonkeyPa
         assert stop.received
         signal.signal(signal.SIGINT, stop._receive)
         monkeypatch.setattr("training.interruption.ONE_REQUEST", -1.0)
+        monkeypatch.setattr(signal, "SIG_DFL", signal.default_int_handler)
         with pytest.raises(KeyboardInterrupt):
-            monkeypatch.setattr(signal, "SIG_DFL", signal.default_int_handler)
             signal.raise_signal(signal.SIGINT)
     finally:
         for number, handler in before.items():
