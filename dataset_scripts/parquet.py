@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from tqdm.auto import tqdm
 
 from modeling_decodepos.schema import SCHEMA_VERSION, build_features
 
+from .proposals import add_regions, check_provider
+
 MANIFEST_NAME = "manifest.json"
 CARD_NAME = "README.md"
 MANIFEST_FORMAT = 1
@@ -37,7 +40,7 @@ ROWS_PER_GROUP = 100  # small enough to read single images from a remote file
 
 Row = dict[str, Any]
 RowMaker = Callable[[str, int], Row]
-"""Makes row n of a split: (split, n) -> row. A pure function that can be pickled."""
+"""Makes row n of a split: (split, n) -> row, all but its `regions`. A pure function that can be pickled."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,11 @@ class Source:
         recipe: all that decides the bytes of the rows; JSON values only.
         splits: rows per split; a split without rows gets no file.
         class_names: of `objects.category`.
-        make_row: makes one row.
+        make_row: makes one row; its `regions` are added here.
         title: of the card.
         license: a Hub licence identifier, for the card.
         description: body of the card, Markdown.
+        proposals: the provider of `regions`.
     """
 
     recipe: Mapping[str, Any]
@@ -71,6 +75,7 @@ class Source:
     title: str
     license: str
     description: str
+    proposals: str = "none"
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -203,7 +208,14 @@ def build_dataset(
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1.")
-    recipe = {**source.recipe, "rows_per_shard": rows_per_shard, "schema_version": SCHEMA_VERSION}
+    check_provider(source.proposals)
+    recipe = {
+        **source.recipe,
+        "proposals": source.proposals,
+        "rows_per_shard": rows_per_shard,
+        "schema_version": SCHEMA_VERSION,
+    }
+    make_row = partial(_row_with_regions, make_row=source.make_row, proposals=source.proposals)
     shards = plan_shards(source.splits, rows_per_shard)
     if not shards:
         raise ValueError(f"The splits {dict(source.splits)} have no rows, expected at least one.")
@@ -220,7 +232,7 @@ def build_dataset(
     features = build_features(source.class_names)
     total = sum(shard.stop - shard.start for shard in missing)
     with tqdm(total=total, desc=folder.name, unit=" images", mininterval=0.5) as progress:
-        for shard, entry in _written(folder, missing, source.make_row, features.arrow_schema, workers, progress):
+        for shard, entry in _written(folder, missing, make_row, features.arrow_schema, workers, progress):
             manifest["files"][shard.path] = {"split": shard.split, **entry}
             _save_manifest(folder, manifest)
 
@@ -324,6 +336,10 @@ def _count_row() -> None:
         _rows_done.value += 1
 
 
+def _row_with_regions(split: str, number: int, make_row: RowMaker, proposals: str) -> Row:
+    return add_regions(make_row(split, number), proposals)
+
+
 def _make_rows(shard: Shard, make_row: RowMaker, on_row: Callable[[], Any]) -> Iterable[Row]:
     for number in range(shard.start, shard.stop):
         try:
@@ -413,7 +429,7 @@ def build_card(source: Source, manifest: Mapping[str, Any], features: Any) -> st
 - `objects`: annotations: `bbox`, `category`, `area`, `iscrowd`
 - `regions`: class-free proposals: `bbox`, `score` (null where the source gives none), `source`
 - `segmentation`: one-channel PNG: 0 = no class, k = category k - 1, 255 = ignore; null where there is none
-- `license`, `author`, `original_url`: null where they do not apply
+- `license`, `author`, `original_url`, `landing_url`: null where they do not apply
 
 Every `bbox` is x, y, width, height in absolute pixels, origin at the top left corner of the image.
 

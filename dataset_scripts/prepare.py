@@ -5,13 +5,31 @@ python -m dataset_scripts.prepare check data/scenes
 """
 
 import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
-from .parquet import available_cores, build_dataset, load_manifest
+from . import scenes
+from .parquet import Source, available_cores, build_dataset, load_manifest
 from .proposals import PROVIDERS
+
+
+class Builder(Protocol):
+    """A module that makes one kind of data set."""
+
+    HELP: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Flags of its own, beside those that every builder takes."""
+
+    def open_source(self, arguments: argparse.Namespace) -> Source:
+        """What to build; raises ValueError with the cure if it cannot be built."""
+
+
+BUILDERS: dict[str, Builder] = {"scenes": scenes}
 
 
 def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +39,7 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=available_cores(), help="processes; the bytes do not depend on it"
     )
     parser.add_argument("--overwrite", action="store_true", help="build anew over a folder of another recipe")
+    parser.add_argument("--proposals", choices=tuple(PROVIDERS), default="none", help="where `regions` come from")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -28,27 +47,19 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m dataset_scripts.prepare", description="Build a data set folder of Parquet files, or check one."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    default = argparse.ArgumentDefaultsHelpFormatter
-
-    scenes = commands.add_parser("scenes", help="procedural scenes, drawn here: no download", formatter_class=default)
-    _add_build_arguments(scenes)
-    scenes.add_argument("--train", type=int, default=4000, help="images for training")
-    scenes.add_argument("--validation", type=int, default=500, help="images for validation")
-    scenes.add_argument("--size-px", type=int, default=128, help="side of the square images")
-    scenes.add_argument("--seed", type=int, default=0, help="another seed gives other scenes")
-    scenes.add_argument("--proposals", choices=tuple(PROVIDERS), default="boxes", help="where `regions` come from")
+    for name, builder in BUILDERS.items():
+        command = commands.add_parser(name, help=builder.HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        _add_build_arguments(command)
+        builder.add_arguments(command)
 
     check = commands.add_parser("check", help="verify a folder against its manifest and the column contract")
     check.add_argument("folder", type=Path)
     return parser
 
 
-def _scenes(arguments: argparse.Namespace) -> None:
-    from .scenes import scenes_source
-
-    source = scenes_source(
-        arguments.train, arguments.validation, arguments.size_px, arguments.seed, arguments.proposals
-    )
+def _build(arguments: argparse.Namespace) -> None:
+    source = BUILDERS[arguments.command].open_source(arguments)
+    source = dataclasses.replace(source, proposals=arguments.proposals)
     start = time.perf_counter()
     manifest = build_dataset(arguments.output, source, arguments.workers, overwrite=arguments.overwrite)
     seconds = time.perf_counter() - start
@@ -79,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.command == "check":
         return _check(parsed)
     try:
-        _scenes(parsed)
+        _build(parsed)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -4,8 +4,10 @@ Boxes go in and come out as in Parquet: (N, 4) float32, x, y, width, height in p
 with the same arguments it gives the same boxes.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +17,25 @@ Provider = Callable[[int, int, FloatArray, np.random.Generator], tuple[FloatArra
 
 RANDOM_BOXES = 16
 GRID_SIDES = (2, 3, 4)
+
+
+def check_provider(name: str) -> None:
+    """Raises if there is no such provider."""
+    if name not in PROVIDERS:
+        raise ValueError(f"proposals is {name!r}, expected one of {', '.join(PROVIDERS)}.")
+
+
+def add_regions(row: dict[str, Any], provider: str) -> dict[str, Any]:
+    """A row of the Parquet contract with its `regions`, which depend on the image and its id, not on where it lies."""
+    digest = hashlib.sha256(row["image_id"].encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    boxes, scores = propose(provider, row["width"], row["height"], row["objects"]["bbox"], rng)
+    regions = {
+        "bbox": boxes.tolist(),
+        "score": None if scores is None else scores.tolist(),
+        "source": [provider] * len(boxes),
+    }
+    return {**row, "regions": regions}
 
 
 def propose(
@@ -29,8 +50,7 @@ def propose(
         boxes: the annotated boxes of the image, (N, 4) xywh in pixels; only the provider "boxes" looks at them.
         rng: source of all randomness; only the provider "random" draws from it.
     """
-    if provider not in PROVIDERS:
-        raise ValueError(f"proposals is {provider!r}, expected one of {', '.join(PROVIDERS)}.")
+    check_provider(provider)
     if width <= 0 or height <= 0:
         raise ValueError(f"The image is {width} x {height} px, expected both sides to be positive.")
     annotated = np.asarray(boxes, np.float32).reshape(-1, 4)

@@ -1,5 +1,6 @@
 """The procedural data set `scenes` as rows of the Parquet contract; the drawing is `modeling_decodepos.scenes`."""
 
+import argparse
 import io
 from functools import partial
 from typing import Any
@@ -12,9 +13,8 @@ from modeling_decodepos.scenes import CLASS_NAMES, FIRST_INDEX, SCENES_VERSION, 
 from modeling_decodepos.schema import unit_xyxy_to_xywh
 
 from .parquet import Row, Source
-from .proposals import PROVIDERS, propose
 
-_PROPOSAL_STREAM = 2  # beside [seed, index], which draws the scene
+HELP = "procedural scenes, drawn here: no download"
 
 DESCRIPTION = """
 Procedural scenes for studying how surroundings and position leak into region features. Each image shows 2 to 7 objects
@@ -36,15 +36,13 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def scene_row(split: str, number: int, seed: int, size_px: int, proposals: str) -> Row:
+def scene_row(split: str, number: int, seed: int, size_px: int) -> Row:
     """Row `number` of a split."""
     index = FIRST_INDEX[split] + number
     scene = render_scene(sample_scene(seed, index, size_px))
     count = len(scene.classes)
     boxes = np.rint(unit_xyxy_to_xywh(scene.boxes, size_px, size_px))  # their edges lie between pixels
     seen = np.bincount(scene.instances.ravel(), minlength=count + 1)[1:]
-    rng = np.random.default_rng([seed, index, _PROPOSAL_STREAM])
-    regions, scores = propose(proposals, size_px, size_px, boxes, rng)
     image_id = f"scenes-{seed}-{split}-{number:06d}"
     return {
         "image": {"bytes": _png(scene.pixels), "path": f"{image_id}.png"},
@@ -57,21 +55,29 @@ def scene_row(split: str, number: int, seed: int, size_px: int, proposals: str) 
             "area": seen.tolist(),
             "iscrowd": [False] * count,
         },
-        "regions": {
-            "bbox": regions.tolist(),
-            "score": None if scores is None else scores.tolist(),
-            "source": [proposals] * len(regions),
-        },
         "segmentation": {"bytes": _png(scene.segmentation), "path": f"{image_id}-segmentation.png"},
         "license": None,
         "author": None,
         "original_url": None,
+        "landing_url": None,
     }
 
 
-def scenes_source(
-    train: int = 4000, validation: int = 500, size_px: int = 128, seed: int = 0, proposals: str = "boxes"
-) -> Source:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `prepare scenes`."""
+    parser.add_argument("--train", type=int, default=4000, help="images for training")
+    parser.add_argument("--validation", type=int, default=500, help="images for validation")
+    parser.add_argument("--size-px", type=int, default=128, help="side of the square images")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other scenes")
+    parser.set_defaults(proposals="boxes")
+
+
+def open_source(arguments: argparse.Namespace) -> Source:
+    """What `prepare scenes` builds."""
+    return scenes_source(arguments.train, arguments.validation, arguments.size_px, arguments.seed)
+
+
+def scenes_source(train: int = 4000, validation: int = 500, size_px: int = 128, seed: int = 0) -> Source:
     """The data set of these settings, to be handed to `build_dataset`."""
     splits = {"train": train, "validation": validation}
     for split, rows in splits.items():
@@ -81,22 +87,20 @@ def scenes_source(
         raise ValueError(f"size_px is {size_px}, expected at least 32: textures cannot be told apart below.")
     if seed < 0:
         raise ValueError(f"seed is {seed}, expected 0 or more.")
-    if proposals not in PROVIDERS:
-        raise ValueError(f"proposals is {proposals!r}, expected one of {', '.join(PROVIDERS)}.")
     recipe: dict[str, Any] = {
         "source": "scenes",
         "scenes_version": SCENES_VERSION,
         **splits,
         "size_px": size_px,
         "seed": seed,
-        "proposals": proposals,
     }
     return Source(
         recipe=recipe,
         splits=splits,
         class_names=CLASS_NAMES,
-        make_row=partial(scene_row, seed=seed, size_px=size_px, proposals=proposals),
+        make_row=partial(scene_row, seed=seed, size_px=size_px),
         title="DecodePos scenes",
         license="apache-2.0",
         description=DESCRIPTION,
+        proposals="boxes",
     )

@@ -8,7 +8,7 @@ One row per image:
     objects       {bbox, category, area, iscrowd}: annotations, four lists of equal length
     regions       {bbox, score, source}: class-free proposals, lists of equal length; score is null where none exists
     segmentation  Image or null; one channel: 0 = no class, k = category k - 1, 255 = ignore
-    license, author, original_url   strings or null
+    license, author, original_url, landing_url   strings or null
 
 Every `bbox` is (x, y, width, height) in absolute pixels, float32, origin at the top left corner of the image, as in
 COCO; it may reach beyond the image if the source's does. In memory boxes are xyxy in [0, 1]: `xywh_to_unit_xyxy`.
@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 if TYPE_CHECKING:
     from datasets import Features
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SEGMENTATION_IGNORE = 255
 
 COLUMNS = (
@@ -37,6 +37,7 @@ COLUMNS = (
     "license",
     "author",
     "original_url",
+    "landing_url",
 )
 OBJECT_FIELDS = ("bbox", "category", "area", "iscrowd")
 REGION_FIELDS = ("bbox", "score", "source")
@@ -65,6 +66,7 @@ def build_features(class_names: Sequence[str]) -> "Features":
         "license": Value("string"),
         "author": Value("string"),
         "original_url": Value("string"),
+        "landing_url": Value("string"),
     }
     return Features({name: columns[name] for name in COLUMNS})
 

@@ -86,8 +86,8 @@ def test_load_dataset_reads_the_folder_offline_and_after_a_move(built, tmp_path,
 
 
 def test_validation_shows_other_scenes_than_train():
-    train = {scene_row("train", k, 0, 48, "none")["image"]["bytes"] for k in range(8)}
-    validation = {scene_row("validation", k, 0, 48, "none")["image"]["bytes"] for k in range(8)}
+    train = {scene_row("train", k, 0, 48)["image"]["bytes"] for k in range(8)}
+    validation = {scene_row("validation", k, 0, 48)["image"]["bytes"] for k in range(8)}
     assert not train & validation
     with pytest.raises(ValueError, match="train is"):
         scenes_source(train=FIRST_INDEX["validation"] + 1)
@@ -148,7 +148,7 @@ def test_another_recipe_is_refused_with_its_differences(folder, capsys):
 
 
 def test_overwrite_builds_anew_and_leaves_nothing_of_the_old(built, folder):
-    source = scenes_source(train=3, validation=0, size_px=32, proposals="random")
+    source = dataclasses.replace(scenes_source(train=3, validation=0, size_px=32), proposals="random")
     manifest = build_dataset(folder, source, rows_per_shard=5, overwrite=True)
     assert list(manifest["files"]) == ["data/train-00000-of-00001.parquet"]
     assert len(list((folder / "data").iterdir())) == 1

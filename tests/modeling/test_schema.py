@@ -28,6 +28,7 @@ def row():
         "license": None,
         "author": None,
         "original_url": None,
+        "landing_url": None,
     }
 
 
