@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import fcntl
+import multiprocessing
 import os
 import signal
 import time
@@ -72,7 +74,18 @@ def lock_folder(folder: Path) -> IO[str]:
     return lock
 
 
+def end_workers_at_exit() -> None:
+    """For the process with data workers: it would wait for ever for those that heed no SIGTERM."""
+    atexit.unregister(_end_workers)
+    atexit.register(_end_workers)  # runs before multiprocessing's own
+
+
+def _end_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()  # most have ended by themselves; an error that is on its way out keeps the others
+
+
 def leave_signals_to_parent() -> None:
-    """For data workers: a stop is the training process's to handle, and it ends them."""
+    """For data workers: a stop is the training process's to handle, and it ends them (`end_workers_at_exit`)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers signal whole groups; the parent ends its workers
