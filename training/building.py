@@ -210,8 +210,10 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
             checkpoint, net, run.optimizer, accelerator, "processes" in allowed_changes(recipe)
         )
         refuse_other_recipe(checkpoint, run.state["recipe"], recipe)
+        refuse_other_data(checkpoint, run.state.get("data"), dataset.source, recipe)
         run.step = run.state["step"]
         accelerator.print(f"continuing from {checkpoint} at step {run.step}")
+    run.state["data"] = dataset.source.fingerprint
     steps = accelerator.gather(torch.tensor([run.step], device=accelerator.device)).tolist()
     if len(set(steps)) > 1:
         raise ValueError(
@@ -341,6 +343,16 @@ def refuse_other_recipe(place: Path, before: dict[str, Any], recipe: Recipe) -> 
             f"{place} belongs to a run of another recipe:\n{lines}\n"
             "Give this run its own --output_dir, delete the folder, or go on with the change: --allow_change "
             f"{','.join(changed)}"
+        )
+
+
+def refuse_other_data(checkpoint: Path, before: str | None, source: ImageSource | ImageStream, recipe: Recipe) -> None:
+    """A path may hold other images than it did; `before` is what told them apart then, None if it was not noted."""
+    if before not in (None, source.fingerprint) and "data" not in allowed_changes(recipe):
+        raise ValueError(
+            f"{source.name} is not what {checkpoint} was trained on:\n  data: {before} there, {source.fingerprint} now"
+            "\nGive this run its own --output_dir, put the images back as they were, or go on with these: "
+            "--allow_change data"
         )
 
 

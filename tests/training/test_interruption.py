@@ -52,9 +52,14 @@ def test_one_request_handed_on_twice_is_one_request(monkeypatch: pytest.MonkeyPa
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         stop = StopRequest()
-        for _ in range(3):
-            signal.raise_signal(signal.SIGTERM)  # would end this process
-        assert stop.received
+        with pytest.raises(KeyboardInterrupt), stop.put_off():
+            for _ in range(3):
+                signal.raise_signal(signal.SIGTERM)  # would end this process
+            assert stop.received
+        stop = StopRequest()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         signal.signal(signal.SIGINT, stop._receive)
         monkeypatch.setattr("training.interruption.ONE_REQUEST", -1.0)
         monkeypatch.setattr(signal, "SIG_DFL", signal.default_int_handler)
