@@ -26,7 +26,7 @@ from training.anchor import START_FOLDER, FeatureAnchor, load_start, save_start
 from training.arguments import ModelArguments, Recipe, build_recipe
 from training.cache import cache_folder, load_cached
 from training.checkpoints import find_checkpoint, load_checkpoint, saved_steps
-from training.images import ImageSource, describe_regions, open_images
+from training.images import ImageSource, ParquetImages, describe_regions, open_images
 from training.loading import RegionDataset, StepBatches
 from training.optimisation import build_optimizer, learning_rate_at, teacher_momentum_at, weight_decay_at
 from training.streaming import ImageStream, RegionStream, check_lanes, open_stream
@@ -233,6 +233,10 @@ def build_dataset(accelerator: Accelerator, recipe: Recipe, objective: Objective
         return RegionStream(files, recipe.views, views, block=data.stream_block, seed=seed, image_level=image_level)
     with accelerator.main_process_first():
         source = open_images(data.data, data.split, data.region_source, seed)
+    if isinstance(source, ParquetImages) and source.unusable_boxes:
+        accelerator.print(
+            f"{source.unusable_boxes} boxes are left out: a side below 1 pixel, or over half of it outside its image"
+        )
     if data.cache_px:  # one process builds it; the others wait for a file lock, which unlike a collective has no limit
         folder = Path(data.cache_dir) if data.cache_dir else cache_folder(output_dir, source, data.cache_px)
         source = load_cached(source, data.cache_px, folder, data.num_workers)
