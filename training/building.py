@@ -26,7 +26,7 @@ from training.anchor import START_FOLDER, FeatureAnchor, load_start, save_start
 from training.arguments import ModelArguments, Recipe, build_recipe
 from training.cache import cache_folder, load_cached
 from training.checkpoints import find_checkpoint, load_checkpoint, saved_steps
-from training.images import ImageSource, describe_regions, open_images
+from training.images import ImageSource, ParquetImages, describe_regions, open_images
 from training.loading import RegionDataset, StepBatches
 from training.optimisation import build_optimizer, learning_rate_at, teacher_momentum_at, weight_decay_at
 from training.streaming import ImageStream, RegionStream, check_lanes, open_stream
@@ -210,8 +210,10 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
             checkpoint, net, run.optimizer, accelerator, "processes" in allowed_changes(recipe)
         )
         refuse_other_recipe(checkpoint, run.state["recipe"], recipe)
+        refuse_other_data(checkpoint, run.state.get("data"), dataset.source, recipe)
         run.step = run.state["step"]
         accelerator.print(f"continuing from {checkpoint} at step {run.step}")
+    run.state["data"] = dataset.source.fingerprint
     steps = accelerator.gather(torch.tensor([run.step], device=accelerator.device)).tolist()
     if len(set(steps)) > 1:
         raise ValueError(
@@ -231,6 +233,10 @@ def build_dataset(accelerator: Accelerator, recipe: Recipe, objective: Objective
         return RegionStream(files, recipe.views, views, block=data.stream_block, seed=seed, image_level=image_level)
     with accelerator.main_process_first():
         source = open_images(data.data, data.split, data.region_source, seed)
+    if isinstance(source, ParquetImages) and source.unusable_boxes:
+        accelerator.print(
+            f"{source.unusable_boxes} boxes are left out: a side below 1 pixel, or over half of it outside its image"
+        )
     if data.cache_px:  # one process builds it; the others wait for a file lock, which unlike a collective has no limit
         folder = Path(data.cache_dir) if data.cache_dir else cache_folder(output_dir, source, data.cache_px)
         source = load_cached(source, data.cache_px, folder, data.num_workers)
@@ -341,6 +347,16 @@ def refuse_other_recipe(place: Path, before: dict[str, Any], recipe: Recipe) -> 
             f"{place} belongs to a run of another recipe:\n{lines}\n"
             "Give this run its own --output_dir, delete the folder, or go on with the change: --allow_change "
             f"{','.join(changed)}"
+        )
+
+
+def refuse_other_data(checkpoint: Path, before: str | None, source: ImageSource | ImageStream, recipe: Recipe) -> None:
+    """A path may hold other images than it did; `before` is what told them apart then, None if it was not noted."""
+    if before not in (None, source.fingerprint) and "data" not in allowed_changes(recipe):
+        raise ValueError(
+            f"{source.name} is not what {checkpoint} was trained on:\n  data: {before} there, {source.fingerprint} now"
+            "\nGive this run its own --output_dir, put the images back as they were, or go on with these: "
+            "--allow_change data"
         )
 
 

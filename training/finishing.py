@@ -74,17 +74,17 @@ def compare_neighbours(run: Run, output_dir: Path) -> None:
 
 
 def finish(run: Run, dataset: Data, output_dir: Path) -> None:
-    """Export the weights, compare the probes, draw the views, and write the report."""
+    """Export the weights, compare probes and neighbours, and write the report."""
     size = run.recipe.views.view_size_px
     export = {
         "backbone": str(export_backbone(run.net, output_dir / "export" / "backbone", size)),
         "pretraining": str(export_pretraining(run.net, output_dir / "export" / "pretraining", size)),
     }
-    dataset.draw(0, 0).save(output_dir / "views.png")
     compare_probes(run, output_dir)
     compare_neighbours(run, output_dir)
     known = output_dir / "run.json"
     description = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else describe(run, dataset)
+    description.pop("reason", None)  # of an earlier stop
     write_json(known, description | {"status": "finished", "finished": now(), "export": export})
     write_report(output_dir)
 

@@ -9,12 +9,15 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 # EX_TEMPFAIL of sysexits.h: not done, and the same command continues.
 EXIT_INTERRUPTED = 75
@@ -28,18 +31,49 @@ class RunStopped(RuntimeError):
     """Training must not go on; the message says why, and what to change."""
 
 
+class UnusableData(RunStopped):
+    """The images or regions are none to train on. Met in a data worker, it loses the traceback it comes with."""
+
+    def __init__(self, message: str):
+        # A DataLoader raises a worker's exception once more, around the text of the first one's traceback.
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
+def is_disk_full(error: OSError | SafetensorError) -> bool:
+    """Whether a file could not be written for want of room."""
+    if isinstance(error, OSError):
+        return error.errno in DISK_FULL
+    return any(f"os error {number})" in str(error) for number in DISK_FULL)  # Rust's words
+
+
 class StopRequest:
-    """Whether this process was asked to stop. A request that is repeated after a moment is obeyed at once."""
+    """Whether this process was asked to stop: KeyboardInterrupt at once, but between training steps, see `put_off`.
+
+    A request that is repeated after a moment is obeyed as the system does.
+    """
 
     def __init__(self) -> None:
-        self.received = False
+        self.received = self.is_put_off = False
         self.first = 0.0
         for number in _SIGNALS:
             signal.signal(number, self._receive)
 
+    @contextmanager
+    def put_off(self) -> Iterator[None]:
+        """Meanwhile a request is noted, for `agreed` to tell; whoever has not looked by the end is interrupted."""
+        self.is_put_off = True
+        try:
+            yield
+        finally:
+            self.is_put_off = False
+        if self.received:
+            raise KeyboardInterrupt
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if not self.received:
             self.received, self.first = True, time.monotonic()
+            if not self.is_put_off:
+                raise KeyboardInterrupt
         elif time.monotonic() - self.first > ONE_REQUEST:  # sooner it is the same one, handed on by a launcher
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

@@ -24,7 +24,7 @@ from training.arguments import ViewArguments
 from training.decoding import BrokenImage
 from training.device_views import PackedViews, pack_views
 from training.images import ImageSource
-from training.interruption import end_workers_at_exit, leave_signals_to_parent
+from training.interruption import UnusableData, end_workers_at_exit, leave_signals_to_parent
 from training.randomness import Purpose, stream
 from training.views import MEAN_COLOUR, VIEW_RULES, ViewParameters, apply_view, draw_views, sample_views
 
@@ -159,7 +159,7 @@ class RegionDataset(Dataset):
                     return candidate, self._attempt(candidate, read, met)
                 except BrokenImage as error:
                     last = error
-        raise ValueError(
+        raise UnusableData(
             f"{self.source.name}: none of {attempts} images in a row from number {index} on can be read, such as:\n"
             f"  {last}"
         )

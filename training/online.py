@@ -28,7 +28,7 @@ from modeling_decodepos.modeling_decodepos import DecodePosModel
 from training.arguments import DataArguments, RunArguments
 from training.decoding import BrokenImage
 from training.exchange import exchange_content, exchange_surroundings, move_elsewhere, resize
-from training.images import ImageSource, ParquetImages, open_images
+from training.images import ImageSource, NoSuchSplit, ParquetImages, open_images
 from training.pixels import normalise
 
 VALIDATION = "validation"
@@ -241,15 +241,15 @@ def _measure_exchanges(
 
 def _open(data: DataArguments, split: str) -> ImageSource:
     """A split with its annotations as regions; where it has none, with the regions that the run trains on."""
-    source = open_images(data.data, split, data.region_source)
+    source = open_images(data.data, split, "random")  # asks for no column
     annotated = isinstance(source, ParquetImages) and source.is_annotated
-    return open_images(data.data, split, "objects") if annotated else source
+    return open_images(data.data, split, "objects" if annotated else data.region_source)
 
 
 def _open_validation(data: DataArguments) -> ImageSource | None:
     try:
         return _open(data, VALIDATION)
-    except ValueError:  # there is no such split
+    except NoSuchSplit:
         return None
 
 

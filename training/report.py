@@ -581,7 +581,7 @@ def _loss_chart(run: RunFiles, series: Mapping[str, Any]) -> Html:
 
 def _views_section(run: RunFiles) -> Html:
     if not run.views:
-        return message("There is no views.png: the views are drawn when a run ends.")
+        return message("There is no views.png: the views are drawn when a run starts.")
     seen: dict[str, str] = {}
     if run.objective:
         student, teacher = run.objective.student_views, run.objective.teacher_views

@@ -30,7 +30,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from training.arguments import ViewArguments
-from training.images import COLUMNS, ParquetImages, check_columns, choose_region_source, manifest_fingerprint
+from training.images import (
+    COLUMNS,
+    ParquetImages,
+    check_columns,
+    choose_region_source,
+    manifest_fingerprint,
+)
 from training.loading import (
     Broken,
     RegionBatch,
@@ -63,6 +69,7 @@ class ImageStream:
         first = datasets.Dataset(next(self.read(shards, 0, None)), fingerprint="first rows")
         check_columns(first.column_names, self.name)
         self.region_source = choose_region_source(first, region_source, f"{self.name} (its first {len(first)} rows)")
+        self.images(first.data.table, ()).check_boxes()  # of the first rows
 
     def __len__(self) -> int:
         return sum(shard.rows for shard in self.shards)

@@ -17,12 +17,14 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from modeling_decodepos.diagnosis import effective_rank, embedding_std
-from training.broken_images import BrokenImages
+from training.broken_images import BrokenImages, still_broken
 from training.building import BACKBONES, Run
 from training.checkpoints import saved_steps, step_of
-from training.interruption import RunStopped
+from training.images import ImageSource
+from training.interruption import RunStopped, StopRequest
 from training.loading import Broken
 from training.online import OnlineMeasures, build_online
+from training.streaming import ImageStream
 
 LEAST_RANK = 2.0
 """An effective rank below this says that all embeddings lie (almost) on one line, whatever their dimension is."""
@@ -171,10 +173,10 @@ def name_checkpoint(folder: Path, step: int) -> str:
 class Watch:
     """All that looks at a run while it goes on, and may stop it. Every process has one; all come to one verdict."""
 
-    def __init__(self, run: Run, images: int):
+    def __init__(self, run: Run, source: ImageSource | ImageStream, stop: StopRequest):
         settings, output_dir = run.recipe.run, Path(run.recipe.run.output_dir)
         checkpoints, main_process = output_dir / "checkpoints", run.accelerator.is_main_process
-        self.run = run
+        self.run, self.stop = run, stop
         self.online: OnlineMeasures | None = None
         if main_process:
             self.online = build_online(run.recipe.data, settings, run.recipe.views.view_size_px)
@@ -190,12 +192,15 @@ class Watch:
         share = 0.0 if run.recipe.model.backbone in BACKBONES else settings.watchdog_share
         self.knn = KnnWatchdog(share, checkpoints)
         self.broken = BrokenImages(
-            images,
+            len(source),
             run.recipe.data.max_broken_share,
             output_dir / "broken_images.jsonl",
             resume=run.step > 0,
             writes=main_process,
         )
+        if run.step > 0 and not isinstance(source, ImageStream):  # a stream finds no image by its number
+            own = still_broken(self.broken.reasons, source) if main_process else {}
+            self.broken.keep(broadcast_object_list([own])[0])
         self.collapse.restore(run.state.get("collapse_watch", {}))
         self.knn.restore(run.state.get("knn_watchdog", {}))
         self.moves: list[int] = run.state.get("moves", [0, 0])  # mixed samples that could not move, mixed samples

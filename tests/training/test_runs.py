@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 from transformers import AutoModel, AutoModelForPreTraining, ResNetModel
 
 import modeling_decodepos  # noqa: F401  registers the Auto classes
@@ -20,6 +21,7 @@ from modeling_decodepos import DecodePosForPreTraining
 from tests.training.runs import ENVIRONMENT, ROOT, Make, command_line, run_command, run_here, small_run
 from training.checkpoints import saved_steps
 from training.finishing import compare_neighbours, look_before
+from training.images import open_images
 from training.interruption import EXIT_INTERRUPTED
 from training.online import build_online
 
@@ -427,5 +429,49 @@ def test_a_streamed_run_continues_exactly(recipe_values: dict[str, Any], tmp_pat
 def test_too_many_broken_images_stop_a_run(recipe_values: dict[str, Any], pictures: Path):
     for name in ("a/02.jpg", "a/04.jpg", "b/05.jpg"):
         (pictures / name).write_bytes(b"no picture")
-    said = str(run_here(recipe_values | {"data": pictures, "max_broken_share": 0.1}))
+    values = recipe_values | {"data": pictures, "max_broken_share": 0.1}
+    said = str(run_here(values))
     assert "of 12 images cannot be read, more than max_broken_share 0.1" in said
+    run = Path(recipe_values["output_dir"])
+    saved = [path.name for path in saved_steps(run / "checkpoints")]
+    assert saved == [f"step_{log_of(run)[-1]['step']:07d}"], "the step before the stop was not saved"
+    for name in ("a/02.jpg", "a/04.jpg"):
+        shutil.copy(pictures / "b/07.jpg", pictures / name)
+    said = str(run_here(values))
+    assert f"is not what {run}/checkpoints/{saved[0]} was trained on" in said and "--allow_change data" in said
+    before = json.loads((run / "run.json").read_text())["data"]["hash"]
+    assert f"data: {before} there, {open_images(pictures).fingerprint} now" in said
+    assert run_here(values | {"allow_change": "data"}) == 0
+    listed = [json.loads(line)["image_id"] for line in (run / "broken_images.jsonl").read_text().splitlines()]
+    assert listed == ["b/05.jpg"], "those that were repaired are still listed"
+
+
+def test_what_keeps_a_run_from_beginning_or_ending_is_told_in_a_line(
+    recipe_values: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    def asked_to_stop(*_: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    def full_disk(*_: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    values = recipe_values | {"max_steps": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr("training.pretrain.look_before", asked_to_stop)
+        assert run_here(values) == EXIT_INTERRUPTED
+        assert "the same command goes on" in capsys.readouterr().out
+    monkeypatch.setattr("training.pretrain.look_before", lambda *_: None)
+    with monkeypatch.context() as patch:
+        patch.setattr("training.finishing.export_backbone", asked_to_stop)
+        assert run_here(values) == EXIT_INTERRUPTED
+        patch.setattr("training.finishing.export_backbone", full_disk)
+        said = str(run_here(values))
+    assert "No space left" in said and "Make room, then run the same command" in said
+    described = json.loads((tmp_path / "run/run.json").read_text())
+    assert described["status"] == "stopped" and "No space left" in described["reason"]
+    assert run_here(values) == 0
+    described = json.loads((tmp_path / "run/run.json").read_text())
+    assert described["status"] == "finished" and "reason" not in described

@@ -175,11 +175,11 @@ def test_a_watchdog_goes_on_from_its_state(checkpoints):
 
 def test_a_resumed_run_goes_on_counting_samples_that_could_not_move(make_recipe, tmp_path: Path):
     run, data = small_run(make_recipe(max_immobile_share=0.5))
-    first = Watch(run, len(data))
+    first = Watch(run, data.source, stop=None)
     first.observe({}, [True] * 6 + [False] * 2, [])
     run.state = json.loads(json.dumps(first.state()))
     run.step = 5
-    second = Watch(run, len(data))
+    second = Watch(run, data.source, stop=None)
     second.observe({}, [False] * 4, [])  # 6 of 12
     with pytest.raises(RunStopped, match="7 of 13 mixed samples"):
         second.observe({}, [False], [])
