@@ -6,6 +6,8 @@ python -m dataset_scripts.prepare check data/scenes
 
 import argparse
 import dataclasses
+import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 from . import scenes
-from .parquet import Source, available_cores, build_dataset, load_manifest
+from .engines import Unfinished
+from .parquet import RowFailed, Source, available_cores, build_dataset, load_manifest
 from .proposals import PROVIDERS
 
 
@@ -84,20 +87,43 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, handled as Ctrl-C is."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 the data set has problems, 2 the command cannot be carried out as asked."""
+    """Exit code.
+
+    0 done; 1 the data set has problems, or a row could not be made; 2 the command cannot be carried out as asked; 75
+    not finished, and the same command goes on (a full disk, a lost worker); 130 Ctrl-C, 143 SIGTERM: likewise.
+    """
     parsed = _parser().parse_args(arguments)
-    if parsed.command == "check":
-        return _check(parsed)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
+        if parsed.command == "check":
+            return _check(parsed)
         _build(parsed)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped. Finished shards are kept: the same command goes on from there.", file=sys.stderr)
-        return 130
+        return _ended(2, f"error: {error}")
+    except RowFailed as error:
+        return _ended(1, f"error: {error}\nFinished shards are kept: the same command goes on from there.")
+    except Unfinished as error:
+        return _ended(os.EX_TEMPFAIL, f"error: {error}")
+    except KeyboardInterrupt as stop:
+        code = 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
+        return _ended(code, "Stopped. Finished shards are kept: the same command goes on from there.")
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _ended(code: int, message: str) -> int:
+    print(f"\n{message}", file=sys.stderr)  # a bar may stand in the line
+    return code
 
 
 if __name__ == "__main__":
