@@ -6,9 +6,11 @@ Results must depend on the item alone, so that nobody can tell which engine made
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -35,6 +37,13 @@ class Engine(Protocol):
 
 
 # ------------------------------------------------------------------------------------------------------- one machine
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 # In a worker: the number of rows made so far by all workers. A shared counter lets the bar move within an item.
@@ -74,7 +83,8 @@ def _count_rows(rows: int) -> None:
 def run_local(
     items: Sequence[Item], work: Work[Item, Result], workers: int, count: Count
 ) -> Generator[tuple[Item, Result], None, None]:
-    """Runs in this process if one worker is enough, else in processes of their own."""
+    """Runs in this process if one worker is enough, else in processes of their own; 0: one per core."""
+    workers = workers or available_cores()
     if min(workers, len(items)) <= 1:
         for item in items:
             yield item, work(item, count)
@@ -106,4 +116,67 @@ def run_local(
         lifeline.close()
 
 
-ENGINES: dict[str, Engine] = {"local": run_local}
+# --------------------------------------------------------------------------------------------------------- a cluster
+
+
+TRIES_PER_ITEM = 4  # what a lost worker or machine had in hand is begun again elsewhere, this often in all
+
+
+def run_ray(
+    items: Sequence[Item], work: Work[Item, Result], workers: int, count: Count
+) -> Generator[tuple[Item, Result], None, None]:
+    """Runs on the Ray cluster that this machine belongs to or RAY_ADDRESS names, else on a Ray of its own.
+
+    `workers` is how many items are in hand at a time, one core each; 0: as many as the cluster has cores. Every
+    machine needs this checkout and its packages at the same path.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise ValueError(
+            "--engine ray needs Ray, which is not installed here: pip install -e '.[train,ray]' (on every machine)."
+        ) from None
+    from ray.exceptions import RayError, RayTaskError
+
+    begun_here = not ray.is_initialized()
+    if begun_here:
+        try:
+            ray.init(address="auto", log_to_driver=False)
+        except ConnectionError:
+            ray.init(num_cpus=workers or None, include_dashboard=False, log_to_driver=False)
+    waiting: dict[Any, Item] = {}
+    try:
+        remote = ray.remote(num_cpus=1, max_retries=TRIES_PER_ITEM - 1)(_counted)
+        shared = ray.put(work)
+        left = iter(items)
+        for item in itertools.islice(left, workers or int(ray.cluster_resources()["CPU"])):
+            waiting[remote.remote(shared, item)] = item
+        while waiting:
+            (finished,), _ = ray.wait(list(waiting), num_returns=1)
+            item = waiting.pop(finished)
+            result, rows = ray.get(finished)
+            for following in itertools.islice(left, 1):
+                waiting[remote.remote(shared, following)] = following
+            count(rows)
+            yield item, result
+    except RayTaskError as error:
+        raise error.cause from None
+    except RayError as error:
+        raise Unfinished(
+            f"A worker was lost {TRIES_PER_ITEM} times over the same work ({type(error).__name__}), perhaps for "
+            "memory, or the cluster is gone. What is finished is kept: run the same command again."
+        ) from error
+    finally:
+        for unfinished in waiting:
+            ray.cancel(unfinished, force=True)
+        if begun_here:
+            ray.shutdown()
+
+
+def _counted(work: Work[Item, Result], item: Item) -> tuple[Result, int]:
+    """A result and the rows counted for it: the bar moves when an item is done."""
+    counts: list[int] = []
+    return work(item, counts.append), sum(counts)
+
+
+ENGINES: dict[str, Engine] = {"local": run_local, "ray": run_ray}

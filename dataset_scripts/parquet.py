@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -190,8 +189,8 @@ def build_dataset(
         RowFailed: A row could not be made.
         Unfinished: A full disk or a lost worker; a second call goes on.
     """
-    if workers < 1:
-        raise ValueError(f"workers is {workers}, expected at least 1.")
+    if workers < 0:
+        raise ValueError(f"workers is {workers}, expected 0 (one per core) or more.")
     if engine not in ENGINES:
         raise ValueError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}.")
     check_provider(source.proposals)
@@ -418,10 +417,3 @@ print(dataset[0]["objects"])
 {json.dumps(manifest["recipe"], indent=2)}
 ```
 """
-
-
-def available_cores() -> int:
-    """Processor cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 from . import scenes
-from .engines import Unfinished
-from .parquet import RowFailed, Source, available_cores, build_dataset, load_manifest
+from .engines import ENGINES, Unfinished
+from .parquet import RowFailed, Source, build_dataset, load_manifest
 from .proposals import PROVIDERS
 
 
@@ -39,7 +39,13 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     """What every builder takes."""
     parser.add_argument("--output", type=Path, required=True, help="folder to write; an unfinished one is completed")
     parser.add_argument(
-        "--workers", type=int, default=available_cores(), help="processes; the bytes do not depend on it"
+        "--workers",
+        type=int,
+        default=0,
+        help="processes, the bytes do not depend on it; 0: one per core, of this machine or of the cluster",
+    )
+    parser.add_argument(
+        "--engine", choices=tuple(ENGINES), default="local", help="ray: on a Ray cluster; --output must be shared"
     )
     parser.add_argument("--overwrite", action="store_true", help="build anew over a folder of another recipe")
     parser.add_argument("--proposals", choices=tuple(PROVIDERS), default="none", help="where `regions` come from")
@@ -64,7 +70,9 @@ def _build(arguments: argparse.Namespace) -> None:
     source = BUILDERS[arguments.command].open_source(arguments)
     source = dataclasses.replace(source, proposals=arguments.proposals)
     start = time.perf_counter()
-    manifest = build_dataset(arguments.output, source, arguments.workers, overwrite=arguments.overwrite)
+    manifest = build_dataset(
+        arguments.output, source, arguments.workers, overwrite=arguments.overwrite, engine=arguments.engine
+    )
     seconds = time.perf_counter() - start
     megabytes = sum(entry["bytes"] for entry in manifest["files"].values()) / 1e6
     rows = ", ".join(f"{rows:,} {split}" for split, rows in manifest["splits"].items())
