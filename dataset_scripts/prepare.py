@@ -16,7 +16,7 @@ from typing import Protocol
 
 from . import scenes
 from .engines import ENGINES, Unfinished
-from .parquet import RowFailed, Source, build_dataset, load_manifest
+from .parquet import MANIFEST_NAME, RowFailed, Source, build_dataset, load_manifest
 from .proposals import PROVIDERS
 
 
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="verify a folder against its manifest and the column contract")
     check.add_argument("folder", type=Path)
+    check.add_argument("--workers", type=int, default=0, help="processes; 0: one per core (the default)")
     return parser
 
 
@@ -81,17 +82,21 @@ def _build(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from .check import check_dataset
+    from .check import inspect_dataset
 
-    problems = check_dataset(arguments.folder)
-    for problem in problems:
+    folder = arguments.folder
+    found = inspect_dataset(folder, arguments.workers)
+    for line in found.summary:
+        print(line)
+    for note in found.notes:
+        print(f"note: {note}")
+    for problem in found.problems:
         print(problem, file=sys.stderr)
-    if problems:
-        print(f"{arguments.folder}: {len(problems)} problems", file=sys.stderr)
+    if found.problems:
+        print(f"{folder}: {len(found.problems)} problems", file=sys.stderr)
         return 1
-    manifest = load_manifest(arguments.folder)
-    files, rows = len(manifest["files"]), sum(manifest["splits"].values())
-    print(f"{arguments.folder} is in order: {files} files, {rows:,} images, data hash {manifest['data_sha256'][:16]}")
+    known = f", data hash {load_manifest(folder)['data_sha256'][:16]}" if (folder / MANIFEST_NAME).exists() else ""
+    print(f"{folder} is in order: {found.files} files, {found.images:,} images{known}")
     return 0
 
 
