@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from dataset_scripts.parquet import write_text
+from dataset_scripts.files import write_text
 from training.decoding import BrokenImage
 from training.images import ImageSource
 from training.interruption import RunStopped

@@ -31,7 +31,9 @@ from safetensors.numpy import load_file, save_file
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from dataset_scripts.parquet import available_cores, recipe_differences, write_text
+from dataset_scripts.engines import available_cores
+from dataset_scripts.files import write_text
+from dataset_scripts.parquet import recipe_differences
 from training.decoding import BrokenImage
 from training.images import DRAWN, ImageSource, draw_boxes, open_images
 from training.loading import load_in_workers

@@ -1,27 +1,23 @@
-"""Stopping and starting: finish the step on SIGTERM or Ctrl-C, and never run twice in one folder."""
+"""Stopping: finish the step on SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
 import atexit
-import errno
-import fcntl
 import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
-from typing import IO
 
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from dataset_scripts.files import DISK_FULL
+
 # EX_TEMPFAIL of sysexits.h: not done, and the same command continues.
 EXIT_INTERRUPTED = 75
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Seconds within which a launcher and its scheduler may both pass on one request.
 ONE_REQUEST = 3.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -84,28 +80,6 @@ class StopRequest:
             return self.received
         asked = torch.tensor(int(self.received), device=accelerator.device)
         return bool(accelerator.reduce(asked, "sum"))
-
-
-def lock_folder(folder: Path) -> IO[str]:
-    """An open file that marks the folder as in use until it is closed, or this process ends in whatever way."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise ValueError(f"output_dir {folder} cannot be written ({error.strerror}); choose another.") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise ValueError(f"output_dir {folder} is in use by another run; wait for it, or choose another.") from None
-    except OSError as error:
-        lock.close()
-        raise ValueError(
-            f"output_dir {folder} is on a file system without locks ({error.strerror}), which keep two runs from "
-            "writing to one folder; choose a folder elsewhere, or have it mounted with them (Lustre: flock)."
-        ) from None
-    os.register_at_fork(after_in_child=lock.close)  # data workers outlive a killed run by seconds
-    return lock
 
 
 def end_workers_at_exit() -> None:

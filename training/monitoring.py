@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dataset_scripts.parquet import write_text
+from dataset_scripts.files import write_text
 from training.arguments import Recipe, origins
 from training.images import ImageSource
 from training.loading import Broken, RegionBatch

@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import logging as transformers_logging
 
+from dataset_scripts.files import lock_folder
 from modeling_decodepos.losses import Objective
 from modeling_decodepos.regions import View
 from training.arguments import Recipe, parse_command_line
@@ -33,7 +34,7 @@ from training.building import Data, Run, build_accelerator, build_run
 from training.checkpoints import save_checkpoint
 from training.device_views import make_views
 from training.finishing import describe, finish, how_to_load, is_finished, look_before, record_stop
-from training.interruption import EXIT_INTERRUPTED, RunStopped, StopRequest, is_disk_full, lock_folder
+from training.interruption import EXIT_INTERRUPTED, RunStopped, StopRequest, is_disk_full
 from training.loading import RegionBatch, StepBatches, build_loader
 from training.monitoring import Meter, RunLog, write_json
 from training.optimisation import set_schedule

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from dataset_scripts.parquet import write_text
+from dataset_scripts.files import write_text
 from modeling_decodepos.losses import OBJECTIVES, Objective
 from modeling_decodepos.page import (
     Html,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from training.interruption import StopRequest, lock_folder
+from dataset_scripts.files import lock_folder
+from training.interruption import StopRequest
 
 
 def test_a_folder_in_use_is_refused_until_the_run_ends(tmp_path: Path):
