@@ -99,7 +99,7 @@ class Downloader:
         return self._repeat(url, once)
 
     def fetch_file(self, url: str, path: Path) -> None:
-        """Fetches a large file; goes on where an earlier attempt, or an earlier run, was cut off."""
+        """Fetches a large table; goes on where an earlier attempt, or an earlier run, was cut off."""
         part = path.with_name(f".{path.name}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._repeat(url, lambda: self._go_on(url, part))
@@ -123,6 +123,8 @@ class Downloader:
                 tqdm(total=total, initial=file.tell(), desc=part.name[1:-5], unit="B", unit_scale=True) as progress,
             ):
                 for piece in self._pieces(response, None, None):
+                    if file.tell() == 0 and piece.lstrip().startswith(b"<"):
+                        raise FetchError(f"a web page came instead: it begins with {piece[:30]!r}")
                     file.write(piece)
                     progress.update(len(piece))
         note.unlink(missing_ok=True)

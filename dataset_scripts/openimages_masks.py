@@ -89,7 +89,7 @@ def class_map(masks: Sequence[tuple[Path, int]], width: int, height: int) -> NDA
         with _opened(path) as image:
             try:
                 mask = image.convert("L")
-            except OSError as error:
+            except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken chunks
                 raise ValueError(
                     f"{path} does not decode ({error}). Delete it and put the right one there."
                 ) from error

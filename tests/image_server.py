@@ -9,6 +9,7 @@ that ends with `!` stays.
     a number    that status            retry:N   429 and `Retry-After: N`
     cut         half of the bytes under the full length
     drip        one byte at a time, 50 ms apart
+    slow        the file, after a tenth of a second
     stall       the head, then nothing for a second
     drop        the connection is closed without an answer
     html        status 200 and a page instead of the file
@@ -125,6 +126,9 @@ class ImageServer:
                         self.wfile.write(body[place : place + 1])
                         self.wfile.flush()
                         time.sleep(0.05)
+                elif fault == "slow":
+                    time.sleep(0.1)
+                    self.wfile.write(body)
                 elif fault == "stall":
                     self.wfile.flush()
                     time.sleep(1)
