@@ -16,9 +16,10 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,11 @@ class Source:
         class_names: of `objects.category`.
         make_row: makes one row; its `regions` are added here.
         title: of the card.
-        license: a Hub licence identifier, for the card.
+        license: a Hub licence identifier, or several, for the card.
         description: body of the card, Markdown.
         proposals: the provider of `regions`.
+        tiers: further configurations by name: how many rows of each split, from the first on, belong to it.
+        extra_files: further text files of the folder, by name.
     """
 
     recipe: Mapping[str, Any]
@@ -79,9 +82,11 @@ class Source:
     class_names: Sequence[str]
     make_row: RowMaker
     title: str
-    license: str
+    license: str | list[str]
     description: str
     proposals: str = "none"
+    tiers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    extra_files: Mapping[str, str] = field(default_factory=dict)
 
 
 # ------------------------------------------------------------------------------------------------------------ shards
@@ -152,18 +157,21 @@ def _save_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     write_text(folder / MANIFEST_NAME, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
-def plan_shards(splits: Mapping[str, int], rows_per_shard: int) -> list[Shard]:
-    """The shards of all splits, each with `rows_per_shard` rows but for the last of a split."""
+def plan_shards(
+    splits: Mapping[str, int], rows_per_shard: int, tiers: Mapping[str, Mapping[str, int]] | None = None
+) -> list[Shard]:
+    """The shards of all splits, each with `rows_per_shard` rows but for the last of a split or of a tier."""
     if rows_per_shard < 1:
         raise ValueError(f"rows_per_shard is {rows_per_shard}, expected at least 1.")
     shards = []
     for split, rows in splits.items():
-        starts = range(0, rows, rows_per_shard)
+        ends = sorted({rows, *(tier.get(split, 0) for tier in (tiers or {}).values())} - {0})
+        if ends and ends[-1] > rows:
+            raise ValueError(f"A tier has {ends[-1]} rows of split {split!r}, expected at most {rows}.")
+        starts = [start for begin, end in pairwise([0, *ends]) for start in range(begin, end, rows_per_shard)]
         shards += [
-            Shard(
-                f"data/{split}-{k:05d}-of-{len(starts):05d}.parquet", split, start, min(start + rows_per_shard, rows)
-            )
-            for k, start in enumerate(starts)
+            Shard(f"data/{split}-{k:05d}-of-{len(starts):05d}.parquet", split, start, stop)
+            for k, (start, stop) in enumerate(pairwise([*starts, rows]))
         ]
     return shards
 
@@ -200,7 +208,7 @@ def build_dataset(
         "rows_per_shard": rows_per_shard,
         "schema_version": SCHEMA_VERSION,
     }
-    shards = plan_shards(source.splits, rows_per_shard)
+    shards = plan_shards(source.splits, rows_per_shard, source.tiers)
     if not shards:
         raise ValueError(f"The splits {dict(source.splits)} have no rows, expected at least one.")
     manifest = _open_folder(folder, source, recipe, overwrite)
@@ -248,6 +256,8 @@ def _complete(
 
     manifest["files"] = {shard.path: manifest["files"][shard.path] for shard in shards}
     manifest |= {"data_sha256": data_sha256(manifest), "complete": True}
+    for name, text in source.extra_files.items():
+        write_text(folder / name, text)
     write_text(folder / CARD_NAME, build_card(source, manifest, features))
     _save_manifest(folder, manifest)
     return manifest
@@ -355,29 +365,38 @@ def _work(shard: Shard, count: Count, folder: Path, make_row: RowMaker, schema: 
 
 def build_card(source: Source, manifest: Mapping[str, Any], features: Any) -> str:
     """Text of the data set card: a YAML header that `load_dataset` and the Hub read, then Markdown."""
-    from datasets import DatasetInfo, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict
     from huggingface_hub import DatasetCardData
 
     entries = manifest["files"].values()
     sizes = {split: sum(e["bytes"] for e in entries if e["split"] == split) for split in manifest["splits"]}
-    total = sum(sizes.values())
-    splits = SplitDict()
-    for split, rows in manifest["splits"].items():
-        splits.add(SplitInfo(split, num_bytes=sizes[split], num_examples=rows))
+    configs = [
+        {
+            "config_name": "default",
+            "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in manifest["splits"]],
+        }
+    ]
+    infos = {"default": _dataset_info(manifest["files"], manifest["splits"], features)}
+    for name, tier in source.tiers.items():
+        files = _tier_files(manifest["files"], tier)
+        configs.append(
+            {
+                "config_name": name,
+                "data_files": [
+                    {"split": split, "path": [path for path, entry in files.items() if entry["split"] == split]}
+                    for split, count in tier.items()
+                    if count
+                ],
+            }
+        )
+        infos[name] = _dataset_info(files, tier, features)
     data = DatasetCardData(
         pretty_name=source.title,
         license=source.license,
         task_categories=["object-detection", "image-feature-extraction"],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in manifest["splits"]],
-            }
-        ],
+        configs=configs,
     )
-    info = DatasetInfo(features=features, splits=splits, download_size=total, dataset_size=total)
-    DatasetInfosDict({"default": info}).to_dataset_card_data(data)
+    DatasetInfosDict(infos).to_dataset_card_data(data)
     rows = "\n".join(f"| {split} | {manifest['splits'][split]:,} | {sizes[split] / 1e6:.1f} |" for split in sizes)
     return f"""---
 {data.to_yaml()}
@@ -417,3 +436,25 @@ print(dataset[0]["objects"])
 {json.dumps(manifest["recipe"], indent=2)}
 ```
 """
+
+
+def _tier_files(files: Mapping[str, Any], tier: Mapping[str, int]) -> dict[str, Any]:
+    """Manifest entries of the shards of a tier; `plan_shards` ended one where the tier ends."""
+    chosen, rows = {}, dict.fromkeys(tier, 0)
+    for path, entry in files.items():
+        if rows.get(entry["split"], 0) < tier.get(entry["split"], 0):
+            rows[entry["split"]] += entry["rows"]
+            chosen[path] = entry
+    return chosen
+
+
+def _dataset_info(files: Mapping[str, Any], rows: Mapping[str, int], features: Any) -> Any:
+    from datasets import DatasetInfo, SplitDict, SplitInfo
+
+    splits = SplitDict()
+    for split, count in rows.items():
+        if count:
+            size = sum(entry["bytes"] for entry in files.values() if entry["split"] == split)
+            splits.add(SplitInfo(split, num_bytes=size, num_examples=count))
+    total = sum(entry["bytes"] for entry in files.values())
+    return DatasetInfo(features=features, splits=splits, download_size=total, dataset_size=total)

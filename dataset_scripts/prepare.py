@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from . import scenes
+from . import openimage_mini, scenes
 from .engines import ENGINES, Unfinished
 from .parquet import MANIFEST_NAME, RowFailed, Source, build_dataset, load_manifest
 from .proposals import PROVIDERS
@@ -28,11 +28,11 @@ class Builder(Protocol):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Flags of its own, beside those that every builder takes."""
 
-    def open_source(self, arguments: argparse.Namespace) -> Source:
-        """What to build; raises ValueError with the cure if it cannot be built."""
+    def open_source(self, arguments: argparse.Namespace) -> Source | None:
+        """What to build, None if nothing is left to do; raises ValueError with the cure if it cannot be built."""
 
 
-BUILDERS: dict[str, Builder] = {"scenes": scenes}
+BUILDERS: dict[str, Builder] = {"scenes": scenes, "openimage-mini": openimage_mini}
 
 
 def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _build(arguments: argparse.Namespace) -> None:
     source = BUILDERS[arguments.command].open_source(arguments)
+    if source is None:
+        return
     source = dataclasses.replace(source, proposals=arguments.proposals)
     start = time.perf_counter()
     manifest = build_dataset(
