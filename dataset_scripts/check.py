@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from modeling_decodepos.schema import SEGMENTATION_IGNORE, build_features, row_problems
 
 from .parquet import CARD_NAME, data_sha256, file_sha256, load_manifest, recipe_sha256
+from .pictures import upright_size
 
 _MOST_PER_FILE = 5  # a systematic fault would fill the screen
 
@@ -98,8 +99,8 @@ def _image_problems(row: dict[str, Any], class_count: int) -> Iterable[str]:
             yield "image has no embedded bytes"
         else:
             with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
-                if image.size != size:
-                    yield f"image is {image.size[0]} x {image.size[1]} px, expected {size[0]} x {size[1]}"
+                if (found := upright_size(image)) != size:
+                    yield f"image is {found[0]} x {found[1]} px, expected {size[0]} x {size[1]}"
         if row["segmentation"] is not None:
             with Image.open(io.BytesIO(row["segmentation"]["bytes"])) as image:
                 labels = np.asarray(image)

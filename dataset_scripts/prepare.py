@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from . import scenes
+from . import coco, scenes
 from .parquet import Source, available_cores, build_dataset, load_manifest
 from .proposals import PROVIDERS
 
@@ -29,7 +29,7 @@ class Builder(Protocol):
         """What to build; raises ValueError with the cure if it cannot be built."""
 
 
-BUILDERS: dict[str, Builder] = {"scenes": scenes}
+BUILDERS: dict[str, Builder] = {"scenes": scenes, "coco": coco}
 
 
 def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
