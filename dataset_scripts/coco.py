@@ -60,6 +60,7 @@ class CocoSplit:
 
     pictures: Path
     annotations: Path
+    annotations_sha256: str
     records: Records
     categories: Mapping[int, int]
     licenses: Mapping[int, str]
@@ -138,7 +139,7 @@ def coco_row(split: str, number: int, splits: Mapping[str, CocoSplit]) -> Row:
     picture = read_picture(place.pictures / image.file_name, image.file_name)
     size = (image.width or picture.upright[0], image.height or picture.upright[1])
     turn = picture.turn_to_fit(size)
-    text = map_file(place.annotations)
+    text = map_file(place.annotations, place.annotations_sha256)
     annotations = [json.loads(text[start : start + length]) for start, length in places]
     boxes = turn_boxes([annotation["bbox"] for annotation in annotations], turn, *size)
     objects = {
@@ -231,7 +232,7 @@ def _open_split(
     absent = set(missing)
     used = ((image, places) for image, places in index.places() if image.file_name not in absent)
     records = write_records(work, ([*vars(image).values(), places] for image, places in used))
-    recipe = {
+    recipe: dict[str, Any] = {
         "name": name,
         "images": records.count,
         "missing": len(missing),
@@ -246,6 +247,7 @@ def _open_split(
     split = CocoSplit(
         pictures=pictures,
         annotations=path,
+        annotations_sha256=recipe["annotations_sha256"],
         records=records,
         categories={category: number for number, category in enumerate(index.categories)},
         licenses=index.licenses,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .boxes import as_box, box_faults, count_faults
-from .json_stream import Member, read_members
+from .json_stream import JsonObject, Member
 from .picture_files import path_inside
 
 UNKNOWN_IMAGE = "of an image that is not listed"
@@ -67,11 +67,10 @@ def index_annotations(path: Path) -> CocoIndex:
     images: dict[int, CocoImage] = {}
     categories: dict[int, str] = {}
     licenses: dict[int, str] = {}
-    keys: dict[str, None] = {}
     # Per annotation: where its text is and how long, image, category, whether it has an outline; and its box.
     numbers, boxes = array("q"), array("d")
-    for member in read_members(path, ("images", "annotations")):
-        keys[member.key] = None
+    content = JsonObject(path, ("images", "annotations"))
+    for member in content:
         if member.key == "images":
             image = _image(member, path)
             if image.id in images:
@@ -90,9 +89,9 @@ def index_annotations(path: Path) -> CocoIndex:
         elif member.key == "licenses":
             licenses = {_whole(item, "id", path): _license(item) for item in _listed(member, path)}
 
-    if missing := [key for key in _NEEDED if key not in keys]:
+    if missing := [key for key in _NEEDED if key not in content.keys]:
         raise ValueError(
-            f"{path} is no COCO file of instances: it has the keys {', '.join(keys) or '(none)'}, "
+            f"{path} is no COCO file of instances: it has the keys {', '.join(content.keys) or '(none)'}, "
             f"and {', '.join(missing)} is missing."
         )
     if not images or not categories:

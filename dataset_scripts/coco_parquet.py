@@ -47,11 +47,13 @@ class ParquetSplit:
 
     Attributes:
         files: Parquet files in the order of the rows.
+        sha256: of all files of the data set, to tell them from others by the same names.
         class_names: of the categories, in the order of their numbers in the result.
         box_format: "xywh" or "xyxy".
     """
 
     files: tuple[Path, ...]
+    sha256: str
     class_names: tuple[str, ...]
     box_format: str
 
@@ -107,6 +109,7 @@ def parquet_source(
     faults = box_faults(to_xywh(scan.boxes, found_format), *scan.sizes.T)
     dropped = count_faults(faults)
     listed = json.dumps([(file.relative_to(folder).as_posix(), file_sha256(file)) for file in every_file])
+    files_sha256 = hashlib.sha256(listed.encode()).hexdigest()
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
     return Source(
         recipe={
@@ -114,14 +117,14 @@ def parquet_source(
             "coco_parquet_version": VERSION,
             "box_format": found_format,
             "class_names_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
-            "files_sha256": hashlib.sha256(listed.encode()).hexdigest(),
+            "files_sha256": files_sha256,
             "dropped": dropped,
         },
         splits={split: sum(pq.read_metadata(file).num_rows for file in files[split]) for split in files},
         class_names=names,
         make_row=partial(
             parquet_row,
-            splits={split: ParquetSplit(tuple(files[split]), names, found_format) for split in files},
+            splits={split: ParquetSplit(tuple(files[split]), files_sha256, names, found_format) for split in files},
         ),
         title="Images with boxes",
         license="other",
@@ -137,7 +140,7 @@ def parquet_source(
 def parquet_row(split: str, number: int, splits: Mapping[str, ParquetSplit]) -> Row:
     """Row `number` of a split."""
     place = splits[split]
-    found = _rows(place.files)[number]
+    found = _rows(place.files, place.sha256)[number]
     image_id = str(found["image_id"]) if found.get("image_id") is not None else f"{split}-{number:08d}"
     image = found["image"]
     if not isinstance(image, dict) or not image.get("bytes"):
@@ -333,5 +336,5 @@ class _Rows:
 
 
 @lru_cache(maxsize=1)
-def _rows(files: tuple[Path, ...]) -> _Rows:
+def _rows(files: tuple[Path, ...], sha256: str) -> _Rows:
     return _Rows(files)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from tqdm.auto import tqdm
 
 CHUNK_BYTES = 1 << 22
+_NUMBER = "0123456789.eE+-"
 LARGEST_VALUE_BYTES = 1 << 26  # no single element of annotation files is longer; a broken file looks as if one were
 
 
@@ -23,14 +24,29 @@ class Member(NamedTuple):
     length: int
 
 
-def read_members(path: Path, arrays: Collection[str] = ()) -> Iterator[Member]:
-    """The members of the object in a JSON file, in the file's order; those in `arrays` come element by element."""
-    with path.open("rb") as file, tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True) as bar:
-        reader = _Reader(path, file, bar)
-        reader.skip("\xef\xbb\xbf")  # a byte order mark, as Latin-1 shows it
-        if (first := reader.peek()) != "{":
-            raise ValueError(f"{path} begins with {first!r}, expected an object, which begins with '{{'.")
-        yield from reader.members(arrays)
+class JsonObject:
+    """The members of the object in a JSON file, in the file's order; those in `arrays` come element by element.
+
+    `keys` has the keys seen so far, also those of arrays without elements.
+    """
+
+    def __init__(self, path: Path, arrays: Collection[str] = ()):
+        self.path, self.arrays = path, arrays
+        self.keys: list[str] = []
+
+    def __iter__(self) -> Iterator[Member]:
+        size = self.path.stat().st_size
+        with self.path.open("rb") as file, tqdm(total=size, desc=self.path.name, unit="B", unit_scale=True) as bar:
+            reader = _Reader(self.path, file, bar)
+            reader.skip("\xef\xbb\xbf")  # a byte order mark, as Latin-1 shows it
+            if (first := reader.peek()) != "{":
+                raise ValueError(f"{self.path} begins with {first!r}, expected an object, which begins with '{{'.")
+            for key in reader.each_key():
+                self.keys.append(key)
+                if key in self.arrays and reader.peek() == "[":
+                    yield from reader.elements(key)
+                else:
+                    yield reader.value(key)
 
 
 class _Reader:
@@ -75,12 +91,12 @@ class _Reader:
         return found
 
     def value(self, key: str) -> Member:
-        """The next value. It counts when something follows it, or it could be the beginning of a longer number."""
+        """The next value. It counts when something follows that could not belong to it, as digits to a number."""
         self.peek()
         while True:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.at)
-                if end < len(self.text):
+                if end < len(self.text) and self.text[end] not in _NUMBER:
                     break
                 problem = "the end of the file in a value"
             except json.JSONDecodeError as error:
@@ -97,7 +113,8 @@ class _Reader:
         self.at = end
         return member
 
-    def members(self, arrays: Collection[str]) -> Iterator[Member]:
+    def each_key(self) -> Iterator[str]:
+        """The keys of the object that comes next; whoever takes one reads its value before the next."""
         self.take("{")
         if self.peek() == "}":
             return
@@ -106,14 +123,12 @@ class _Reader:
             if not isinstance(key, str):
                 raise self.error(f"the key {key!r}, expected text")
             self.take(":")
-            if key in arrays and self.peek() == "[":
-                yield from self.elements(key)
-            else:
-                yield self.value(key)
+            yield key
             if self.take(",}") == "}":
                 return
 
     def elements(self, key: str) -> Iterator[Member]:
+        """The elements of the array that comes next."""
         self.take("[")
         if self.peek() == "]":
             self.at += 1

@@ -71,8 +71,8 @@ def write_records(folder: Path, records: Iterable[Any]) -> Records:
 
 
 @lru_cache(maxsize=8)
-def map_file(path: Path) -> mmap.mmap:
-    """The bytes of a file, read where they are looked at."""
+def map_file(path: Path, sha256: str | None = None) -> mmap.mmap:
+    """The bytes of a file, read where they are looked at. Give its hash if there may be another file by this name."""
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
