@@ -24,6 +24,7 @@ from modeling_decodepos.schema import COLUMNS, SCHEMA_VERSION, SEGMENTATION_IGNO
 from .engines import Count, run_local
 from .files import file_sha256
 from .parquet import CARD_NAME, MANIFEST_NAME, data_sha256, load_manifest, recipe_sha256
+from .pictures import upright_size
 
 _MOST_PER_FILE = 5  # a systematic fault would fill the screen
 _MOST_NAMED = 5
@@ -322,8 +323,8 @@ def _image_problems(row: Mapping[str, Any], class_count: int, decode: bool) -> I
             yield "image has no embedded bytes"
         else:
             with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
-                if image.size != size:
-                    yield f"image is {image.size[0]} x {image.size[1]} px, expected {size[0]} x {size[1]}"
+                if (found := upright_size(image)) != size:
+                    yield f"image is {found[0]} x {found[1]} px, expected {size[0]} x {size[1]}"
                 if decode:
                     image.load()
         if row["segmentation"] is not None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from . import openimage_mini, scenes
+from . import coco, openimage_mini, scenes
 from .engines import ENGINES, Unfinished
 from .parquet import MANIFEST_NAME, RowFailed, Source, build_dataset, load_manifest
 from .proposals import PROVIDERS
@@ -32,7 +32,7 @@ class Builder(Protocol):
         """What to build, None if nothing is left to do; raises ValueError with the cure if it cannot be built."""
 
 
-BUILDERS: dict[str, Builder] = {"scenes": scenes, "openimage-mini": openimage_mini}
+BUILDERS: dict[str, Builder] = {"scenes": scenes, "openimage-mini": openimage_mini, "coco": coco}
 
 
 def _add_build_arguments(parser: argparse.ArgumentParser) -> None:

@@ -29,7 +29,9 @@ def add_regions(row: dict[str, Any], provider: str) -> dict[str, Any]:
     """A row of the Parquet contract with its `regions`, which depend on the image and its id, not on where it lies."""
     digest = hashlib.sha256(row["image_id"].encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-    boxes, scores = propose(provider, row["width"], row["height"], row["objects"]["bbox"], rng)
+    objects = row["objects"]
+    annotated = [box for box, crowd in zip(objects["bbox"], objects["iscrowd"], strict=True) if not crowd]
+    boxes, scores = propose(provider, row["width"], row["height"], annotated, rng)
     regions = {
         "bbox": boxes.tolist(),
         "score": None if scores is None else scores.tolist(),

@@ -6,9 +6,7 @@ Regions come from a column of the data or are drawn on the fly, by the class-fre
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset_scripts.parquet import MANIFEST_NAME, data_sha256, load_manifest
+from dataset_scripts.picture_files import SUFFIXES, files_sha256, is_picture, walk
 from dataset_scripts.proposals import propose
 from modeling_decodepos.schema import xywh_to_unit_xyxy
 from training.decoding import BrokenImage, decode_image, read_size
@@ -33,7 +32,6 @@ DRAWN = {
     "grid": "the cells of a 2 x 2, a 3 x 3 and a 4 x 4 grid",
 }
 COLUMNS = {"regions": "proposals (column `regions`)", "objects": "annotations (column `objects`)"}
-SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _LAYOUT = "The expected layout is in modeling_decodepos/schema.py."
 
 
@@ -95,7 +93,7 @@ def open_images(path: str | Path, split: str = "train", region_source: str = "au
     """
     folder = Path(path)
     if folder.is_dir():
-        found = list(_walk(folder))
+        found = list(walk(folder))
         if not any(name.endswith(".parquet") for name, _ in found):
             return FolderImages(folder, split, region_source, seed, found)
     elif folder.exists():
@@ -374,8 +372,8 @@ class FolderImages:
     ):
         self.folder, self.split, self.seed = folder, split, seed
         self.name = f"{folder} [{split}]"
-        files = sorted(found if found is not None else _walk(folder))
-        pictures = [(name, size) for name, size in files if Path(name).suffix.lower() in SUFFIXES]
+        files = sorted(found if found is not None else walk(folder))
+        pictures = [(name, size) for name, size in files if is_picture(name)]
         if not pictures:
             raise FileNotFoundError(
                 f"data: {folder} holds no Parquet file and no picture ({', '.join(sorted(SUFFIXES))}); it has "
@@ -394,8 +392,7 @@ class FolderImages:
         self.region_source = "random" if region_source == "auto" else region_source
         # One Arrow array instead of a million strings: worker processes share it.
         self._paths = pa.array([os.fsencode(name) for name, _ in pictures], pa.binary())
-        listed = hashlib.sha256(b"".join(b"%b\0%d\n" % (os.fsencode(name), size) for name, size in pictures))
-        self.fingerprint = f"sha256 of relative paths and file sizes {listed.hexdigest()}"
+        self.fingerprint = f"sha256 of relative paths and file sizes {files_sha256(pictures)}"
         self._refuse_if_nothing_opens()
 
     def __len__(self) -> int:
@@ -435,22 +432,6 @@ class FolderImages:
             except BrokenImage as error:
                 reasons.append(str(error))
         raise ValueError(f"none of the {len(self)} pictures in {self.folder} can be read, such as:\n  {reasons[0]}")
-
-
-def _walk(folder: str | Path, inside: str = "", above: tuple[str, ...] = ()) -> Iterator[tuple[str, int]]:
-    """Relative path, with forward slashes, and size of every file that is not hidden; links are followed."""
-    real = os.path.realpath(folder)
-    if real in above:  # a link back to where we come from
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            leads_nowhere = entry.is_symlink() and not os.path.exists(entry)  # or to itself
-            if entry.name.startswith(".") or leads_nowhere:
-                continue
-            if entry.is_dir():
-                yield from _walk(entry.path, f"{inside}{entry.name}/", (*above, real))
-            elif entry.is_file():
-                yield inside + entry.name, entry.stat().st_size
 
 
 def _shown(names: list[str]) -> str:
