@@ -29,8 +29,8 @@ from tqdm.auto import tqdm
 from .check import parquet_files, split_of
 from .engines import Count, Unfinished, run_local
 
-# 244 COCO photos stored anew (JPEG quality 30; half, 0.3 and 1.7 times the size; grey) differ from themselves in 4 bits
-# at most; of 2 million pairs of different photos none differs in fewer than 10.
+# 244 COCO photos stored anew (JPEG quality 30; half, 0.3 and 1.7 times the size; grey) are at most 4 bits from
+# themselves; of 2 million pairs of different photos none is nearer than 10.
 THRESHOLD = 4
 MOST_THRESHOLD = 7  # four bands of 16 bits: one of them then differs in one bit at most
 _SIDE = 32
