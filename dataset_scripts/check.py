@@ -180,11 +180,7 @@ def _from_manifest(folder: Path, findings: Findings) -> tuple[list[_File], _Cont
 
 def _without_manifest(folder: Path, findings: Findings) -> tuple[list[_File], _Contract] | None:
     problems = findings.problems
-    paths = sorted(
-        path
-        for path in folder.rglob("*.parquet")
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    paths = parquet_files(folder)
     if not paths:
         problems.append(f"{folder} has neither {MANIFEST_NAME} nor Parquet files")
         return None
@@ -204,12 +200,23 @@ def _without_manifest(folder: Path, findings: Findings) -> tuple[list[_File], _C
         except (OSError, pa.ArrowException) as error:
             problems.append(f"{name}: cannot be read as Parquet ({str(error).splitlines()[0]})")
             continue
-        match = _SHARD_NAME.fullmatch(path.stem)
-        files.append(_File(name, match["split"] if match else path.stem, metadata.num_rows, None))
+        files.append(_File(name, split_of(path), metadata.num_rows, None))
     problems += _missing_shards(folder, paths)
     if names is None:
         findings.notes.append("no class names are stored with objects.category")
     return files, _Contract(names)
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """The Parquet files below a folder, but not hidden ones and not those in hidden folders."""
+    found = sorted(folder.rglob("*.parquet"))
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+def split_of(path: Path) -> str:
+    """The split that a file's name tells of: train-00000-of-00008.parquet, or train.parquet."""
+    match = _SHARD_NAME.fullmatch(path.stem)
+    return match["split"] if match else path.stem
 
 
 def _missing_shards(folder: Path, paths: Sequence[Path]) -> list[str]:
