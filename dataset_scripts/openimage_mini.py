@@ -297,13 +297,13 @@ def _write_ids(output: Path, index: Index, overwrite: bool) -> None:
         if not (output / INDEX_NAME).is_file():
             raise ValueError(f"{output} is not empty and holds no ids of this program. Choose another --output.")
         if not overwrite:
-            if read_index(output).sha256() == index.sha256():
+            if read_index(output).sha256 == index.sha256:
                 print(f"{output} holds these ids: nothing to do.")
                 return
             raise ValueError(f"{output} holds other ids. Choose another --output, or write anew with --overwrite.")
     write_index(output, index)
     rows = {split: table.num_rows for split, table in index.splits.items()}
-    print(f"{output}: {rows['train']:,} train, {rows['validation']:,} validation ids, hash {index.sha256()[:16]}")
+    print(f"{output}: {rows['train']:,} train, {rows['validation']:,} validation ids, hash {index.sha256[:16]}")
 
 
 # -------------------------------------------------------------------------------------------------------- the photos
@@ -339,7 +339,7 @@ def _source(index: Index, missing: set[str], masks: Mapping[str, Path] | None, p
     }
     listed = [image_id for table in index.splits.values() for image_id in table["image_id"].to_pylist()]
     left_out = sorted(missing.intersection(listed))
-    state = f"{index.sha256()} {ids_sha256(left_out)} {masks is not None}"
+    state = f"{index.sha256} {ids_sha256(left_out)} {masks is not None}"
     key = hashlib.sha256(state.encode()).hexdigest()[:16]
     rows = {split: (work / f"rows-{split}-{key}.arrow").absolute() for split in there}
     kept = {split: table.filter(there[split]) for split, table in index.splits.items()}
@@ -352,7 +352,7 @@ def _source(index: Index, missing: set[str], masks: Mapping[str, Path] | None, p
         "openimage_mini_version": VERSION,
         "rule": dataclasses.asdict(index.rule),
         "absent_tables": list(index.absent),
-        "index_sha256": index.sha256(),
+        "index_sha256": index.sha256,
         "ids_sha256": {split: ids_sha256(table["image_id"].to_pylist()) for split, table in index.splits.items()},
         "missing_ids": len(left_out),
         "missing_ids_sha256": ids_sha256(left_out),

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ class Index:
         """Rows by split."""
         return {"train": self.train, "validation": self.validation}
 
+    @cached_property
     def sha256(self) -> str:
         """Hash of all that decides the rows of a build but the pixels."""
         digest = hashlib.sha256()
@@ -152,7 +154,7 @@ def write_index(folder: Path, index: Index) -> None:
         "classes": [list(pair) for pair in index.classes],
         "counts": index.counts,
         "small": index.small,
-        "sha256": index.sha256(),
+        "sha256": index.sha256,
         "ids_sha256": {split: ids_sha256(table["image_id"].to_pylist()) for split, table in index.splits.items()},
     }
     write_text(folder / INDEX_NAME, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
@@ -189,7 +191,7 @@ def read_index(folder: Path) -> Index:
         pa.concat_tables([parts["train-small"], parts["train-rest"]]),
         parts["validation"],
     )
-    if (found := index.sha256()) != facts["sha256"]:
+    if (found := index.sha256) != facts["sha256"]:
         raise ValueError(
             f"{folder}: the ids have the hash {found[:12]}…, index.json says {facts['sha256'][:12]}…: a file is "
             "damaged or was edited. Get the folder again."
