@@ -37,7 +37,7 @@ from modeling_decodepos.page import (
     tiles,
 )
 from training.arguments import GROUPS
-from training.monitoring import read_log
+from training.monitoring import count_things, read_log
 from training.probe import ProbeResult
 
 VIEW_TEXTS = {
@@ -177,8 +177,8 @@ def read_run(folder: Path) -> RunFiles:
     unread = sum(1 for line in written if line.strip()) - len(run.log)
     if unread > 0:
         run.problems.append(
-            f"log.jsonl breaks off: {_count(unread, 'line')} after step {run.step} could not be read. The run was "
-            "probably stopped while it wrote."
+            f"log.jsonl breaks off: {count_things(unread, 'line')} after step {run.step} could not be read. The run "
+            "was probably stopped while it wrote."
         )
     elif not run.log:
         run.problems.append("log.jsonl has no lines: the run ended before it logged a step, so there are no curves.")
@@ -448,7 +448,7 @@ def _broken_section(run: RunFiles) -> Html:
     if not run.broken:
         return message("None: no broken_images.jsonl names any.")
     first = list(run.broken.items())[:10]
-    text = _count(len(run.broken), "image") + " could not be read and took no part in training."
+    text = count_things(len(run.broken), "image") + " could not be read and took no part in training."
     text += f" The first {len(first)}; broken_images.jsonl names all." if len(run.broken) > len(first) else ""
     return join([markup("<p>{}</p>", text), table(["image", "reason"], first)])
 
@@ -565,7 +565,7 @@ def _loss_chart(run: RunFiles, series: Mapping[str, Any]) -> Html:
             least.setdefault(-2.0 * counts[name], []).append(name)
     for value, names in least.items():
         references["full agreement" if len(least) == 1 else f"full agreement: {', '.join(names)}"] = value
-        pairs = _count(counts[names[0]], "pair")
+        pairs = count_things(counts[names[0]], "pair")
         notes.append(f"{' and '.join(names)}: {pairs} of views, so from about 0 to {format_number(value)}")
     if "anchor" in series:
         notes.append("anchor: -2 as long as the features are those of the weights it started from")
@@ -750,10 +750,6 @@ def _duration(seconds: float) -> str:
 
 def _time(text: Any) -> str:
     return str(text).replace("T", " ").replace("+00:00", " UTC") if text else "unknown"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _write_value(value: Any) -> str:
