@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 import math
@@ -28,6 +29,7 @@ from training.cache import cache_folder, load_cached
 from training.checkpoints import find_checkpoint, load_checkpoint, saved_steps
 from training.images import ImageSource, ParquetImages, describe_regions, open_images
 from training.loading import RegionDataset, StepBatches
+from training.monitoring import count_things
 from training.optimisation import build_optimizer, learning_rate_at, teacher_momentum_at, weight_decay_at
 from training.streaming import ImageStream, RegionStream, check_lanes, open_stream
 
@@ -204,6 +206,8 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         peak_learning_rate=recipe.run.base_learning_rate * recipe.run.global_batch_size / 256,
         anchor=anchor,
     )
+    if accelerator.process_index:  # what networks draw (dropout, stochastic depth) must differ between processes
+        torch.manual_seed(recipe.run.seed + accelerator.process_index)
     accelerator.print(describe_plan(run, batches, dataset.source))
     if checkpoint is not None:
         run.state = load_checkpoint(
@@ -235,7 +239,8 @@ def build_dataset(accelerator: Accelerator, recipe: Recipe, objective: Objective
         source = open_images(data.data, data.split, data.region_source, seed)
     if isinstance(source, ParquetImages) and source.unusable_boxes:
         accelerator.print(
-            f"{source.unusable_boxes} boxes are left out: a side below 1 pixel, or over half of it outside its image"
+            f"{count_things(source.unusable_boxes, 'box', 'es')} left out: a side below 1 pixel, or over half of it "
+            "outside its image"
         )
     if data.cache_px:  # one process builds it; the others wait for a file lock, which unlike a collective has no limit
         folder = Path(data.cache_dir) if data.cache_dir else cache_folder(output_dir, source, data.cache_px)
@@ -324,10 +329,12 @@ def describe_plan(run: Run, batches: StepBatches, source: ImageSource | ImageStr
     """Batch size and learning rate with everything they were derived from, in one line each."""
     settings = run.recipe.run
     return (
-        f"{run.recipe.name}: {run.total_steps} steps of {settings.global_batch_size} images = "
-        f"{run.accelerator.num_processes} processes x {settings.accumulation_steps} micro-batches x "
-        f"{settings.global_batch_size // batches.slices} images, from the {len(source)} of {run.recipe.data.data}, on "
-        f"{run.accelerator.device}\n"
+        f"{run.recipe.name}: {count_things(run.total_steps, 'step')} of "
+        f"{count_things(settings.global_batch_size, 'image')} = "
+        f"{count_things(run.accelerator.num_processes, 'process', 'es')} x "
+        f"{count_things(settings.accumulation_steps, 'micro-batch', 'es')} x "
+        f"{count_things(settings.global_batch_size // batches.slices, 'image')}, from the {len(source)} of "
+        f"{run.recipe.data.data}, on {run.accelerator.device}\n"
         f"regions: {describe_regions(source.region_source, run.recipe.data.region_source)}\n"
         f"peak learning rate {run.peak_learning_rate:.4g} = {settings.base_learning_rate:g} x "
         f"{settings.global_batch_size} / 256"
@@ -374,6 +381,9 @@ def _read_recipe(known: Path) -> dict[str, Any]:
 def allowed_changes(recipe: Recipe) -> set[str]:
     """Keys that a continued run may change. `processes` stands for the number of processes."""
     named = {name.strip() for name in recipe.run.allow_change.split(",") if name.strip()}
-    if unknown := named - recipe.values().keys():
-        raise ValueError(f"allow_change names {', '.join(sorted(unknown))}, which is no key of a recipe.")
+    known = recipe.values().keys()
+    if unknown := sorted(named - known):
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"allow_change names {', '.join(unknown)}, which is no key of a recipe.{hint}")
     return named

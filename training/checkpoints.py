@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from training.interruption import RunStopped
+from training.monitoring import count_things
 
 STATE_FILE = "state.json"
 
@@ -161,8 +162,8 @@ def load_checkpoint(
     state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     if state["processes"] != accelerator.num_processes and not other_processes:
         raise ValueError(
-            f"{path} was written by {state['processes']} processes, this run has {accelerator.num_processes}. Use as "
-            "many again, or allow the change by name: --allow_change processes"
+            f"{path} was written by {count_things(state['processes'], 'process', 'es')}, this run has "
+            f"{accelerator.num_processes}. Use as many again, or allow the change by name: --allow_change processes"
         )
     try:
         weights, moments, random = (load_file(path / f"{n}.safetensors") for n in ("model", "optimizer", "random"))

@@ -27,6 +27,17 @@ def describe(run: Run, dataset: Data, online: OnlineMeasures | None = None) -> d
     }
 
 
+def note_start(run: Run, dataset: Data, online: OnlineMeasures | None, output_dir: Path) -> None:
+    """Write run.json; of a run that goes on, the first start and command stay, and this one is added to `resumed`."""
+    known, described = output_dir / "run.json", describe(run, dataset, online)
+    if run.step and known.is_file():
+        before = json.loads(known.read_text(encoding="utf-8"))
+        again = {"step": run.step, **{name: described[name] for name in ("started", "command", "commit")}}
+        described |= {name: before[name] for name in ("started", "command") if name in before}
+        described["resumed"] = [*before.get("resumed", []), again]
+    write_json(known, described)
+
+
 def look_before(run: Run, online: OnlineMeasures | None, output_dir: Path) -> None:
     """Write down what the network finds before its first step; what an earlier run without a checkpoint left goes."""
     for name in ("probe.json", "neighbours.json"):

@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from dataset_scripts.parquet import MANIFEST_NAME, data_sha256, load_manifest
 from dataset_scripts.picture_files import SUFFIXES, files_sha256, is_picture, walk
@@ -304,6 +305,11 @@ def load_split(path: str | Path, split: str) -> datasets.Dataset:
     try:
         rows = datasets.load_dataset(str(path), split=split)
     except datasets.exceptions.DatasetGenerationError as error:
+        if empty := _files_without_rows(path):
+            raise ValueError(
+                f"{path} [{split}] cannot be read: {empty[0]} holds no row, which `datasets` does not take. Delete "
+                "that file, or write its rows."
+            ) from error
         raise ValueError(f"{path} [{split}] cannot be read: {error.__cause__ or error}") from error
     except ValueError as error:
         if "Unknown split" in str(error):
@@ -312,6 +318,18 @@ def load_split(path: str | Path, split: str) -> datasets.Dataset:
         raise ValueError(f"{path} [{split}] {problem}") from error
     check_columns(rows.column_names, f"{path} [{split}]")
     return rows.cast_column("image", datasets.Image(decode=False))
+
+
+def _files_without_rows(path: str | Path) -> list[Path]:
+    """The whole Parquet files of a local folder that are empty."""
+    return [file for file in sorted(Path(path).rglob("*.parquet")) if _rows_in(file) == 0]
+
+
+def _rows_in(file: Path) -> int | None:
+    try:
+        return int(pq.read_metadata(file).num_rows)
+    except (pa.ArrowInvalid, OSError):
+        return None
 
 
 def check_columns(names: list[str], where: str) -> None:
@@ -359,7 +377,8 @@ class FolderImages:
     """The pictures of a folder and its subfolders, in the order of their relative paths; they are all of "train".
 
     Files of other kinds, hidden files and hidden folders do not count. The fingerprint is the sha256 over the relative
-    paths and the sizes of the files, not over their bytes.
+    paths and the sizes of the files, not over their bytes. Nor over their times: copying pictures changes those.
+    What it misses is a picture that was replaced by one of as many bytes.
     """
 
     def __init__(

@@ -140,6 +140,11 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
+def count_things(number: int, thing: str, plural: str = "s") -> str:
+    """A number with what it counts, in the right number."""
+    return f"{number} {thing if number == 1 else thing + plural}"
+
+
 def now() -> str:
     """The time, in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

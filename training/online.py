@@ -30,6 +30,7 @@ from training.decoding import BrokenImage
 from training.exchange import exchange_content, exchange_surroundings, move_elsewhere, resize
 from training.images import ImageSource, NoSuchSplit, ParquetImages, open_images
 from training.pixels import normalise
+from training.randomness import Purpose, stream
 
 VALIDATION = "validation"
 NEIGHBOURS = 20
@@ -40,7 +41,6 @@ LEAST_SIDE = 0.1
 _LARGEST_AREA = 0.5
 _MOST_REGIONS = 16  # per image: one crowded photo must not decide
 _BATCH = 64
-_STREAM = 3  # of randomness, beside those of `training.loading`
 
 
 @dataclass(frozen=True)
@@ -169,12 +169,7 @@ def build_online(data: DataArguments, run: RunArguments, view_size_px: int) -> O
     """
     if run.measure_steps == 0:
         return None
-    if data.streaming:
-        raise ValueError(
-            f"measure_steps is {run.measure_steps}, but measures need images that are at hand, and streaming keeps "
-            "none. Set measure_steps to 0, or streaming to false."
-        )
-    rng = np.random.default_rng([run.seed, _STREAM])
+    rng = stream(run.seed, Purpose.MEASURES)
     source, name = _open(data, data.split), data.split
     order = rng.permutation(len(source))
     asked = None if data.split == VALIDATION else _open_validation(data)

@@ -12,6 +12,7 @@ import dataclasses
 import sys
 import time
 import traceback
+import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,7 @@ from training.broken_images import TooManyBroken
 from training.building import Data, Run, build_accelerator, build_run
 from training.checkpoints import save_checkpoint
 from training.device_views import make_views
-from training.finishing import describe, finish, how_to_load, is_finished, look_before, record_stop
+from training.finishing import finish, how_to_load, is_finished, look_before, note_start, record_stop
 from training.interruption import EXIT_INTERRUPTED, RunStopped, StopRequest, is_disk_full
 from training.loading import RegionBatch, StepBatches, build_loader
 from training.monitoring import Meter, RunLog, write_json
@@ -246,9 +247,14 @@ def run_training(run: Run, dataset: Data, batches: StepBatches, watch: Watch, ou
     main_process = run.accelerator.is_main_process
     log = RunLog(output_dir / "log.jsonl", run.step) if main_process else None
     if run.recipe.run.tracker != "none":
-        run.accelerator.init_trackers("decodepos", config=run.recipe.values())
+        # On TensorBoard, the lines after the checkpoint that a run continues from make room for their repetition.
+        options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": run.step + 1 if run.step else 0}}
+        # One run there, however often it is taken up again; its name must outlive this process.
+        name = run.state.setdefault("tracker_run", uuid.uuid4().hex)
+        options["wandb"] = {"id": name, "resume": "allow"}
+        run.accelerator.init_trackers("decodepos", config=run.recipe.values(), init_kwargs=options)
     if main_process:
-        write_json(output_dir / "run.json", describe(run, dataset, watch.online))
+        note_start(run, dataset, watch.online, output_dir)
         if run.step == 0:
             look_before(run, watch.online, output_dir)
         dataset.draw(0, 0).save(output_dir / "views.png")

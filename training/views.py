@@ -310,7 +310,7 @@ _PANELS = {
     "crop": (1, 0, "crop (x2)\nteacher"),
     "crop_cut_small": (2, 0, "crop_cut_small (x2-small, hat)\nstudent"),
     "donor": (3, 0, "donor\ngives the new surroundings"),
-    "whole": (0, 1, "whole (x1)\nin baselines only"),
+    "whole": (0, 1, "whole (x1)\nwhere no region is cut"),
     "whole_cut": (1, 1, "whole_cut (x1, hat)\nstudent and teacher"),
     "repositioned": (3, 1, "repositioned (x3)\nstudent"),
 }

@@ -23,6 +23,7 @@ from training.checkpoints import saved_steps, step_of
 from training.images import ImageSource
 from training.interruption import RunStopped, StopRequest
 from training.loading import Broken
+from training.monitoring import count_things
 from training.online import OnlineMeasures, build_online
 from training.streaming import ImageStream
 
@@ -128,8 +129,8 @@ class KnnWatchdog:
         self.start = 0.0
         self.healthy_step = 0
 
-    def observe(self, step: int, measures: Mapping[str, float]) -> None:
-        """Remember the first measures, compare later ones with them.
+    def observe(self, step: int, measures: Mapping[str, float]) -> str | None:
+        """Remember the first measures, compare later ones with them; a warning where no fall from them can be told.
 
         Raises:
             RunStopped: The watched measure has fallen below the allowed share of its first value.
@@ -138,19 +139,24 @@ class KnnWatchdog:
             self.measure = next((name for name in WATCHED if name in measures), None)
             self.start = measures.get(self.measure or "", 0.0)
             self.healthy_step = step
-            return
+            if self.share > 0 and self.start <= self._noise(measures):
+                found = f"{self.measure} is {self.start:.4g}" if self.measure else f"there is no {WATCHED[-1]}"
+                return f"nothing is watched: {found} at the start, so no fall from it can be told (watchdog_share)."
+            return None
         value = measures.get(self.measure)
-        # A fall within two standard errors of a share of so many regions is no fall: near chance nothing can be lost.
-        noise = 2 * math.sqrt(self.start * (1 - self.start) / measures.get("measured_regions", math.inf))
-        if value is None or value >= self.share * self.start or self.start - value <= noise:
+        if value is None or value >= self.share * self.start or self.start - value <= self._noise(measures):
             self.healthy_step = step
-            return
+            return None
         raise RunStopped(
             f"stopped at step {step}: {self.measure} fell to {value:.4g} from {self.start:.4g} at the start; at least "
             f"{self.share * self.start:.4g} is wanted (watchdog_share {self.share:g}). It was last above that at step "
             f"{self.healthy_step}. {name_checkpoint(self.checkpoints, self.healthy_step)} Change what led here: "
             "lower base_learning_rate, raise warmup_share or teacher_momentum. watchdog_share 0 switches this off."
         )
+
+    def _noise(self, measures: Mapping[str, float]) -> float:
+        """Two standard errors of the share at the start. A fall within them is none: near chance nothing is lost."""
+        return 2 * math.sqrt(self.start * (1 - self.start) / measures.get("measured_regions", math.inf))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to keep."""
@@ -221,9 +227,8 @@ class Watch:
         if met:  # told to all processes; objects go through a pickle, in memory, so only when there are any
             new = self.broken.add(gather_object(broken))
             if new:
-                accelerator.print(
-                    f"\n{new} more images cannot be read, {len(self.broken)} in all: broken_images.jsonl"
-                )
+                added = count_things(new, "more image")
+                accelerator.print(f"\n{added} cannot be read, {len(self.broken)} in all: broken_images.jsonl")
         self.moves = [self.moves[0] + immobile, self.moves[1] + mixed]
         if self.run.recipe.views.repositioning != "none":
             stop_if_immobile(self.moves[0], self.moves[1], self.run.recipe.run.max_immobile_share)
@@ -245,7 +250,9 @@ class Watch:
         Raises:
             RunStopped: They are much worse than at the start.
         """
-        self.knn.observe(self.run.step, measures)
+        warning = self.knn.observe(self.run.step, measures)
+        if warning:
+            self.run.accelerator.print(f"\n{warning}")
         name = next((name for name in WATCHED if name in measures), None)
         best = self.run.state.get("best")
         if name is None or self.run.step == 0 or (best and best["value"] >= measures[name]):

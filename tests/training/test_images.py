@@ -5,6 +5,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -151,6 +152,14 @@ def test_an_empty_split_is_an_error(tmp_path: Path):
         open_images(tmp_path)
 
 
+def test_a_parquet_file_without_rows_is_named(tmp_path: Path):
+    write_rows(tmp_path, [row()])
+    table = pq.read_table(tmp_path / "train-0.parquet")
+    pq.write_table(table.slice(0, 0), tmp_path / "validation-0.parquet")
+    with pytest.raises(ValueError, match=r"\[train\] cannot be read: .*validation-0.parquet holds no row"):
+        open_images(tmp_path)
+
+
 def test_a_damaged_parquet_file_is_an_error(tmp_path: Path):
     write_rows(tmp_path, [row()])
     (tmp_path / "train-0.parquet").write_bytes(b"PAR1 and nothing more")
@@ -234,9 +243,16 @@ def test_links_are_followed_but_not_in_circles(pictures: Path, tmp_path: Path):
     (tmp_path / "elsewhere/back").symlink_to(pictures, target_is_directory=True)
     (pictures / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (pictures / "itself.jpg").symlink_to("itself.jpg")
+    (pictures / "notes").symlink_to("nowhere.txt")
     images = FolderImages(pictures)
-    assert [images.image_id(i) for i in range(len(images))][-1] == "linked/x.png"
-    assert len(images) == 13
+    names = [images.image_id(i) for i in range(len(images))]
+    assert names[-1] == "linked/x.png"
+    assert len(images) == 15
+    for name in ("dangling.jpg", "itself.jpg"):  # counted with the images that cannot be read
+        with pytest.raises(BrokenImage, match=name):
+            images.pixels(names.index(name))
+        with pytest.raises(BrokenImage, match=name):
+            images.size(names.index(name))
 
 
 def test_wrong_folders_are_explained(pictures: Path, tmp_path: Path):

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining, ResNetModel
 
 import modeling_decodepos  # noqa: F401  registers the Auto classes
@@ -88,8 +90,13 @@ def test_a_change_is_made_only_when_it_is_named(recipe_values: dict[str, Any], t
     changed = values | {"max_steps": 4, "cut_ratio_max": 0.5}
     said = str(run_here(changed | {"allow_change": "max_steps"}))
     assert "cut_ratio_max: 0.4 there, 0.5 now" in said and "max_steps:" not in said
-    assert "allow_change names cut_ratio_mxa" in str(run_here(changed | {"allow_change": "max_steps,cut_ratio_mxa"}))
+    said = str(run_here(changed | {"allow_change": "max_steps,cut_ratio_mxa"}))
+    assert "allow_change names cut_ratio_mxa" in said and "Did you mean 'cut_ratio_max'?" in said
+    first = json.loads((tmp_path / "run/run.json").read_text())
     assert run_here(changed | {"allow_change": "max_steps, cut_ratio_max"}) == 0
+    described = json.loads((tmp_path / "run/run.json").read_text())
+    assert "resumed" not in first and [again["step"] for again in described["resumed"]] == [2]
+    assert all(described[name] == first[name] for name in ("started", "command"))
     assert [line["step"] for line in log_of(tmp_path / "run")] == [1, 2, 3, 4]
 
 
@@ -210,6 +217,8 @@ def test_two_processes_that_were_killed_continue_as_if_they_had_not(
         done = run_command(values, *TWO, **cpu)
         assert done.returncode == 0, done.stderr[-3000:]
     assert weights_of(tmp_path / "straight") == weights_of(tmp_path / "stopped")
+    drawn = load_file(tmp_path / "stopped/checkpoints/step_0000008/random.safetensors")["cpu"]
+    assert not torch.equal(*drawn), "both processes would drop the same"
     # One process is another world: refused, unless it is named.
     (tmp_path / "stopped/run.json").unlink()
     assert "written by 2 processes, this run has 1" in str(run_here(stopped))
@@ -329,7 +338,10 @@ def test_log_lines_reach_tensorboard(recipe_values: dict[str, Any], tmp_path: Pa
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert run_here(recipe_values | {"tracker": "tensorboard", "max_steps": 3}) == 0
+    values = recipe_values | {"tracker": "tensorboard", "max_steps": 3, "save_steps": 2}
+    assert run_here(values) == 0
+    shutil.rmtree(Path(recipe_values["output_dir"]) / "checkpoints/step_0000003")
+    assert run_here(values) == 0  # step 3 once more
     folder = next(Path(recipe_values["output_dir"]).rglob("events.out*")).parent
     events = EventAccumulator(str(folder)).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
@@ -342,7 +354,7 @@ def test_the_launcher_of_the_readme_runs_two_processes(recipe_values: dict[str, 
         values, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", ACCELERATE_USE_CPU="true"
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 processes x 1 micro-batches x 4 images" in done.stdout
+    assert "2 processes x 1 micro-batch x 4 images" in done.stdout
     assert len((tmp_path / "two/log.jsonl").read_text().splitlines()) == 2
 
 
@@ -369,7 +381,7 @@ def test_a_run_on_a_plain_folder_with_a_broken_picture_and_a_cache(
     assert (run / "views.png").is_file()
     (line,) = (run / "broken_images.jsonl").read_text().splitlines()
     assert json.loads(line)["image_id"] == "a/02.jpg"
-    assert "1 more images cannot be read, 1 in all" in done.stdout
+    assert "1 more image cannot be read, 1 in all" in done.stdout
 
 
 def test_a_run_is_measured_from_its_first_step_to_its_last(recipe_values: dict[str, Any], tmp_path: Path):

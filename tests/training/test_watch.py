@@ -132,6 +132,14 @@ def test_the_watchdog_stops_a_run_that_loses_what_it_began_with(checkpoints):
     assert "base_learning_rate" in text
 
 
+def test_a_watchdog_that_can_tell_no_fall_says_so(checkpoints):
+    for share, value, said in ((0.7, 0.0, True), (0.7, 0.003, True), (0.7, 0.5, False), (0.0, 0.0, False)):
+        line = KnnWatchdog(share, checkpoints).observe(0, {"object_knn": value, "measured_regions": 1000})
+        assert (f"nothing is watched: object_knn is {value:g} at the start" in str(line)) == said
+    line = KnnWatchdog(0.7, checkpoints).observe(0, {"position_r2": 0.5})
+    assert "there is no region_retrieval at the start" in line
+
+
 @pytest.mark.parametrize(
     ("names", "watched"),
     [
