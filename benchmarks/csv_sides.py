@@ -14,6 +14,7 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 FULL_ROWS = 14_600_000  # of the training table of Open Images V6
 VALIDATION_SHARE = 304 / 14_600
@@ -22,7 +23,7 @@ CLASSES = 601
 CHUNK_ROWS = 500_000
 
 
-def _rule(rows: int) -> dict[str, int]:
+def _rule(rows: int) -> dict[str, Any]:
     """The thresholds of the real set, scaled to the length of the table."""
     share = min(rows / FULL_ROWS, 1.0)
     full = {

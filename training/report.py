@@ -442,8 +442,8 @@ def _neighbours_section(run: RunFiles) -> Html:
     caption = (
         f"Regions of {_asked_images(run)}, each with the regions of the gallery whose features are closest, cut from "
         "the images as they are stored. Not chosen ones: the largest region of each image in turn"
-        f"{', one per class. Green: the class of the region on the left' if has_classes else ''}. Networks see regions "
-        "inside their image, resized to the view."
+        f"{', one per class. Green: the class of the region on the left' if has_classes else ''}. Networks see "
+        "regions inside their image, resized to the view."
     )
     return picture(run.neighbours, "Regions and their nearest regions before and after training", caption)
 
