@@ -13,6 +13,8 @@ image. From the usable boxes (`openimages_tables`):
 5.  Rows: the small tier first, in the order of the SHA-1, then the rest in that order.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import itertools
@@ -134,29 +136,28 @@ def select(train: Boxes, validation: Boxes, allowed: NDArray[np.bool_], names: S
         )
     kept = np.zeros(len(names), bool)
     kept[classes] = True
-    val_candidates, _ = _candidates(validation, kept, rule)
-    candidates, shown = _candidates(train, kept, rule)
+    val_candidates = _candidates(validation, kept, rule).images
+    candidates = _candidates(train, kept, rule)
     # An image of both splits would be learned and then asked for.
-    fresh = ~np.isin(candidates, np.unique(validation.image))
+    fresh = ~np.isin(candidates.images, np.unique(validation.image))
     counts = {
         "classes": len(classes),
         "train candidates": int(fresh.sum()),
         "train candidates also in validation, left out": int((~fresh).sum()),
         "validation candidates": len(val_candidates),
     }
-    candidates, shown = candidates[fresh], [row for row, keep in zip(shown, fresh.tolist(), strict=True) if keep]
-    if not len(candidates):
+    if not fresh.any():
         raise ValueError(
             "No training image fulfils the rule. Lower least_boxes or least_classes, or widen least_side and "
             "greatest_side."
         )
-    order = _sha1_order(candidates, rule.salt)
-    candidates, shown = candidates[order], [shown[place] for place in order.tolist()]
-    taken = _greedy(shown, names, rule)
+    candidates = candidates.of(fresh)
+    candidates = candidates.ordered(_sha1_order(candidates.images, rule.salt))
+    taken = _greedy(candidates, names, rule)
     small = min(rule.small_images, len(taken))
     rows = np.concatenate([np.sort(taken[:small]), np.sort(taken[small:])])
     val_order = _sha1_order(val_candidates, rule.salt)[: rule.validation_images]
-    return Selection(classes, candidates[rows], small, val_candidates[val_order], counts)
+    return Selection(classes, candidates.images[rows], small, val_candidates[val_order], counts)
 
 
 def _kept_classes(
@@ -171,27 +172,56 @@ def _kept_classes(
     return np.array(sorted(most), np.intp)
 
 
-def _candidates(boxes: Boxes, kept: NDArray[np.bool_], rule: Rule) -> tuple[Ids, list[list[int]]]:
-    """Images that fulfil the multi-object rule, and the kept classes that each of them shows."""
-    boxes = boxes[kept[boxes.category]]
-    if not len(boxes):
-        return np.zeros(0, np.uint64), []
-    ids, image = np.unique(boxes.image, return_inverse=True)
-    corners = boxes.corners.astype(np.float64)
-    side = np.sqrt((corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1]))
-    of_size = (side >= rule.least_side) & (side <= rule.greatest_side)
+@dataclass(frozen=True)
+class _Candidates:
+    """Images that fulfil the multi-object rule, and what they show, a row per image and class.
+
+    Attributes:
+        images: (N,) ids.
+        place: (P,) place in `images`, ascending.
+        category: (P,) the kept classes that it shows.
+    """
+
+    images: Ids
+    place: NDArray[np.intp]
+    category: NDArray[np.intp]
+
+    def of(self, which: NDArray[np.bool_]) -> _Candidates:
+        """Those images only."""
+        mine = which[self.place]
+        return _Candidates(self.images[which], (np.cumsum(which) - 1)[self.place[mine]], self.category[mine])
+
+    def ordered(self, order: NDArray[np.intp]) -> _Candidates:
+        """The same images in another order."""
+        rank = np.empty(len(order), np.intp)
+        rank[order] = np.arange(len(order))
+        place = rank[self.place]
+        rows = np.argsort(place, kind="stable")
+        return _Candidates(self.images[order], place[rows], self.category[rows])
+
+
+def _candidates(boxes: Boxes, kept: NDArray[np.bool_], rule: Rule) -> _Candidates:
+    """The images that fulfil the rule, in the order of their ids."""
+    mine = kept[boxes.category]
+    of_size = _have_sides(boxes.corners, rule)[mine]
+    ids, image = np.unique(boxes.image[mine], return_inverse=True)
     class_count = len(kept)
-    pairs = np.unique(image * class_count + boxes.category)  # one per image and class
-    pair_image, pair_class = pairs // class_count, pairs % class_count
+    pairs = np.unique(image * class_count + boxes.category[mine])  # one per image and class
+    place, category = pairs // class_count, pairs % class_count
     good = (
         (np.bincount(image, minlength=len(ids)) >= rule.least_boxes)
-        & (np.bincount(pair_image, minlength=len(ids)) >= rule.least_classes)
-        & (np.bincount(image, of_size, minlength=len(ids)) > 0)
+        & (np.bincount(place, minlength=len(ids)) >= rule.least_classes)
+        & (np.bincount(image[of_size], minlength=len(ids)) > 0)
     )
-    splits = np.searchsorted(pair_image, np.flatnonzero(good), side="left")
-    ends = np.searchsorted(pair_image, np.flatnonzero(good), side="right")
-    shown = [pair_class[start:end].tolist() for start, end in zip(splits.tolist(), ends.tolist(), strict=True)]
-    return ids[good], shown
+    return _Candidates(ids, place, category).of(good)
+
+
+def _have_sides(corners: NDArray[np.float32], rule: Rule) -> NDArray[np.bool_]:
+    """(N,) whether the square root of a box's area is in the rule's range."""
+    side = np.subtract(corners[:, 2], corners[:, 0], dtype=np.float64)
+    side *= np.subtract(corners[:, 3], corners[:, 1], dtype=np.float64)
+    np.sqrt(side, out=side)
+    return (side >= rule.least_side) & (side <= rule.greatest_side)
 
 
 def _sha1_order(ids: Ids, salt: str) -> NDArray[np.intp]:
@@ -200,26 +230,27 @@ def _sha1_order(ids: Ids, salt: str) -> NDArray[np.intp]:
     return np.array(sorted(range(len(digests)), key=digests.__getitem__), np.intp)
 
 
-def _greedy(shown: list[list[int]], names: Sequence[str], rule: Rule) -> NDArray[np.intp]:
+def _greedy(candidates: _Candidates, names: Sequence[str], rule: Rule) -> NDArray[np.intp]:
     """Places of the chosen candidates in the order in which they are taken."""
-    images_of: dict[int, list[int]] = {}
-    for image, classes in enumerate(shown):
-        for category in classes:
-            images_of.setdefault(category, []).append(image)
-    rarest_first = sorted(images_of, key=lambda category: (len(images_of[category]), names[category]))
+    by_class = np.argsort(candidates.category, kind="stable")
+    count = np.bincount(candidates.category, minlength=len(names))
+    images_of = np.split(candidates.place[by_class], np.cumsum(count)[:-1])
+    rarest_first = sorted(np.flatnonzero(count).tolist(), key=lambda category: (count[category], names[category]))
     waiting = {category: iter(images_of[category]) for category in rarest_first}
-    shows = dict.fromkeys(rarest_first, 0)  # chosen images by class
-    taken: dict[int, None] = {}
-    wanted = min(rule.train_images, len(shown))
+    start = np.searchsorted(candidates.place, np.arange(len(candidates.images) + 1))
+    shows = np.zeros(len(names), np.int64)  # chosen images by class
+    is_taken = np.zeros(len(candidates.images), bool)
+    taken: list[int] = []
+    wanted = min(rule.train_images, len(candidates.images))
     for cap in itertools.count(rule.cap_step, rule.cap_step):
         for category in rarest_first:
             while shows[category] < cap:
-                chosen = next((image for image in waiting[category] if image not in taken), None)
+                chosen = next((image for image in waiting[category] if not is_taken[image]), None)
                 if chosen is None:
                     break
-                taken[chosen] = None
-                for other in shown[chosen]:
-                    shows[other] += 1
+                is_taken[chosen] = True
+                taken.append(chosen)
+                shows[candidates.category[start[chosen] : start[chosen + 1]]] += 1
                 if len(taken) == wanted:
-                    return np.array(list(taken), np.intp)
+                    return np.array(taken, np.intp)
     raise AssertionError("the rounds end when all candidates are taken")

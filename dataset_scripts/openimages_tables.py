@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -157,19 +158,19 @@ def read_boxes(path: Path, class_index: Mapping[str, int], hand_drawn: bool = Fa
     if hand_drawn:
         types["Source"] = pa.string()
     counts: Counter[str] = Counter()
-    blocks = [_block_boxes(batch, path, class_index, counts) for batch in stream_csv(path, types)]
+    images, categories, corners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int16)], [np.zeros((0, 4), np.float32)]
+    for batch in stream_csv(path, types):
+        block = _block_boxes(batch, path, class_index, counts)
+        images.append(block.image)
+        categories.append(block.category)
+        corners.append(block.corners)
     strange = counts["outside"] + counts["degenerate"]
     if strange > STRANGE_SHARE * max(counts["rows"], 1):
         raise ValueError(
             f"{path}: {strange:,} of {counts['rows']:,} boxes lie outside [0, 1] or have no area. Coordinates are "
             "expected as shares of the image's width and height, and XMin < XMax, YMin < YMax, each under its name."
         )
-    boxes = Boxes(
-        np.concatenate([np.zeros(0, np.uint64), *(block.image for block in blocks)]),
-        np.concatenate([np.zeros(0, np.int16), *(block.category for block in blocks)]),
-        np.concatenate([np.zeros((0, 4), np.float32), *(block.corners for block in blocks)]),
-    )
-    del blocks
+    boxes = Boxes(_joined(images), _joined(categories), _joined(corners))
     repeated = repeats(boxes)
     counts["duplicate"] = int(repeated.sum())
     counts["kept"] = len(boxes) - counts["duplicate"]
@@ -185,6 +186,13 @@ def read_boxes(path: Path, class_index: Mapping[str, int], hand_drawn: bool = Fa
         "kept",
     )
     return kept, {name: counts[name] for name in names}
+
+
+def _joined(blocks: list[NDArray[Any]]) -> NDArray[Any]:
+    """One array; the list is emptied, so that what is copied is not held twice."""
+    whole = np.concatenate(blocks)
+    blocks.clear()
+    return whole
 
 
 def _block_boxes(batch: pa.RecordBatch, path: Path, class_index: Mapping[str, int], counts: Counter[str]) -> Boxes:
