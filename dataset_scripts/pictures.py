@@ -22,6 +22,8 @@ from modeling_decodepos.schema import SEGMENTATION_IGNORE
 
 LARGEST_CLASS_COUNT = SEGMENTATION_IGNORE - 1  # a map has one byte per pixel, and 0 and 255 are taken
 
+PLACEHOLDER_CLASS = "object"  # the column contract wants a class name, also where nothing is annotated
+
 _ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -66,6 +68,12 @@ def read_picture(file: Path | bytes, name: str) -> Picture:
         image.draft(image.mode, (1, 1))
         image.load()
     return Picture(data, name, stored, orientation)
+
+
+def header_size(path: Path, name: str) -> tuple[int, int]:
+    """Width and height of a file's picture when it is turned upright, from its header alone."""
+    with _explained(name, "header"), Image.open(path) as image:
+        return upright_size(image)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from . import coco, scenes
+from . import coco, folder, imagefolder, scenes, voc
 from .parquet import Source, available_cores, build_dataset, load_manifest
 from .proposals import PROVIDERS
 
@@ -29,7 +29,13 @@ class Builder(Protocol):
         """What to build; raises ValueError with the cure if it cannot be built."""
 
 
-BUILDERS: dict[str, Builder] = {"scenes": scenes, "coco": coco}
+BUILDERS: dict[str, Builder] = {
+    "scenes": scenes,
+    "coco": coco,
+    "folder": folder,
+    "imagefolder": imagefolder,
+    "voc": voc,
+}
 
 
 def _add_build_arguments(parser: argparse.ArgumentParser) -> None:

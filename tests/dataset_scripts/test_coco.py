@@ -402,9 +402,9 @@ def test_parquet_that_cannot_be_used_is_explained(tmp_path, capsys):
     folder = tmp_path / "numbers"
     folder.mkdir()
     pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet")
-    assert "does not name them" in refusal(folder, tmp_path, capsys)
+    assert "nothing names them" in refusal(folder, tmp_path, capsys)
     names = put(tmp_path, "names.txt", b"cat\ndog\n")
-    assert "Category 2 occurs, but only 2" in refusal(folder, tmp_path, capsys, "--class-names", str(names))
+    assert "Category 2 occurs, but there are only 2" in refusal(folder, tmp_path, capsys, "--class-names", str(names))
     names.write_text("cat\ndog\nyak\n")
     assert build(folder, tmp_path / "named", "--class-names", str(names)) == 0
     paths = [row | {"image": {"bytes": None, "path": "x.jpg"}} for row in rows]
