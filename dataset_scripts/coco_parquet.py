@@ -18,14 +18,13 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .boxes import box_faults, count_faults
+from .boxes import BOX_FORMATS, box_faults, choose_box_format, count_faults, to_xywh
 from .object_lists import Categories, category_number, load_class_names, read_objects
 from .parquet import Row, Source, file_sha256
 from .parquet_rows import ParquetRows, class_names_of
 from .pictures import PLACEHOLDER_CLASS, picture_row, read_picture, turn_boxes
 
 VERSION = 1
-BOX_FORMATS = ("auto", "xywh", "xyxy")
 _SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"}
 _SPLIT_NAMES |= {"dev": "validation", "test": "test"}
 _ATTRIBUTION = ("license", "author", "original_url", "landing_url")
@@ -59,7 +58,7 @@ class ParquetSplit:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags for a Parquet source."""
-    parser.add_argument("--box-format", choices=BOX_FORMATS, default="auto", help="of a Parquet source")
+    parser.add_argument("--box-format", choices=("auto", *BOX_FORMATS), default="auto", help="of a Parquet source")
     parser.add_argument(
         "--class-names", type=Path, help="text file, a name per line, for a Parquet source that has numbers only"
     )
@@ -150,40 +149,6 @@ def parquet_row(split: str, number: int, splits: Mapping[str, ParquetSplit]) -> 
         },
         **{name: found[name] for name in _ATTRIBUTION if isinstance(found.get(name), str)},
     )
-
-
-# --------------------------------------------------------------------------------------------------------------- boxes
-
-
-def to_xywh(boxes: NDArray[np.float64], box_format: str) -> NDArray[np.float64]:
-    """Boxes (N, 4) as x, y, width, height."""
-    return boxes if box_format == "xywh" else np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-
-
-def choose_box_format(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) -> str:
-    """Whether boxes are xywh or xyxy: as the wrong one, many of them are impossible.
-
-    Args:
-        boxes: (N, 4) of the data set.
-        sizes: (N, 2) width and height of the image of each; infinite where it is not known.
-    """
-    finite = np.isfinite(boxes).all(axis=1)
-    boxes, sizes = boxes[finite], sizes[finite]
-    if not len(boxes):
-        return "xywh"
-    if (boxes >= 0).all() and (boxes <= 1).all():
-        raise ValueError("All boxes lie in [0, 1]: they are fractions of the image, expected pixels.")
-    beyond = np.maximum(1.0, 0.01 * sizes)  # px: rounding, and annotations that reach over the border
-    as_corners = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1) | (boxes[:, 2:] > sizes + beyond).any(axis=1)
-    as_sides = (boxes[:, :2] + boxes[:, 2:] > sizes + beyond).any(axis=1)
-    impossible = {"xywh": float(as_sides.mean()), "xyxy": float(as_corners.mean())}
-    likely, other = sorted(impossible, key=lambda name: impossible[name])
-    if impossible[likely] > 0.02 or impossible[other] < 0.05:
-        raise ValueError(
-            f"Boxes may be xywh ({impossible['xywh']:.1%} of them impossible) or xyxy ({impossible['xyxy']:.1%}). "
-            "Look at one of them and say --box-format xywh or xyxy."
-        )
-    return likely
 
 
 # --------------------------------------------------------------------------------------------------------------- files

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .boxes import BOX_FORMATS, to_xywh
 from .object_lists import Categories, category_number, load_class_names, read_objects
 from .own_pictures import Collection, Described, make_source
 from .own_pictures import add_arguments as add_own_arguments
@@ -33,7 +35,7 @@ DESCRIPTION = """
 Pictures in the layout of `imagefolder`. {meaning} `image_id` is the path that a picture had in its folder. The files
 are stored as they were.
 """
-BOXES = "Boxes are those of the metadata's `objects`, taken to be x, y, width, height in pixels."
+BOXES = "Boxes are those of the metadata's `objects`."
 LABELS = "A picture's {label} is the category of one box around all of it."
 
 
@@ -41,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `prepare imagefolder`."""
     add_own_arguments(parser)
     parser.set_defaults(proposals="boxes")
+    parser.add_argument("--box-format", choices=BOX_FORMATS, default="xywh", help="of `objects`, in pixels")
     parser.add_argument(
         "--class-names", type=Path, help="text file, a name per line, if the metadata has numbers only"
     )
@@ -66,7 +69,7 @@ def open_source(arguments: argparse.Namespace) -> Source:
         categories.add([] if entry.get("label") is None else [entry["label"]], f"{where}, {name}")
     names = categories.names(load_class_names(arguments.class_names)) or (PLACEHOLDER_CLASS,)
 
-    described = []
+    described, box_format = [], arguments.box_format
     for name in pictures:
         entry = entries.get(name, {})
         found = objects.get(name) or read_objects(None, name)
@@ -75,7 +78,7 @@ def open_source(arguments: argparse.Namespace) -> Source:
             Described(
                 name,
                 split=splits.get(name),
-                boxes=[(float(x), float(y), float(w), float(h)) for x, y, w, h in found.boxes],
+                boxes=[(float(x), float(y), float(w), float(h)) for x, y, w, h in to_xywh(found.boxes, box_format)],
                 categories=[category_number(category, names) for category in found.categories],
                 crowds=found.crowds,
                 whole=category_number(entry["label"], names) if has_label else None,
@@ -139,9 +142,22 @@ def _read(path: Path) -> Iterator[Any]:
             with path.open(encoding="utf-8-sig") as file:
                 yield from (json.loads(line) for line in file if line.strip())
         else:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                for entry in csv.DictReader(file):
-                    objects = entry.get("objects")
-                    yield {**entry, "objects": json.loads(objects)} if objects else entry
+            yield from _read_csv(path)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: no valid JSON ({error}).") from error
+    except (csv.Error, pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}. The same as metadata.jsonl, in UTF-8, can.") from error
+
+
+def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
+    """In CSV everything is text: `objects` is JSON, and labels are numbers if all of them look like numbers."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        entries = [{name: value or None for name, value in entry.items()} for entry in csv.DictReader(file)]
+    are_numbers = all((entry.get("label") or "0").isdecimal() for entry in entries)
+    for entry in entries:
+        label, objects = entry.get("label"), entry.get("objects")
+        yield {
+            **entry,
+            "label": int(label) if label and are_numbers else label,
+            "objects": json.loads(objects) if objects else None,
+        }

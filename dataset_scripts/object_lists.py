@@ -1,5 +1,6 @@
 """`objects` of a foreign data set: a struct of lists or a list of structs, under the field names in use."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +31,25 @@ def read_objects(value: Any, where: str) -> ObjectLists:
         fields = {key: [item.get(key) for item in fields] for key in fields[0]}
     if not isinstance(fields, dict):
         raise ValueError(f"{where}: objects is {str(value)[:40]!r}, expected bbox and category of each object.")
-    boxes = np.array([as_box(box) for box in fields.get("bbox") or []], np.float64).reshape(-1, 4)
-    categories: list[Any] = next((fields[field] for field in CATEGORY_FIELDS if fields.get(field) is not None), [])
-    if len(boxes) != len(categories):
-        raise ValueError(f"{where}: {len(boxes)} boxes and {len(categories)} categories, expected one of each.")
-    areas = fields.get("area") or [None] * len(boxes)
-    crowds = fields.get("iscrowd") or [False] * len(boxes)
-    return ObjectLists(boxes, categories, areas, [bool(crowd) for crowd in crowds])
+    boxes = fields.get("bbox") or []
+    count = len(boxes) if isinstance(boxes, list) else 0
+    found = {
+        "bbox": boxes,
+        "category": next((fields[field] for field in CATEGORY_FIELDS if fields.get(field) is not None), []),
+        "area": fields.get("area") or [None] * count,
+        "iscrowd": fields.get("iscrowd") or [False] * count,
+    }
+    for name, values in found.items():
+        if not isinstance(values, list):
+            raise ValueError(f"{where}: {name} of objects is {str(values)[:40]!r}, expected a list.")
+        if len(values) != count:
+            raise ValueError(f"{where}: objects has {count} boxes and {len(values)} values of {name}.")
+    return ObjectLists(
+        boxes=np.array([as_box(box) for box in boxes], np.float64).reshape(-1, 4),
+        categories=found["category"],
+        areas=[area if isinstance(area, int | float) and math.isfinite(area) else None for area in found["area"]],
+        crowds=[bool(crowd) for crowd in found["iscrowd"]],
+    )
 
 
 class Categories:

@@ -17,10 +17,10 @@ from PIL import Image
 
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
 
-from .boxes import box_faults, count_faults
+from .boxes import box_faults, check_xywh, count_faults
 from .parquet import Row, Source
 from .picture_files import DEFAULT_VALIDATION_SHARE, files_sha256, split_by_name
-from .pictures import encode_map, header_size, picture_row, printable, read_picture, turn_boxes, turn_map
+from .pictures import encode_map, explained, header_size, picture_row, printable, read_picture, turn_boxes, turn_map
 from .records import Records, work_folder, write_records
 
 _MOST_SHOWN = 20
@@ -101,6 +101,11 @@ def make_source(arguments: argparse.Namespace, found: Collection) -> Source:
     if arguments.skip_broken:
         pictures, broken = _without_broken(found.folder, pictures, arguments.workers)
     pictures = [_with_size(found.folder, picture) for picture in pictures]
+    annotated = [picture for picture in pictures if picture.boxes]
+    check_xywh(
+        np.array([box for picture in annotated for box in picture.boxes]).reshape(-1, 4),
+        np.array([picture.size for picture in annotated for _ in picture.boxes], np.float64).reshape(-1, 2),
+    )
     faults = [box_faults(picture.boxes, *(picture.size or (0, 0))) for picture in pictures]
     dropped = count_faults(np.concatenate(faults)) if faults else {}
     pictures = [_with_boxes(picture, fault == "") for picture, fault in zip(pictures, faults, strict=True)]
@@ -156,16 +161,16 @@ def own_row(split: str, number: int, folder: Path, splits: Mapping[str, Records]
 
 def load_map(path: Path, size: Size, class_count: int) -> NDArray[np.uint8]:
     """A semantic map (H, W) from a PNG of class numbers, as VOC has them: a palette's numbers, not its colours."""
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L"):
-                raise ValueError(f"{path} has mode {image.mode}, expected a palette or one channel of class numbers.")
+    with explained(str(path), "map"):
+        image = Image.open(path)
+    with image:
+        if image.mode not in ("P", "L"):
+            raise ValueError(f"{path} has mode {image.mode}, expected a palette or one channel of class numbers.")
+        if image.size != size:  # before decoding, which may take any amount of memory
+            width, height = image.size
+            raise ValueError(f"{path} is {width} x {height} px, but its picture is {size[0]} x {size[1]} px.")
+        with explained(str(path), "map"):
             labels = np.array(image, np.uint8)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be decoded: {error}.") from error
-    if labels.shape != size[::-1]:
-        height, width = labels.shape
-        raise ValueError(f"{path} is {width} x {height} px, but its picture is {size[0]} x {size[1]} px.")
     if (wrong := labels[(labels > class_count) & (labels != SEGMENTATION_IGNORE)]).size:
         raise ValueError(f"{path} has the value {wrong[0]}, expected 0 to {class_count} or {SEGMENTATION_IGNORE}.")
     return labels

@@ -60,7 +60,7 @@ def read_picture(file: Path | bytes, name: str) -> Picture:
         data = file if isinstance(file, bytes) else file.read_bytes()
     except OSError as error:
         raise ValueError(f"{name} cannot be read: {error.strerror}.") from error
-    with _explained(name, f"{len(data)} bytes, beginning {data[:8]!r}"), Image.open(io.BytesIO(data)) as image:
+    with explained(name, f"{len(data)} bytes, beginning {data[:8]!r}"), Image.open(io.BytesIO(data)) as image:
         if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
             raise ValueError(f"mode {image.mode} (32 bits per value) has no known range; convert it to 8 or 16 bits")
         stored, orientation = _stored_size(image), _orientation(image)
@@ -72,7 +72,7 @@ def read_picture(file: Path | bytes, name: str) -> Picture:
 
 def header_size(path: Path, name: str) -> tuple[int, int]:
     """Width and height of a file's picture when it is turned upright, from its header alone."""
-    with _explained(name, "header"), Image.open(path) as image:
+    with explained(name, "header"), Image.open(path) as image:
         return upright_size(image)
 
 
@@ -143,7 +143,8 @@ def printable(name: str) -> str:
 
 
 @contextmanager
-def _explained(name: str, what: str) -> Iterator[None]:
+def explained(name: str, what: str) -> Iterator[None]:
+    """Whatever goes wrong while a picture is opened or decoded becomes a ValueError that names it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata is no news; what matters becomes an error
         warnings.simplefilter("error", Image.DecompressionBombWarning)

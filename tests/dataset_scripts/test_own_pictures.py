@@ -2,6 +2,7 @@ import io
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -125,14 +126,20 @@ def test_a_single_picture_is_for_training(tmp_path):
     assert load_manifest(tmp_path / "built")["splits"] == {"train": 1}
 
 
+def bomb():
+    """A small PNG that says it has 3,600,000,000 pixels."""
+    small = saved(np.zeros((10, 10), np.uint8), "PNG")
+    head = small[12:16] + (60000).to_bytes(4, "big") * 2 + small[24:29]
+    return small[:12] + head + zlib.crc32(head).to_bytes(4, "big") + small[33:]
+
+
 def broken_files(folder):
     whole = picture(60, 60)
     put(folder, "cut.jpg", whole[: len(whole) // 2])
     put(folder, "empty.png", b"")
     put(folder, "page.jpg", b"<html>404</html>")
     put(folder, "float.tiff", saved(np.zeros((4, 4), np.float32), "TIFF"))
-    bomb = saved(np.zeros((10, 10), np.uint8), "PNG")
-    put(folder, "bomb.png", bomb[:16] + (60000).to_bytes(4, "big") * 2 + bomb[24:])
+    put(folder, "bomb.png", bomb())
     return ["bomb.png", "cut.jpg", "empty.png", "float.tiff", "page.jpg"]
 
 
@@ -243,10 +250,15 @@ def test_imagefolder_with_labels(tmp_path, capsys):
     (source / "metadata.csv").write_text("file_name,label\n1.jpg,fern\n")
     assert build("imagefolder", source, tmp_path / "built") == 0
     assert load_manifest(tmp_path / "built")["class_names"] == ["fern"]
+    put(source, "2.jpg", picture(30, 20))
+    names = put(tmp_path, "names.txt", b"moss\nfern\n")
+    (source / "metadata.csv").write_text("file_name,label\n1.jpg,1\n2.jpg,\n")
+    assert build("imagefolder", source, tmp_path / "numbers", "--class-names", str(names)) == 0
+    categories = {name: row["objects"]["category"] for name, row in rows_of(tmp_path / "numbers").items()}
+    assert categories == {"1.jpg": [1], "2.jpg": []}
     (source / "metadata.csv").unlink()
     (source / "metadata.jsonl").write_text('{"file_name": "1.jpg", "label": 1}')
     assert "nothing names them" in refusal("imagefolder", source, tmp_path, capsys)
-    names = put(tmp_path, "names.txt", b"moss\nfern\n")
     assert build("imagefolder", source, tmp_path / "named", "--class-names", str(names)) == 0
     assert rows_of(tmp_path / "named")["1.jpg"]["objects"]["category"] == [1]
 
@@ -262,7 +274,20 @@ def test_imagefolder_with_labels(tmp_path, capsys):
         ('{"name": "1.jpg"}', "has name, expected a column file_name"),
         ('["1.jpg"]', "expected a column file_name"),
         ('{"file_name": "1.jpg', "no valid JSON"),
-        ('{"file_name": "1.jpg", "objects": {"bbox": [[1, 1, 2, 2]]}}', "1 boxes and 0 categories"),
+        ('{"file_name": "1.jpg", "objects": {"bbox": [[1, 1, 2, 2]]}}', "1 boxes and 0 values of category"),
+        ('{"file_name": "1.jpg", "objects": {"bbox": 5}}', "bbox of objects is '5', expected a list"),
+        (
+            '{"file_name": "1.jpg", "objects": {"bbox": [[1, 1, 2, 2]], "category": [0], "iscrowd": [0, 0]}}',
+            "1 boxes and 2 values of iscrowd",
+        ),
+        (
+            '{"file_name": "1.jpg", "objects": {"bbox": [[0.1, 0.1, 0.5, 0.5]], "category": ["cat"]}}',
+            "fractions of the image",
+        ),
+        (
+            '{"file_name": "1.jpg", "objects": {"bbox": [[20, 10, 28, 18]], "category": ["cat"]}}',
+            "Say --box-format xyxy, or correct them",
+        ),
         ('{"file_name": "1.jpg", "objects": 7}', "objects is '7'"),
         ('{"file_name": "1.jpg", "objects": {"bbox": [[1, 1, 2, 2]], "category": [-1]}}', "category -1"),
         ('{"file_name": "1.jpg", "objects": {"bbox": [[1, 1, 2, 2]], "category": [null]}}', "category None"),
@@ -272,6 +297,32 @@ def test_metadata_that_cannot_be_used_is_explained(tmp_path, capsys, text, messa
     put(tmp_path / "source", "1.jpg", picture(30, 20))
     put(tmp_path / "source", "metadata.jsonl", text.encode())
     assert message in refusal("imagefolder", tmp_path / "source", tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("metadata.csv", b"file_name,label\n\xff.jpg,1\n", "cannot be read: 'utf-8' codec"),
+        ("metadata.csv", b"file_name,objects\n1.jpg," + b"7" * 200_000, "cannot be read: field larger than"),
+        ("metadata.csv", b'file_name,objects\n1.jpg,"{"\n', "no valid JSON"),
+        ("metadata.csv", b"1.jpg;7\n2.jpg;8\n", "expected a column file_name"),
+        ("metadata.parquet", b"PAR1", "Parquet file size is 4 bytes"),
+    ],
+)
+def test_metadata_that_cannot_be_read_is_explained(tmp_path, capsys, name, data, message):
+    put(tmp_path / "source", "1.jpg", picture(30, 20))
+    put(tmp_path / "source", name, data)
+    error = refusal("imagefolder", tmp_path / "source", tmp_path, capsys)
+    assert message in error
+    assert name in error
+
+
+def test_boxes_given_by_corners(tmp_path):
+    source = tmp_path / "source"
+    put(source, "1.jpg", picture(30, 20))
+    write_metadata(source, "jsonl", [{"file_name": "1.jpg", "objects": {"bbox": [[20, 10, 28, 18]], "label": ["a"]}}])
+    assert build("imagefolder", source, tmp_path / "built", "--box-format", "xyxy") == 0
+    assert rows_of(tmp_path / "built")["1.jpg"]["objects"]["bbox"] == [[20, 10, 8, 8]]
 
 
 def test_an_imagefolder_of_neither_kind_is_explained(tmp_path, capsys):
@@ -385,6 +436,10 @@ def test_voc_that_cannot_be_used_is_explained(voc, tmp_path, capsys):
     assert "has the value 21, expected 0 to 20 or 255" in refusal("voc", voc, tmp_path, capsys, "--overwrite")
     put(voc, "SegmentationClass/2007_1.png", saved(np.zeros((20, 30, 3), np.uint8), "PNG"))
     assert "has mode RGB" in refusal("voc", voc, tmp_path, capsys, "--overwrite")
+    put(voc, "SegmentationClass/2007_1.png", bomb())
+    assert "2007_1.png cannot be decoded" in refusal("voc", voc, tmp_path, capsys, "--overwrite")
+    put(voc, "ImageSets/Main/test.txt", b"../../2007_1\n")
+    assert "the first is ../../2007_1" in refusal("voc", voc, tmp_path, capsys, "--overwrite")
     put(voc, "ImageSets/Main/test.txt", b"2007_1\n")
     assert "2007_1 is in validation and in test" in refusal("voc", voc, tmp_path, capsys, "--overwrite")
     put(voc, "ImageSets/Main/test.txt", b"2009_1\n")
