@@ -261,6 +261,9 @@ def test_imagefolder_with_labels(tmp_path, capsys):
     assert "nothing names them" in refusal("imagefolder", source, tmp_path, capsys)
     assert build("imagefolder", source, tmp_path / "named", "--class-names", str(names)) == 0
     assert rows_of(tmp_path / "named")["1.jpg"]["objects"]["category"] == [1]
+    names.write_text("moss\n")
+    message = refusal("imagefolder", source, tmp_path, capsys, "--class-names", str(names))
+    assert "Category 1 occurs, but there are only 1 class names" in message
 
 
 @pytest.mark.parametrize(
