@@ -184,7 +184,7 @@ def _without_broken(folder: Path, pictures: list[Described], workers: int) -> tu
             return str(error)
         return None
 
-    with ThreadPoolExecutor(workers) as pool:  # decoding does not hold the interpreter
+    with ThreadPoolExecutor(workers or None) as pool:  # decoding does not hold the interpreter
         problems = list(pool.map(problem, pictures))
     shown = [text for text in problems if text]
     for text in shown[:_MOST_SHOWN]:

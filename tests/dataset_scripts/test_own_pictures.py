@@ -25,7 +25,7 @@ def build(kind, source, output, *flags):
 
 
 def refusal(kind, source, tmp_path, capsys, *flags):
-    assert build(kind, source, tmp_path / "refused", *flags) == 2
+    assert build(kind, source, tmp_path / "refused", *flags) in (1, 2)  # in a row, or before any
     return capsys.readouterr().err
 
 
