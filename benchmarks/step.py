@@ -14,7 +14,10 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import multiprocessing
+import resource
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -215,8 +218,7 @@ class Measured:
 def measure(case: Case, pool: Pool, rounds: int, threads: int, compiled: bool) -> Measured:
     """The step in each style, and our pooling and our teacher's update alone."""
     generator = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    model = DecodePosForPreTraining(DecodePosConfig(backbone_config=case.backbone)).train()
+    model = build_model(case)
     views = random_views(case, generator)
     ours = copy.deepcopy(model)
     steps = {
@@ -234,6 +236,30 @@ def measure(case: Case, pool: Pool, rounds: int, threads: int, compiled: bool) -
     alone = {"pooling": pooling_of(steps["ours"]), "ema": lambda: ours.update_teacher(MOMENTUM)}
     flops = count_flops(steps["ours"])
     return Measured(time_interleaved({**steps, **alone}, rounds, warmup=0, clock=clock_for(threads)), flops)
+
+
+def build_model(case: Case) -> DecodePosForPreTraining:
+    """The model that every style trains a copy of."""
+    torch.manual_seed(0)
+    return DecodePosForPreTraining(DecodePosConfig(backbone_config=case.backbone)).train()
+
+
+def peak_megabytes(number: int, ours: bool, threads: int) -> float:
+    """Most memory of this process, libraries included, after two steps; to be called in a process of its own."""
+    torch.set_num_threads(threads)
+    case = CASES[number]
+    model, views = build_model(case), random_views(case, torch.Generator().manual_seed(0))
+    pool = torchvision_pool if has_torchvision_operators() else loop_pool
+    step = tuned_step(model, views, has_fast_bf16()) if ours else plain_step(model, views, pool)
+    for _ in range(2):
+        step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def in_own_process(call: Callable[..., float], *arguments: Any) -> float:
+    """What a call gives in a fresh process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(call, *arguments).result()
 
 
 def compiled_copy(model: DecodePosForPreTraining) -> DecodePosForPreTraining:
@@ -270,7 +296,8 @@ def main() -> None:
 
     rows: list[tuple[object, ...]] = []
     summary: dict[str, dict[str, Any]] = {}
-    for case in CASES:
+    for number, case in enumerate(CASES):
+        memory = [in_own_process(peak_megabytes, number, ours, arguments.threads) for ours in (True, False)]
         measured = measure(case, pool, arguments.rounds, arguments.threads, arguments.compile)
         seconds = measured.seconds
         share = measured.flops / spread(seconds["ours"]).median / 1e9 / peak
@@ -288,6 +315,7 @@ def main() -> None:
                 f"{ema.median:.2%}",
                 f"{share:.0%}",
                 compiled or "not run",
+                f"{memory[0]:.0f}, {memory[1]:.0f} MB",
             )
         )
         summary[case.name] = {
@@ -299,6 +327,7 @@ def main() -> None:
             "gflop_per_image": measured.flops / case.images / 1e9,
             "share_of_matmul_peak": share,
             "compiled_over_eager": compiled.median if compiled else None,
+            "peak_megabytes": {"ours": memory[0], "theirs": memory[1]},
         }
     print_table(
         (
@@ -312,6 +341,7 @@ def main() -> None:
             "EMA",
             "of peak",
             "compiled",
+            "memory",
         ),
         rows,
     )

@@ -1,37 +1,160 @@
-"""Verifies a data set folder against its manifest and the Parquet contract."""
+"""Verifies a data set folder against its manifest and the Parquet contract, and counts what is in it.
 
+A folder without a manifest, as others write and upload them, is held against the contract alone.
+"""
+
+import hashlib
 import io
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image
 from tqdm.auto import tqdm
 
-from modeling_decodepos.schema import SEGMENTATION_IGNORE, build_features, row_problems
+from modeling_decodepos.schema import COLUMNS, SCHEMA_VERSION, SEGMENTATION_IGNORE, build_features, row_problems
 
-from .parquet import CARD_NAME, data_sha256, file_sha256, load_manifest, recipe_sha256
+from .engines import Count, run_local
+from .files import file_sha256
+from .parquet import CARD_NAME, MANIFEST_NAME, data_sha256, load_manifest, recipe_sha256
 from .pictures import upright_size
 
 _MOST_PER_FILE = 5  # a systematic fault would fill the screen
+_MOST_NAMED = 5
+_SHARD_NAME = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<count>\d{5})")
+# Without these, rows cannot be judged; with another type in those, they can.
+_NEEDED = {"image", "image_id", "width", "height", "objects"}
+_ANY_TYPE = {"image_id", "objects.area", "objects.iscrowd", "license", "author", "original_url", "landing_url"}
+# Columns that came with a version of the contract.
+_NEW_COLUMNS = {2: ("landing_url",)}
 
 
-def check_dataset(folder: Path) -> list[str]:
+@dataclass
+class Findings:
+    """What a check found.
+
+    Attributes:
+        problems: what is wrong, one line each.
+        notes: what is worth knowing and not wrong.
+        summary: what is in the folder.
+        files, images: how many were looked at.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    summary: list[str] = field(default_factory=list)
+    files: int = 0
+    images: int = 0
+
+
+@dataclass(frozen=True)
+class _Contract:
+    """What the files of a folder are held against. Without names, any category from 0 on is right."""
+
+    class_names: tuple[str, ...] | None
+    may_lack: tuple[str, ...] = ()
+
+    @property
+    def class_count(self) -> int:
+        return 2**31 if self.class_names is None else len(self.class_names)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return build_features(self.class_names or ("unnamed",)).arrow_schema
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file to look at; `entry` is what the manifest says of it, if there is one."""
+
+    path: str
+    split: str
+    rows: int
+    entry: Mapping[str, Any] | None
+
+
+@dataclass
+class _Contents:
+    """What one file holds. `ids` are hashes of the image ids, in order; `objects` counts them by category."""
+
+    problems: list[str] = field(default_factory=list)
+    extra_columns: list[str] = field(default_factory=list)
+    ids: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    objects: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    regions: int = 0
+    without_regions: int = 0
+
+
+def check_dataset(folder: Path, workers: int = 1) -> list[str]:
     """What is wrong with a data set folder, one line per problem; empty if nothing is."""
+    return inspect_dataset(folder, workers).problems
+
+
+def inspect_dataset(folder: Path, workers: int = 1) -> Findings:
+    """What is wrong with a data set folder, and what it holds. The findings do not depend on the number of workers."""
+    findings = Findings()
     if not folder.is_dir():
-        return [f"{folder} is not a folder"]
+        findings.problems.append(f"{folder} is not a folder")
+        return findings
+    if (folder / MANIFEST_NAME).exists():
+        planned = _from_manifest(folder, findings)
+    else:
+        planned = _without_manifest(folder, findings)
+    if planned is None:
+        return findings
+    files, contract = planned
+
+    look = partial(_contents, folder=folder, contract=contract)
+    total = sum(file.rows for file in files)
+    with tqdm(total=total, desc="checking", unit=" images", mininterval=0.5) as progress:
+        seen = {file.path: content for file, content in run_local(files, look, workers, progress.update)}
+    contents = [seen[file.path] for file in files]
+    for file, content in zip(files, contents, strict=True):
+        findings.problems += [f"{file.path}: {text}" for text in content.problems]
+    if extra := sorted({name for content in contents for name in content.extra_columns}):
+        findings.notes.append(f"columns beyond the contract, which nothing here reads: {', '.join(extra)}")
+    findings.problems += _repeated_ids(folder, files, contents)
+    findings.files, findings.images = len(files), sum(len(content.ids) for content in contents)
+    findings.summary = _summary(files, contents, contract.class_names)
+    return findings
+
+
+# ------------------------------------------------------------------------------------------------- what is to be there
+
+
+def _from_manifest(folder: Path, findings: Findings) -> tuple[list[_File], _Contract] | None:
+    problems = findings.problems
     try:
         manifest = load_manifest(folder)
     except ValueError as error:
-        return [str(error)]
+        problems.append(str(error))
+        return None
     if missing := [
         key for key in ("recipe", "recipe_sha256", "splits", "class_names", "files") if key not in manifest
     ]:
-        return [f"manifest.json has no {', '.join(missing)}"]
+        problems.append(f"manifest.json has no {', '.join(missing)}")
+        return None
+    version = manifest["recipe"].get("schema_version", 1)
+    if version > SCHEMA_VERSION:
+        problems.append(
+            f"schema_version is {version}, this program knows up to {SCHEMA_VERSION}: the folder was built by a newer "
+            "one; update this checkout"
+        )
+        return None
+    new = tuple(name for number, names in _NEW_COLUMNS.items() if number > version for name in names)
+    if version < SCHEMA_VERSION:
+        findings.notes.append(
+            f"schema_version is {version}, this program writes {SCHEMA_VERSION}: the folder has no {', '.join(new)}. "
+            "Training reads it as it is; build it again to have what is new"
+        )
 
-    problems = []
     if not manifest.get("complete"):
         problems.append("the build is not finished: run the command that began it again")
     elif manifest.get("data_sha256") != data_sha256(manifest):
@@ -45,54 +168,162 @@ def check_dataset(folder: Path) -> list[str]:
             problems.append(f"data/{path.name} is not in manifest.json, but load_dataset may read it")
 
     rows = dict.fromkeys(manifest["splits"], 0)
-    ids: set[str] = set()
-    for path, entry in tqdm(manifest["files"].items(), desc="checking", unit=" files"):
+    for entry in manifest["files"].values():
         rows[entry["split"]] = rows.get(entry["split"], 0) + entry["rows"]
-        problems += [f"{path}: {text}" for text in _file_problems(folder / path, entry, manifest["class_names"], ids)]
     if manifest.get("complete"):
         for split, expected in manifest["splits"].items():
             if rows[split] != expected:
                 problems.append(f"split {split} has {rows[split]} rows, expected {expected}")
-    return problems
+    files = [_File(path, entry["split"], entry["rows"], entry) for path, entry in manifest["files"].items()]
+    return files, _Contract(tuple(manifest["class_names"]), may_lack=new)
 
 
-def _file_problems(path: Path, entry: dict[str, Any], class_names: list[str], ids: set[str]) -> list[str]:
+def _without_manifest(folder: Path, findings: Findings) -> tuple[list[_File], _Contract] | None:
+    problems = findings.problems
+    paths = parquet_files(folder)
+    if not paths:
+        problems.append(f"{folder} has neither {MANIFEST_NAME} nor Parquet files")
+        return None
+    findings.notes.append(
+        f"no {MANIFEST_NAME}: whether files are those that somebody wrote, and all of them, cannot be told. Every "
+        "image is decoded instead, and held against the contract"
+    )
+    if not (folder / CARD_NAME).is_file():
+        findings.notes.append(f"no {CARD_NAME}: load_dataset guesses the splits from the file names")
+
+    files, names = [], None
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
+        try:
+            metadata = pq.read_metadata(path)
+            names = names or _stored_class_names(metadata.schema.to_arrow_schema())
+        except (OSError, pa.ArrowException) as error:
+            problems.append(f"{name}: cannot be read as Parquet ({str(error).splitlines()[0]})")
+            continue
+        files.append(_File(name, split_of(path), metadata.num_rows, None))
+    problems += _missing_shards(folder, paths)
+    if names is None:
+        findings.notes.append("no class names are stored with objects.category")
+    return files, _Contract(names)
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """The Parquet files below a folder, but not hidden ones and not those in hidden folders."""
+    found = sorted(folder.rglob("*.parquet"))
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+def split_of(path: Path) -> str:
+    """The split that a file's name tells of: train-00000-of-00008.parquet, or train.parquet."""
+    match = _SHARD_NAME.fullmatch(path.stem)
+    return match["split"] if match else path.stem
+
+
+def _missing_shards(folder: Path, paths: Sequence[Path]) -> list[str]:
+    """Files that the names of others promise: 00001-of-00003 without 00002-of-00003."""
+    promised = set()
+    for path in paths:
+        if match := _SHARD_NAME.fullmatch(path.stem):
+            count = int(match["count"])
+            promised |= {path.with_name(f"{match['split']}-{k:05d}-of-{count:05d}.parquet") for k in range(count)}
+    missing = sorted(path.relative_to(folder).as_posix() for path in promised - set(paths))
+    return [f"{path} is missing: other files' names promise it" for path in missing[:_MOST_NAMED]]
+
+
+def _stored_class_names(schema: pa.Schema) -> tuple[str, ...] | None:
+    from datasets import ClassLabel, Features
+
+    if b"huggingface" not in (schema.metadata or {}):
+        return None
+    objects = Features.from_arrow_schema(schema).get("objects")
+    label = getattr(objects.get("category"), "feature", None) if isinstance(objects, dict) else None
+    return tuple(label.names) if isinstance(label, ClassLabel) else None
+
+
+# ------------------------------------------------------------------------------------------------------- what is there
+
+
+def _contents(file: _File, count: Count, folder: Path, contract: _Contract) -> _Contents:
+    path, contents = folder / file.path, _Contents()
     if not path.is_file():
-        return ["the file is missing; run the command that built the folder again"]
-    if (size := path.stat().st_size) != entry["bytes"]:
-        return [f"{size} bytes, expected {entry['bytes']}: cut off or replaced; delete it and build again"]
-    if (digest := file_sha256(path)) != entry["sha256"]:
-        return [f"sha256 is {digest[:12]}…, expected {entry['sha256'][:12]}…: damaged; delete it and build again"]
-    file = pq.ParquetFile(path)
-    if file.metadata.num_rows != entry["rows"]:
-        return [f"{file.metadata.num_rows} rows, expected {entry['rows']}"]
-    expected = build_features(class_names).arrow_schema
-    if not file.schema_arrow.equals(expected):
-        return [_schema_difference(file.schema_arrow, expected)]
+        contents.problems.append("the file is missing; run the command that built the folder again")
+    elif file.entry is not None and (size := path.stat().st_size) != file.entry["bytes"]:
+        expected = file.entry["bytes"]
+        contents.problems.append(f"{size} bytes, expected {expected}: cut off or replaced; delete it and build again")
+    elif file.entry is not None and (digest := file_sha256(path)) != file.entry["sha256"]:
+        expected = file.entry["sha256"]
+        contents.problems.append(
+            f"sha256 is {digest[:12]}…, expected {expected[:12]}…: damaged; delete it and build again"
+        )
+    else:
+        try:
+            _read(path, file, contract, contents, count)
+        except (OSError, pa.ArrowException) as error:
+            contents.problems.append(f"cannot be read as Parquet ({str(error).splitlines()[0]})")
+    if len(contents.problems) > _MOST_PER_FILE:
+        more = len(contents.problems) - _MOST_PER_FILE
+        contents.problems = [*contents.problems[:_MOST_PER_FILE], f"… and {more} problems more"]
+    return contents
 
-    problems: list[str] = []
-    for batch in file.iter_batches(batch_size=100):
+
+def _read(path: Path, file: _File, contract: _Contract, contents: _Contents, count: Count) -> None:
+    parquet = pq.ParquetFile(path)
+    found, expected = parquet.schema_arrow, contract.schema
+    if parquet.metadata.num_rows != file.rows:
+        contents.problems.append(f"{parquet.metadata.num_rows} rows, expected {file.rows}")
+        return
+    contents.extra_columns = [name for name in found.names if name not in COLUMNS]
+    lacking = [name for name in COLUMNS if name not in found.names]
+    if missing := [name for name in lacking if name not in contract.may_lack]:
+        contents.problems.append(
+            f"missing columns: {', '.join(missing)}; the layout is in modeling_decodepos/schema.py"
+        )
+    wrong = [difference for name in set(COLUMNS) - set(lacking) for difference in _differences(found, expected, name)]
+    contents.problems += sorted(f"column {name} is {kind}, expected {wanted}" for name, kind, wanted in wrong)
+    if {name for name, _, _ in wrong} - _ANY_TYPE or set(lacking) & _NEEDED:
+        return  # rows of other types cannot be judged
+
+    absent: dict[str, Any] = dict.fromkeys(lacking)
+    if "regions" in absent:
+        absent["regions"] = {"bbox": [], "score": None, "source": []}
+    ids: list[Any] = []
+    objects: list[int | None] = []
+    for batch in parquet.iter_batches(batch_size=100, columns=[name for name in COLUMNS if name in found.names]):
         for row in batch.to_pylist():
-            found = [*row_problems(row, len(class_names)), *_image_problems(row, len(class_names))]
-            if row["image_id"] in ids:
-                found.append("image_id appears twice")
-            ids.add(row["image_id"])
-            problems += [f"{row['image_id']}: {text}" for text in found]
-    if len(problems) > _MOST_PER_FILE:
-        problems = [*problems[:_MOST_PER_FILE], f"… and {len(problems) - _MOST_PER_FILE} problems more"]
-    return problems
+            row |= absent
+            ids.append(row["image_id"])
+            objects += (row["objects"] or {}).get("category") or []
+            regions = len((row["regions"] or {}).get("bbox") or [])
+            contents.regions += regions
+            contents.without_regions += not regions
+            problems = [
+                *row_problems(row, contract.class_count),
+                *_image_problems(row, contract.class_count, decode=file.entry is None),
+            ]
+            contents.problems += [f"{row['image_id']}: {text}" for text in problems]
+        count(batch.num_rows)
+    contents.ids = np.array([_id_hash(image_id) for image_id in ids], np.uint64)
+    known = [category for category in objects if category is not None and 0 <= category < contract.class_count]
+    contents.objects = np.bincount(np.array(known, np.int64))
 
 
-def _schema_difference(found: Any, expected: Any) -> str:
-    for name in expected.names:
-        if name not in found.names:
-            return f"column {name} is missing"
-        if not found.field(name).equals(expected.field(name)):
-            return f"column {name} is {found.field(name).type}, expected {expected.field(name).type}"
-    return f"columns are {', '.join(found.names)}, expected {', '.join(expected.names)}"
+def _differences(found: pa.Schema, expected: pa.Schema, name: str) -> list[tuple[str, str, str]]:
+    """Where a column has another type than it should: names, types found, types expected."""
+    have, want = found.field(name).type, expected.field(name).type
+    if have == want:
+        return []
+    if not (pa.types.is_struct(have) and pa.types.is_struct(want)):
+        return [(name, str(have), str(want))]
+    types = {have.field(i).name: have.field(i).type for i in range(have.num_fields)}
+    inside = [want.field(i) for i in range(want.num_fields)]
+    return [
+        (f"{name}.{part.name}", str(types.get(part.name, "not there")), str(part.type))
+        for part in inside
+        if types.get(part.name) != part.type
+    ]
 
 
-def _image_problems(row: dict[str, Any], class_count: int) -> Iterable[str]:
+def _image_problems(row: Mapping[str, Any], class_count: int, decode: bool) -> Iterable[str]:
     size = (row["width"], row["height"])
     try:
         if row["image"] is None or row["image"]["bytes"] is None:
@@ -101,6 +332,8 @@ def _image_problems(row: dict[str, Any], class_count: int) -> Iterable[str]:
             with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
                 if (found := upright_size(image)) != size:
                     yield f"image is {found[0]} x {found[1]} px, expected {size[0]} x {size[1]}"
+                if decode:
+                    image.load()
         if row["segmentation"] is not None:
             with Image.open(io.BytesIO(row["segmentation"]["bytes"])) as image:
                 labels = np.asarray(image)
@@ -108,5 +341,67 @@ def _image_problems(row: dict[str, Any], class_count: int) -> Iterable[str]:
                 yield f"segmentation has shape {labels.shape}, expected {size[::-1]}"
             elif (wrong := labels[(labels > class_count) & (labels != SEGMENTATION_IGNORE)]).size:
                 yield f"segmentation has the value {wrong[0]}, expected 0 to {class_count} or {SEGMENTATION_IGNORE}"
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         yield f"image or segmentation cannot be decoded ({error})"
+
+
+# -------------------------------------------------------------------------------------------------- over all files
+
+
+def _id_hash(image_id: object) -> int:
+    # 8 bytes for each of 100 million ids fit into memory, their strings do not. Two equal hashes are looked at again.
+    return int.from_bytes(hashlib.blake2b(str(image_id).encode(), digest_size=8).digest(), "big")
+
+
+def _repeated_ids(folder: Path, files: Sequence[_File], contents: Sequence[_Contents]) -> list[str]:
+    everything = np.concatenate([content.ids for content in contents] or [np.zeros(0, np.uint64)])
+    values, counts = np.unique(everything, return_counts=True)
+    repeated = values[counts > 1]
+    if not repeated.size:
+        return []
+    first: dict[str, _File] = {}
+    problems = []
+    for file, content in zip(files, contents, strict=True):
+        suspects = np.flatnonzero(np.isin(content.ids, repeated))
+        if not suspects.size:
+            continue
+        for image_id in pq.read_table(folder / file.path, columns=["image_id"])["image_id"].take(suspects).to_pylist():
+            if image_id not in first:
+                first[image_id] = file
+                continue
+            earlier = first[image_id]
+            also = "" if earlier is file else f", also in {earlier.path}"
+            between = f": once in {earlier.split}, once in {file.split}" if earlier.split != file.split else ""
+            problems.append(f"{file.path}: {image_id}: image_id appears twice{also}{between}")
+    if len(problems) > _MOST_PER_FILE:
+        problems = [*problems[:_MOST_PER_FILE], f"… and {len(problems) - _MOST_PER_FILE} ids more that appear twice"]
+    return problems
+
+
+def _summary(files: Sequence[_File], contents: Sequence[_Contents], class_names: tuple[str, ...] | None) -> list[str]:
+    lines = []
+    for split in dict.fromkeys(file.split for file in files):
+        own = [content for file, content in zip(files, contents, strict=True) if file.split == split]
+        images = sum(len(content.ids) for content in own)
+        if not images:
+            continue
+        objects, regions = sum(int(content.objects.sum()) for content in own), sum(content.regions for content in own)
+        without = sum(content.without_regions for content in own)
+        lines.append(
+            f"{split}: {images:,} images; {objects:,} objects ({objects / images:.1f} per image); {regions:,} regions "
+            f"({regions / images:.1f} per image), {without / images:.1%} of the images have none"
+        )
+    counts = np.zeros(max([len(class_names or ()), *(len(content.objects) for content in contents)]), np.int64)
+    for content in contents:
+        counts[: len(content.objects)] += content.objects
+    if counts.any():
+        order = np.argsort(-counts, kind="stable")
+        order = order[counts[order] > 0]
+
+        def named(categories: NDArray[np.intp]) -> str:
+            names = class_names or [str(k) for k in range(len(counts))]
+            return ", ".join(f"{names[k]} {counts[k]:,} ({counts[k] / counts.sum():.1%})" for k in categories)
+
+        lines.append(f"classes: {len(order)} of {len(class_names or counts)} occur; most often: {named(order[:3])}")
+        lines.append(f"least often: {named(order[-3:])}")
+    return lines

@@ -25,8 +25,9 @@ from modeling_decodepos.schema import SEGMENTATION_IGNORE
 
 from . import coco_parquet
 from .coco_index import CocoImage, CocoIndex, index_annotations
+from .files import file_sha256
 from .outlines import IntArray, outline_pixels, polygon_pixels
-from .parquet import Row, Source, file_sha256
+from .parquet import Row, Source
 from .picture_files import check_folder, files_sha256, walk
 from .pictures import LARGEST_CLASS_COUNT, encode_map, picture_row, read_picture, turn_boxes, turn_map
 from .records import Records, map_file, work_folder, write_records

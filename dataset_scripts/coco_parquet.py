@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .boxes import BOX_FORMATS, box_faults, choose_box_format, count_faults, to_xywh
+from .files import file_sha256
 from .object_lists import Categories, category_number, load_class_names, read_objects
-from .parquet import Row, Source, file_sha256
+from .parquet import Row, Source
 from .parquet_rows import ParquetRows, class_names_of
 from .pictures import PLACEHOLDER_CLASS, picture_row, read_picture, turn_boxes
 

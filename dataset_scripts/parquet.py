@@ -11,17 +11,15 @@ right. Row n of a split is made from n alone, so the bytes do not depend on the 
 
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
-import sys
-import threading
+import socket
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,8 @@ from tqdm.auto import tqdm
 
 from modeling_decodepos.schema import SCHEMA_VERSION, build_features
 
+from .engines import ENGINES, Count, Unfinished
+from .files import DISK_FULL, LOCK_NAME, file_sha256, lock_folder, name_finished, temporary_for, write_text
 from .proposals import add_regions, check_provider
 
 MANIFEST_NAME = "manifest.json"
@@ -38,9 +38,16 @@ CARD_NAME = "README.md"
 MANIFEST_FORMAT = 1
 ROWS_PER_GROUP = 100  # small enough to read single images from a remote file
 
+_SHARED = "--output must lie on a file system that all machines of the cluster share, under one path on each."
+SHARED_WITHIN_S = 60.0  # until a file of another machine must be seen here; NFS asks for a folder's news that rarely
+
 Row = dict[str, Any]
 RowMaker = Callable[[str, int], Row]
 """Makes row n of a split: (split, n) -> row, all but its `regions`. A pure function that can be pickled."""
+
+
+class RowFailed(RuntimeError):
+    """A row could not be made. The message names it and the reason; what the builder raised is the cause."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +70,11 @@ class Source:
         class_names: of `objects.category`.
         make_row: makes one row; its `regions` are added here.
         title: of the card.
-        license: a Hub licence identifier, for the card.
+        license: a Hub licence identifier, or several, for the card.
         description: body of the card, Markdown.
         proposals: the provider of `regions`.
+        tiers: further configurations by name: how many rows of each split, from the first on, belong to it.
+        extra_files: further text files of the folder, by name.
     """
 
     recipe: Mapping[str, Any]
@@ -73,50 +82,19 @@ class Source:
     class_names: Sequence[str]
     make_row: RowMaker
     title: str
-    license: str
+    license: str | list[str]
     description: str
     proposals: str = "none"
+    tiers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    extra_files: Mapping[str, str] = field(default_factory=dict)
 
 
-# ------------------------------------------------------------------------------------------------------------- files
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Gives a finished file its name, so that it survives a crash of the machine whole or not at all."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    temporary = _temporary(path)
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        _publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+# ------------------------------------------------------------------------------------------------------------ shards
 
 
 def write_shard(path: Path, rows: Iterable[Row], schema: pa.Schema) -> dict[str, Any]:
     """Writes rows to one Parquet file, whole or not at all; returns its manifest entry without the split."""
-    temporary = _temporary(path)
+    temporary = temporary_for(path)
     count = 0
     try:
         with pq.ParquetWriter(temporary, schema) as writer:
@@ -129,7 +107,7 @@ def write_shard(path: Path, rows: Iterable[Row], schema: pa.Schema) -> dict[str,
             if group:
                 writer.write_table(pa.Table.from_pylist(group, schema))
                 count += len(group)
-        _publish(temporary, path)
+        name_finished(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return {"rows": count, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
@@ -179,18 +157,21 @@ def _save_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     write_text(folder / MANIFEST_NAME, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
-def plan_shards(splits: Mapping[str, int], rows_per_shard: int) -> list[Shard]:
-    """The shards of all splits, each with `rows_per_shard` rows but for the last of a split."""
+def plan_shards(
+    splits: Mapping[str, int], rows_per_shard: int, tiers: Mapping[str, Mapping[str, int]] | None = None
+) -> list[Shard]:
+    """The shards of all splits, each with `rows_per_shard` rows but for the last of a split or of a tier."""
     if rows_per_shard < 1:
         raise ValueError(f"rows_per_shard is {rows_per_shard}, expected at least 1.")
     shards = []
     for split, rows in splits.items():
-        starts = range(0, rows, rows_per_shard)
+        ends = sorted({rows, *(tier.get(split, 0) for tier in (tiers or {}).values())} - {0})
+        if ends and ends[-1] > rows:
+            raise ValueError(f"A tier has {ends[-1]} rows of split {split!r}, expected at most {rows}.")
+        starts = [start for begin, end in pairwise([0, *ends]) for start in range(begin, end, rows_per_shard)]
         shards += [
-            Shard(
-                f"data/{split}-{k:05d}-of-{len(starts):05d}.parquet", split, start, min(start + rows_per_shard, rows)
-            )
-            for k, start in enumerate(starts)
+            Shard(f"data/{split}-{k:05d}-of-{len(starts):05d}.parquet", split, start, stop)
+            for k, (start, stop) in enumerate(pairwise([*starts, rows]))
         ]
     return shards
 
@@ -199,15 +180,27 @@ def plan_shards(splits: Mapping[str, int], rows_per_shard: int) -> list[Shard]:
 
 
 def build_dataset(
-    folder: Path, source: Source, workers: int = 1, rows_per_shard: int = 500, overwrite: bool = False
+    folder: Path,
+    source: Source,
+    workers: int = 1,
+    rows_per_shard: int = 500,
+    overwrite: bool = False,
+    engine: str = "local",
 ) -> dict[str, Any]:
     """Builds, completes or recognises a data set folder; returns its manifest.
 
     A finished folder of the same recipe is left as it is. A half-built one is completed. A folder of another recipe is
     refused with the differences, unless `overwrite`; one that holds something else is always refused.
+
+    Raises:
+        ValueError: It cannot be built as asked, or another build of this folder is under way.
+        RowFailed: A row could not be made.
+        Unfinished: A full disk or a lost worker; a second call goes on.
     """
-    if workers < 1:
-        raise ValueError(f"workers is {workers}, expected at least 1.")
+    if workers < 0:
+        raise ValueError(f"workers is {workers}, expected 0 (one per core) or more.")
+    if engine not in ENGINES:
+        raise ValueError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}.")
     check_provider(source.proposals)
     recipe = {
         **source.recipe,
@@ -215,33 +208,73 @@ def build_dataset(
         "rows_per_shard": rows_per_shard,
         "schema_version": SCHEMA_VERSION,
     }
-    make_row = partial(_row_with_regions, make_row=source.make_row, proposals=source.proposals)
-    shards = plan_shards(source.splits, rows_per_shard)
+    shards = plan_shards(source.splits, rows_per_shard, source.tiers)
     if not shards:
         raise ValueError(f"The splits {dict(source.splits)} have no rows, expected at least one.")
     manifest = _open_folder(folder, source, recipe, overwrite)
     if manifest["complete"] and not _missing(folder, manifest):
         print(f"{folder} is finished and has this recipe: nothing to do.")
         return manifest
+    try:
+        with lock_folder(folder, "--output", "build"):
+            # Once more: the folder may have changed hands between the look and the lock.
+            manifest = _open_folder(folder, source, recipe, overwrite)
+            try:
+                return _complete(folder, source, manifest, shards, workers, engine)
+            finally:
+                _remove_temporaries(folder)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise Unfinished(
+            f"{folder}: the disk or quota is full ({os.strerror(error.errno)}). Finished shards are kept and nothing "
+            "half-written is left: make room and run the same command again."
+        ) from error
 
+
+def _complete(
+    folder: Path, source: Source, manifest: dict[str, Any], shards: Sequence[Shard], workers: int, engine: str
+) -> dict[str, Any]:
+    """Writes what the manifest does not have yet; returns the finished manifest."""
     manifest = {**manifest, "complete": False, "files": _kept_shards(folder, manifest, shards)}
     _save_manifest(folder, manifest)
     missing = [shard for shard in shards if shard.path not in manifest["files"]]
     if manifest["files"]:
         print(f"{folder}: keeping {len(manifest['files'])} of {len(shards)} shards from an earlier run.")
     features = build_features(source.class_names)
+    make_row = partial(_row_with_regions, make_row=source.make_row, proposals=source.proposals)
+    work = partial(_work, folder=folder.absolute(), make_row=make_row, schema=features.arrow_schema)
     total = sum(shard.stop - shard.start for shard in missing)
-    with tqdm(total=total, desc=folder.name, unit=" images", mininterval=0.5) as progress:
-        for shard, entry in _written(folder, missing, make_row, features.arrow_schema, workers, progress):
+    with (
+        tqdm(total=total, desc=folder.name, unit=" images", mininterval=0.5) as progress,
+        closing(ENGINES[engine](missing, work, workers, progress.update)) as written,
+    ):
+        for shard, entry in written:
+            _wait_until_seen(folder / shard.path, entry)
             manifest["files"][shard.path] = {"split": shard.split, **entry}
             _save_manifest(folder, manifest)
 
-    order = [shard.path for shard in shards]
-    manifest["files"] = {path: manifest["files"][path] for path in order}
+    manifest["files"] = {shard.path: manifest["files"][shard.path] for shard in shards}
     manifest |= {"data_sha256": data_sha256(manifest), "complete": True}
+    for name, text in source.extra_files.items():
+        write_text(folder / name, text)
     write_text(folder / CARD_NAME, build_card(source, manifest, features))
     _save_manifest(folder, manifest)
     return manifest
+
+
+def _wait_until_seen(path: Path, entry: Mapping[str, Any]) -> None:
+    """Returns when a file that another machine may have written is seen from here."""
+    patience = time.monotonic() + SHARED_WITHIN_S
+    while not (path.is_file() and path.stat().st_size == entry["bytes"]):
+        if time.monotonic() > patience:
+            raise ValueError(f"{path} was written, but is not to be seen on {socket.gethostname()}. {_SHARED}")
+        time.sleep(0.2)
+
+
+def _remove_temporaries(folder: Path) -> None:
+    for path in [*(folder / "data").glob(".*.tmp"), *folder.glob(".*.tmp")]:
+        path.unlink(missing_ok=True)
 
 
 def _open_folder(folder: Path, source: Source, recipe: Mapping[str, Any], overwrite: bool) -> dict[str, Any]:
@@ -258,7 +291,7 @@ def _open_folder(folder: Path, source: Source, recipe: Mapping[str, Any], overwr
     }
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, expected a folder or nothing. Choose another --output.")
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or all(path.name == LOCK_NAME for path in folder.iterdir()):
         return fresh
     if not (folder / MANIFEST_NAME).exists():
         raise ValueError(
@@ -296,90 +329,35 @@ def _kept_shards(folder: Path, manifest: Mapping[str, Any], shards: Sequence[Sha
         for path, entry in manifest["files"].items()
         if path in planned and (folder / path).is_file() and file_sha256(folder / path) == entry["sha256"]
     }
-    for path in [*data.glob("*.parquet"), *data.glob(".*.tmp"), *folder.glob(".*.tmp")]:
+    for path in data.glob("*.parquet"):
         if path.relative_to(folder).as_posix() not in kept:
             path.unlink()
+    _remove_temporaries(folder)
     return kept
-
-
-# In a worker: the number of rows made so far by all workers. A shared counter lets the bar move within a shard.
-_rows_done: Any = None
-
-
-def _worker_context() -> Any:
-    # Not "fork": a child would inherit the locks of whatever threads this process has. A server that has imported the
-    # libraries once, and nothing else, is forked in no time, and its memory is shared.
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-def _start_worker(counter: Any) -> None:
-    global _rows_done
-    _rows_done = counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent alone
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    # A parent that was killed outright cannot tell its workers, and they would wait for work for ever.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _count_row() -> None:
-    with _rows_done.get_lock():
-        _rows_done.value += 1
 
 
 def _row_with_regions(split: str, number: int, make_row: RowMaker, proposals: str) -> Row:
     return add_regions(make_row(split, number), proposals)
 
 
-def _make_rows(shard: Shard, make_row: RowMaker, on_row: Callable[[], Any]) -> Iterable[Row]:
+def _make_rows(shard: Shard, make_row: RowMaker, count: Count) -> Iterable[Row]:
     for number in range(shard.start, shard.stop):
         try:
             row = make_row(shard.split, number)
         except Exception as error:
-            error.add_note(f"This was row {number} of split {shard.split!r}, for {shard.path}.")
-            raise
+            if getattr(error, "errno", None) in DISK_FULL:
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            raise RowFailed(f"row {number} of split {shard.split!r}, for {shard.path}: {reason}") from error
         yield row
-        on_row()
+        count(1)
 
 
-def _work(folder: Path, shard: Shard, make_row: RowMaker, schema: pa.Schema) -> dict[str, Any]:
-    return write_shard(folder / shard.path, _make_rows(shard, make_row, _count_row), schema)
-
-
-def _written(
-    folder: Path, shards: Sequence[Shard], make_row: RowMaker, schema: pa.Schema, workers: int, progress: tqdm
-) -> Iterable[tuple[Shard, dict[str, Any]]]:
-    """Writes shards, in this process or in several, and yields each with its manifest entry as it is finished."""
-    if min(workers, len(shards)) <= 1:
-        for shard in shards:
-            yield shard, write_shard(folder / shard.path, _make_rows(shard, make_row, progress.update), schema)
-        return
-    context = _worker_context()
-    counter = context.Value("q", 0)
-    with ProcessPoolExecutor(min(workers, len(shards)), context, _start_worker, (counter,)) as pool:
-        waiting = {pool.submit(_work, folder, shard, make_row, schema): shard for shard in shards}
-        try:
-            while waiting:
-                finished, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-                progress.update(counter.value - progress.n)
-                for future in finished:
-                    yield waiting.pop(future), future.result()
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "A worker process was killed, perhaps for memory. Finished shards are kept: run the same command "
-                "again, with fewer --workers if it happens twice."
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+def _work(shard: Shard, count: Count, folder: Path, make_row: RowMaker, schema: pa.Schema) -> dict[str, Any]:
+    path = folder / shard.path
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent} is not there on {socket.gethostname()}. {_SHARED}")
+    return write_shard(path, _make_rows(shard, make_row, count), schema)
 
 
 # -------------------------------------------------------------------------------------------------------------- card
@@ -387,29 +365,38 @@ def _written(
 
 def build_card(source: Source, manifest: Mapping[str, Any], features: Any) -> str:
     """Text of the data set card: a YAML header that `load_dataset` and the Hub read, then Markdown."""
-    from datasets import DatasetInfo, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict
     from huggingface_hub import DatasetCardData
 
     entries = manifest["files"].values()
     sizes = {split: sum(e["bytes"] for e in entries if e["split"] == split) for split in manifest["splits"]}
-    total = sum(sizes.values())
-    splits = SplitDict()
-    for split, rows in manifest["splits"].items():
-        splits.add(SplitInfo(split, num_bytes=sizes[split], num_examples=rows))
+    configs = [
+        {
+            "config_name": "default",
+            "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in manifest["splits"]],
+        }
+    ]
+    infos = {"default": _dataset_info(manifest["files"], manifest["splits"], features)}
+    for name, tier in source.tiers.items():
+        files = _tier_files(manifest["files"], tier)
+        configs.append(
+            {
+                "config_name": name,
+                "data_files": [
+                    {"split": split, "path": [path for path, entry in files.items() if entry["split"] == split]}
+                    for split, count in tier.items()
+                    if count
+                ],
+            }
+        )
+        infos[name] = _dataset_info(files, tier, features)
     data = DatasetCardData(
         pretty_name=source.title,
         license=source.license,
         task_categories=["object-detection", "image-feature-extraction"],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in manifest["splits"]],
-            }
-        ],
+        configs=configs,
     )
-    info = DatasetInfo(features=features, splits=splits, download_size=total, dataset_size=total)
-    DatasetInfosDict({"default": info}).to_dataset_card_data(data)
+    DatasetInfosDict(infos).to_dataset_card_data(data)
     rows = "\n".join(f"| {split} | {manifest['splits'][split]:,} | {sizes[split] / 1e6:.1f} |" for split in sizes)
     return f"""---
 {data.to_yaml()}
@@ -451,8 +438,23 @@ print(dataset[0]["objects"])
 """
 
 
-def available_cores() -> int:
-    """Processor cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _tier_files(files: Mapping[str, Any], tier: Mapping[str, int]) -> dict[str, Any]:
+    """Manifest entries of the shards of a tier; `plan_shards` ended one where the tier ends."""
+    chosen, rows = {}, dict.fromkeys(tier, 0)
+    for path, entry in files.items():
+        if rows.get(entry["split"], 0) < tier.get(entry["split"], 0):
+            rows[entry["split"]] += entry["rows"]
+            chosen[path] = entry
+    return chosen
+
+
+def _dataset_info(files: Mapping[str, Any], rows: Mapping[str, int], features: Any) -> Any:
+    from datasets import DatasetInfo, SplitDict, SplitInfo
+
+    splits = SplitDict()
+    for split, count in rows.items():
+        if count:
+            size = sum(entry["bytes"] for entry in files.values() if entry["split"] == split)
+            splits.add(SplitInfo(split, num_bytes=size, num_examples=count))
+    total = sum(entry["bytes"] for entry in files.values())
+    return DatasetInfo(features=features, splits=splits, download_size=total, dataset_size=total)

@@ -11,16 +11,21 @@ DEFAULT_VALIDATION_SHARE = 0.05
 
 
 def walk(folder: str | Path, inside: str = "", above: tuple[str, ...] = ()) -> Iterator[tuple[str, int]]:
-    """Relative path, with forward slashes, and size of every file that is not hidden; links are followed."""
+    """Relative path, with forward slashes, and size of every file that is not hidden.
+
+    Links are followed. One to nowhere that is named like a picture counts as one, of no bytes: it cannot be read.
+    """
     real = os.path.realpath(folder)
     if real in above:  # a link back to where we come from
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            leads_nowhere = entry.is_symlink() and not os.path.exists(entry)  # or to itself
-            if entry.name.startswith(".") or leads_nowhere:
+            if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if entry.is_symlink() and not os.path.exists(entry):  # or it leads to itself
+                if is_picture(entry.name):
+                    yield inside + entry.name, 0
+            elif entry.is_dir():
                 yield from walk(entry.path, f"{inside}{entry.name}/", (*above, real))
             elif entry.is_file():
                 yield inside + entry.name, entry.stat().st_size

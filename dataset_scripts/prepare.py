@@ -6,14 +6,17 @@ python -m dataset_scripts.prepare check data/scenes
 
 import argparse
 import dataclasses
+import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from . import coco, folder, imagefolder, scenes, voc
-from .parquet import Source, available_cores, build_dataset, load_manifest
+from . import coco, folder, imagefolder, openimage_mini, scenes, voc
+from .engines import ENGINES, Unfinished
+from .parquet import MANIFEST_NAME, RowFailed, Source, build_dataset, load_manifest
 from .proposals import PROVIDERS
 
 
@@ -25,12 +28,13 @@ class Builder(Protocol):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Flags of its own, beside those that every builder takes."""
 
-    def open_source(self, arguments: argparse.Namespace) -> Source:
-        """What to build; raises ValueError with the cure if it cannot be built."""
+    def open_source(self, arguments: argparse.Namespace) -> Source | None:
+        """What to build, None if nothing is left to do; raises ValueError with the cure if it cannot be built."""
 
 
 BUILDERS: dict[str, Builder] = {
     "scenes": scenes,
+    "openimage-mini": openimage_mini,
     "coco": coco,
     "folder": folder,
     "imagefolder": imagefolder,
@@ -42,7 +46,13 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     """What every builder takes."""
     parser.add_argument("--output", type=Path, required=True, help="folder to write; an unfinished one is completed")
     parser.add_argument(
-        "--workers", type=int, default=available_cores(), help="processes; the bytes do not depend on it"
+        "--workers",
+        type=int,
+        default=0,
+        help="processes, the bytes do not depend on it; 0: one per core, of this machine or of the cluster",
+    )
+    parser.add_argument(
+        "--engine", choices=tuple(ENGINES), default="local", help="ray: on a Ray cluster; --output must be shared"
     )
     parser.add_argument("--overwrite", action="store_true", help="build anew over a folder of another recipe")
     parser.add_argument("--proposals", choices=tuple(PROVIDERS), default="none", help="where `regions` come from")
@@ -60,14 +70,19 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="verify a folder against its manifest and the column contract")
     check.add_argument("folder", type=Path)
+    check.add_argument("--workers", type=int, default=0, help="processes; 0: one per core (the default)")
     return parser
 
 
 def _build(arguments: argparse.Namespace) -> None:
     source = BUILDERS[arguments.command].open_source(arguments)
+    if source is None:
+        return
     source = dataclasses.replace(source, proposals=arguments.proposals)
     start = time.perf_counter()
-    manifest = build_dataset(arguments.output, source, arguments.workers, overwrite=arguments.overwrite)
+    manifest = build_dataset(
+        arguments.output, source, arguments.workers, overwrite=arguments.overwrite, engine=arguments.engine
+    )
     seconds = time.perf_counter() - start
     megabytes = sum(entry["bytes"] for entry in manifest["files"].values()) / 1e6
     rows = ", ".join(f"{rows:,} {split}" for split, rows in manifest["splits"].items())
@@ -76,34 +91,61 @@ def _build(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from .check import check_dataset
+    from .check import inspect_dataset
 
-    problems = check_dataset(arguments.folder)
-    for problem in problems:
+    folder = arguments.folder
+    found = inspect_dataset(folder, arguments.workers)
+    for line in found.summary:
+        print(line)
+    for note in found.notes:
+        print(f"note: {note}")
+    for problem in found.problems:
         print(problem, file=sys.stderr)
-    if problems:
-        print(f"{arguments.folder}: {len(problems)} problems", file=sys.stderr)
+    if found.problems:
+        print(f"{folder}: {len(found.problems)} problems", file=sys.stderr)
         return 1
-    manifest = load_manifest(arguments.folder)
-    files, rows = len(manifest["files"]), sum(manifest["splits"].values())
-    print(f"{arguments.folder} is in order: {files} files, {rows:,} images, data hash {manifest['data_sha256'][:16]}")
+    known = f", data hash {load_manifest(folder)['data_sha256'][:16]}" if (folder / MANIFEST_NAME).exists() else ""
+    print(f"{folder} is in order: {found.files} files, {found.images:,} images{known}")
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, handled as Ctrl-C is."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 the data set has problems, 2 the command cannot be carried out as asked."""
+    """Exit code.
+
+    0 done; 1 the data set has problems, or a row could not be made; 2 the command cannot be carried out as asked; 75
+    not finished, and the same command goes on (a full disk, a lost worker); 130 Ctrl-C, 143 SIGTERM: likewise.
+    """
     parsed = _parser().parse_args(arguments)
-    if parsed.command == "check":
-        return _check(parsed)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
+        if parsed.command == "check":
+            return _check(parsed)
         _build(parsed)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped. Finished shards are kept: the same command goes on from there.", file=sys.stderr)
-        return 130
+        return _ended(2, f"error: {error}")
+    except RowFailed as error:
+        return _ended(1, f"error: {error}\nFinished shards are kept: the same command goes on from there.")
+    except Unfinished as error:
+        return _ended(os.EX_TEMPFAIL, f"error: {error}")
+    except KeyboardInterrupt as stop:
+        code = 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
+        return _ended(code, "Stopped. Finished shards are kept: the same command goes on from there.")
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _ended(code: int, message: str) -> int:
+    print(f"\n{message}", file=sys.stderr)  # a bar may stand in the line
+    return code
 
 
 if __name__ == "__main__":

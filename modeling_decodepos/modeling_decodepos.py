@@ -234,7 +234,7 @@ class DecodePosModel(DecodePosPreTrainedModel):
         if not self.config.splits_backbone:
             return features
         stage = self.backbone.encoder.stages[-1]
-        if not (self.training and features.shape[0] == 1 and max(features.shape[2:]) <= 2):
+        if features.shape[0] != 1 or max(features.shape[2:]) > 2:
             return stage(features)
         # A single region that this stage halves to a single cell has no variance: fall back as `RegionBatchNorm` does.
         norms = [module for module in stage.modules() if type(module) is nn.BatchNorm2d and module.training]
@@ -396,24 +396,26 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
     ) -> tuple[Tensor, Tensor]:
         """Zeros for a view without any region, from which gradients of zero still reach every weight.
 
-        Distributed training waits for all gradients. Synchronised batch norms wait for one another too, so where there
-        are any, the networks run on a blank image whose results are multiplied by zero.
+        Distributed training waits for all gradients. Synchronised batch norms wait for one another too, so what holds
+        any runs on no image at all: it takes part, and adds nothing to the others' statistics.
         """
         parts = (model, *heads)
-        if any(isinstance(module, nn.SyncBatchNorm) for part in parts for module in part.modules()):
-            blank = torch.zeros((1, *view.pixel_values.shape[1:]), device=view.boxes.device)
-            whole = Regions(
-                view.boxes.new_tensor([[[0.0, 0.0, 1.0, 1.0]]]), valid=torch.ones_like(blank[:, :1, 0, 0]) > 0
-            )
-            rows = model.embed_regions(model.feature_map(blank), whole, self.config.region_bins)
+        touched = torch.stack([p.sum() for part in parts for p in part.parameters()]).sum() * 0
+        # Without autocast: other processes exchange float32 statistics, and no image has those of its own dtype.
+        with torch.autocast(view.boxes.device.type, enabled=False):
+            rows = view.boxes.new_zeros((0, self.config.hidden_size))
+            if _is_synchronised(model):
+                rows = model.apply_region_stage(model.feature_map(view.pixel_values[:0].float())).mean((2, 3))
             for head in heads:
-                rows = head(rows)
-            touched = rows.sum() * 0
-        else:
-            touched = torch.stack([p.sum() for part in parts for p in part.parameters()]).sum() * 0
+                rows = head(rows) if _is_synchronised(head) else rows
+            touched = touched + rows.sum() * 0
         shape = (batch, view.boxes.shape[1])
         zeros = view.boxes.new_zeros((*shape, self.config.hidden_size))
         return zeros, touched * view.boxes.new_zeros((*shape, self.config.projection_size))
+
+
+def _is_synchronised(part: nn.Module) -> bool:
+    return any(isinstance(module, nn.SyncBatchNorm) for module in part.modules())
 
 
 def _spread(part: Tensor, rows: Tensor | None, batch: int) -> Tensor:

@@ -306,7 +306,10 @@ def _plot(
     if x_low == x_high:
         x_low, x_high = x_low - 1, x_high + 1
     shown = [y for _, y in present] + list(references.values()) + [end for end in y_range if end is not None]
-    y_ticks = _ticks(min(shown), max(shown), 4)
+    low, high = min(shown), max(shown)
+    if low == high == y_range[0]:  # an end that was asked for stays one
+        high += abs(low) or 1.0
+    y_ticks = _ticks(low, high, 4)
     y_labels = _tick_labels(y_ticks)
     frame = _Frame(16 + _CHARACTER * max(map(len, y_labels)), x_low, x_high, y_ticks[0], y_ticks[-1])
 
@@ -330,7 +333,11 @@ def _plot(
             markup('<line class="reference" x1="{}" x2="{}" y1="{y}" y2="{y}"/>', frame.left, frame.right, y=y)
         )
     parts += [_draw_series(number % _SERIES_COLORS, points, frame) for number, points in enumerate(series.values())]
-    parts += [_draw_reference(name, value, present, frame) for name, value in references.items()]
+    segments = [ends for points in series.values() for ends in _segments(points, frame)]
+    parts += [
+        _draw_reference(name, value, [*segments, *_levels(references, name, frame)], frame)
+        for name, value in references.items()
+    ]
     parts.append(_hover_strips(series, x_label, frame))
     return markup(
         '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>',
@@ -342,19 +349,47 @@ def _label(kind: str, x: float, y: float, text: str, anchor: str) -> Html:
     return markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>', kind, x, y, anchor, text)
 
 
-def _draw_reference(name: str, value: float, present: list[tuple[float, float]], frame: _Frame) -> Html:
-    """The name of a horizontal line, at the end that the data stay clear of."""
-    y = frame.y(value)
-    width = (frame.right - frame.left) / 3
-    near = [
-        min((abs(frame.y(b) - y) for a, b in present if low <= frame.x(a) <= low + width), default=math.inf)
-        for low in (frame.left, frame.right - width)
-    ]
-    # Above its line, or below it where there is no room above.
-    dy = 13 if y < frame.top + 14 else -5
-    if near[0] > near[1]:
-        return _label("reference", frame.left + 4, y + dy, name, "start")
-    return _label("reference", frame.right - 3, y + dy, name, "end")
+Segment = tuple[float, float, float, float]
+"""A piece of a drawn line: x and y of its left end, x and y of its right end."""
+
+
+def _segments(points: list[tuple[float, float | None]], frame: _Frame) -> list[Segment]:
+    """What a series draws; a lone point is a segment of no length."""
+    drawn = [(frame.x(x), frame.y(y)) for x, y in points if y is not None]
+    return [(*a, *b) for a, b in itertools.pairwise(drawn)] if len(drawn) > 1 else [(*a, *a) for a in drawn]
+
+
+def _levels(references: Mapping[str, float], but: str, frame: _Frame) -> list[Segment]:
+    """The horizontal lines of the other references."""
+    return [(frame.left, frame.y(v), frame.right, frame.y(v)) for name, v in references.items() if name != but]
+
+
+def _distance(segment: Segment, left: float, right: float, y: float) -> float:
+    """How far above or below a height a segment stays between two x; infinite where it is not there."""
+    x1, y1, x2, y2 = segment
+    start, end = max(x1, left), min(x2, right)
+    if start > end:
+        return math.inf
+    slope = (y2 - y1) / (x2 - x1) if x2 > x1 else 0.0
+    ends = [y1 + slope * (x - x1) - y for x in (start, end)]
+    return 0.0 if min(ends) <= 0 <= max(ends) else min(map(abs, ends))
+
+
+def _draw_reference(name: str, value: float, drawn: list[Segment], frame: _Frame) -> Html:
+    """The name of a horizontal line, above or below either end of it: where the lines stay clear of it most."""
+    y, width = frame.y(value), _CHARACTER * len(name)
+    places = []
+    for dy in (-5, 13):
+        if frame.top <= y + dy - 8 and y + dy <= frame.bottom:
+            for x, anchor, left in (
+                (frame.right - 3, "end", frame.right - 3 - width),
+                (frame.left + 4, "start", frame.left + 4),
+            ):
+                middle = y + dy - 4  # of letters that stand on y + dy
+                clear = min((_distance(segment, left, left + width, middle) for segment in drawn), default=math.inf)
+                places.append((min(clear, 3.0 * _CHARACTER), x, y + dy, anchor))
+    _, x, base, anchor = max(places, key=lambda place: place[0])  # the first of equals: above, on the right
+    return _label("reference", x, base, name, anchor)
 
 
 def _draw_series(number: int, points: list[tuple[float, float | None]], frame: _Frame) -> Html:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import benchmarks.csv
 import benchmarks.loader
 import benchmarks.views
 from benchmarks.photos import Photo, decode_each_time, decode_once, random_boxes, synthetic_jpeg
@@ -58,6 +59,13 @@ def test_the_loader_benchmark_ends_with_its_result(monkeypatch: pytest.MonkeyPat
     ours, theirs = result["cases"]["JPEG"], result["cases"]["theirs"]
     assert theirs["kilobytes_per_image"] == pytest.approx(4 * ours["kilobytes_per_image"], rel=0.01)
     assert 0 < ours["worker_peak_mb"] < 100_000
+
+
+@pytest.mark.slow
+def test_the_csv_benchmark_ends_with_its_result(monkeypatch: pytest.MonkeyPatch, capsys):
+    _, result = run(benchmarks.csv.main, "--rows 40000", monkeypatch, capsys)
+    assert result["name"] == "csv" and result["unit"] == "rows/s"
+    assert set(result["peak_mb"]) == {"ours", "theirs"}
 
 
 def test_both_sides_show_the_same_pixels(photos: list[Photo]):

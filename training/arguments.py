@@ -77,6 +77,11 @@ class DataArguments:
         _check_range("num_workers", self.num_workers, 0, 1000)
         _check_range("cache_px", self.cache_px, 0, 100_000)
         _check_range("stream_block", self.stream_block, 2, 10_000_000)
+        if self.cache_dir and not self.cache_px:
+            raise ValueError(
+                f"cache_dir is {self.cache_dir!r}, but cache_px is 0, so nothing would be cached. Set cache_px to the "
+                "shorter side to keep, such as 288, or leave cache_dir out."
+            )
         if self.streaming and self.cache_px:
             raise ValueError(f"cache_px is {self.cache_px}, but streaming keeps nothing on disk: choose one of them.")
         _check_range("max_broken_share", self.max_broken_share, 0, 1)
@@ -286,16 +291,15 @@ class RunArguments:
         for name in ("global_batch_size", "accumulation_steps", "log_steps", "keep_checkpoints", "collapse_patience"):
             _check_range(name, getattr(self, name), 1, 10_000_000)
         _check_range("measure_images", self.measure_images, 4, 1_000_000)
-        for name in ("max_steps", "save_steps", "seed", "probe_count", "processes"):
-            _check_range(name, getattr(self, name), 0, 2**31)
-        for name in ("measure_steps", "collapse_grace_steps"):
+        for name in ("max_steps", "save_steps", "seed", "probe_count", "processes", "measure_steps"):
             _check_range(name, getattr(self, name), 0, 2**31)
         for name in ("base_learning_rate", "min_learning_rate", "weight_decay", "gradient_clip"):
             _check_range(name, getattr(self, name), 0, 1_000_000)
+        _check_range("collapse_grace_steps", self.collapse_grace_steps, 0, 2**31)
         _check_range("weight_decay_end", self.weight_decay_end, -1, 1_000_000)
-        for name in ("warmup_share", "teacher_momentum", "sgd_momentum", "max_immobile_share", "collapse_warn"):
+        for name in ("warmup_share", "teacher_momentum", "sgd_momentum", "max_immobile_share"):
             _check_range(name, getattr(self, name), 0, 1)
-        for name in ("collapse_stop", "watchdog_share"):
+        for name in ("collapse_warn", "collapse_stop", "watchdog_share"):
             _check_range(name, getattr(self, name), 0, 1)
         if self.max_steps == 0 and self.epochs < 1:
             raise ValueError("max_steps is 0 and epochs is below 1: one of them must say how long the run is.")
@@ -313,6 +317,13 @@ class Recipe:
     model: ModelArguments
     run: RunArguments
     name: str = "run"
+
+    def __post_init__(self) -> None:
+        if self.data.streaming and self.run.measure_steps:
+            raise ValueError(
+                f"measure_steps is {self.run.measure_steps}, but measures need images that are at hand, and streaming "
+                "keeps none: --measure_steps 0, or streaming false."
+            )
 
     def values(self) -> dict[str, Any]:
         """Every key with its value, flat."""
@@ -342,6 +353,8 @@ def load_recipe(path: Path | str, overrides: dict[str, Any] | None = None) -> Re
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_RecipeLoader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML: {error}") from None
+    except ValueError as error:  # a key that stands there twice
+        raise ValueError(f"{path}: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}; expected lines of `key: value`.")
     source = f"{path} and the command line" if overrides else str(path)
@@ -366,7 +379,10 @@ def build_recipe(values: dict[str, Any], name: str = "run", source: str = "the r
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
     data, views, model, run = groups
-    return Recipe(data, views, model, run, name)
+    try:
+        return Recipe(data, views, model, run, name)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def parse_command_line(arguments: list[str] | None = None) -> Recipe:
@@ -410,7 +426,16 @@ def parse_command_line(arguments: list[str] | None = None) -> Recipe:
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 (no dot) as a number."""
+    """Safe YAML that reads 1e-3 (no dot) as a number and takes no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The values by key; plain YAML keeps the last of two and says nothing."""
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if (first := lines.setdefault(key.value, line)) != line:
+                raise ValueError(f"the key {key.value!r} stands on line {first} and on line {line}; keep one of them.")
+        return super().construct_mapping(node, deep)
 
 
 _RecipeLoader.add_implicit_resolver(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 import math
@@ -26,8 +27,9 @@ from training.anchor import START_FOLDER, FeatureAnchor, load_start, save_start
 from training.arguments import ModelArguments, Recipe, build_recipe
 from training.cache import cache_folder, load_cached
 from training.checkpoints import find_checkpoint, load_checkpoint, saved_steps
-from training.images import ImageSource, describe_regions, open_images
+from training.images import ImageSource, ParquetImages, describe_regions, open_images
 from training.loading import RegionDataset, StepBatches
+from training.monitoring import count_things
 from training.optimisation import build_optimizer, learning_rate_at, teacher_momentum_at, weight_decay_at
 from training.streaming import ImageStream, RegionStream, check_lanes, open_stream
 
@@ -204,14 +206,18 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         peak_learning_rate=recipe.run.base_learning_rate * recipe.run.global_batch_size / 256,
         anchor=anchor,
     )
+    if accelerator.process_index:  # what networks draw (dropout, stochastic depth) must differ between processes
+        torch.manual_seed(recipe.run.seed + accelerator.process_index)
     accelerator.print(describe_plan(run, batches, dataset.source))
     if checkpoint is not None:
         run.state = load_checkpoint(
             checkpoint, net, run.optimizer, accelerator, "processes" in allowed_changes(recipe)
         )
         refuse_other_recipe(checkpoint, run.state["recipe"], recipe)
+        refuse_other_data(checkpoint, run.state.get("data"), dataset.source, recipe)
         run.step = run.state["step"]
         accelerator.print(f"continuing from {checkpoint} at step {run.step}")
+    run.state["data"] = dataset.source.fingerprint
     steps = accelerator.gather(torch.tensor([run.step], device=accelerator.device)).tolist()
     if len(set(steps)) > 1:
         raise ValueError(
@@ -231,6 +237,11 @@ def build_dataset(accelerator: Accelerator, recipe: Recipe, objective: Objective
         return RegionStream(files, recipe.views, views, block=data.stream_block, seed=seed, image_level=image_level)
     with accelerator.main_process_first():
         source = open_images(data.data, data.split, data.region_source, seed)
+    if isinstance(source, ParquetImages) and source.unusable_boxes:
+        accelerator.print(
+            f"{count_things(source.unusable_boxes, 'box', 'es')} left out: a side below 1 pixel, or over half of it "
+            "outside its image"
+        )
     if data.cache_px:  # one process builds it; the others wait for a file lock, which unlike a collective has no limit
         folder = Path(data.cache_dir) if data.cache_dir else cache_folder(output_dir, source, data.cache_px)
         source = load_cached(source, data.cache_px, folder, data.num_workers)
@@ -318,10 +329,12 @@ def describe_plan(run: Run, batches: StepBatches, source: ImageSource | ImageStr
     """Batch size and learning rate with everything they were derived from, in one line each."""
     settings = run.recipe.run
     return (
-        f"{run.recipe.name}: {run.total_steps} steps of {settings.global_batch_size} images = "
-        f"{run.accelerator.num_processes} processes x {settings.accumulation_steps} micro-batches x "
-        f"{settings.global_batch_size // batches.slices} images, from the {len(source)} of {run.recipe.data.data}, on "
-        f"{run.accelerator.device}\n"
+        f"{run.recipe.name}: {count_things(run.total_steps, 'step')} of "
+        f"{count_things(settings.global_batch_size, 'image')} = "
+        f"{count_things(run.accelerator.num_processes, 'process', 'es')} x "
+        f"{count_things(settings.accumulation_steps, 'micro-batch', 'es')} x "
+        f"{count_things(settings.global_batch_size // batches.slices, 'image')}, from the {len(source)} of "
+        f"{run.recipe.data.data}, on {run.accelerator.device}\n"
         f"regions: {describe_regions(source.region_source, run.recipe.data.region_source)}\n"
         f"peak learning rate {run.peak_learning_rate:.4g} = {settings.base_learning_rate:g} x "
         f"{settings.global_batch_size} / 256"
@@ -344,6 +357,16 @@ def refuse_other_recipe(place: Path, before: dict[str, Any], recipe: Recipe) -> 
         )
 
 
+def refuse_other_data(checkpoint: Path, before: str | None, source: ImageSource | ImageStream, recipe: Recipe) -> None:
+    """A path may hold other images than it did; `before` is what told them apart then, None if it was not noted."""
+    if before not in (None, source.fingerprint) and "data" not in allowed_changes(recipe):
+        raise ValueError(
+            f"{source.name} is not what {checkpoint} was trained on:\n  data: {before} there, {source.fingerprint} now"
+            "\nGive this run its own --output_dir, put the images back as they were, or go on with these: "
+            "--allow_change data"
+        )
+
+
 def _read_recipe(known: Path) -> dict[str, Any]:
     try:
         recipe: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))["recipe"]
@@ -358,6 +381,9 @@ def _read_recipe(known: Path) -> dict[str, Any]:
 def allowed_changes(recipe: Recipe) -> set[str]:
     """Keys that a continued run may change. `processes` stands for the number of processes."""
     named = {name.strip() for name in recipe.run.allow_change.split(",") if name.strip()}
-    if unknown := named - recipe.values().keys():
-        raise ValueError(f"allow_change names {', '.join(sorted(unknown))}, which is no key of a recipe.")
+    known = recipe.values().keys()
+    if unknown := sorted(named - known):
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"allow_change names {', '.join(unknown)}, which is no key of a recipe.{hint}")
     return named

@@ -28,13 +28,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.numpy import load_file, save_file
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from dataset_scripts.parquet import available_cores, recipe_differences, write_text
+from dataset_scripts.engines import available_cores
+from dataset_scripts.files import write_text
+from dataset_scripts.parquet import recipe_differences
 from training.decoding import BrokenImage
 from training.images import DRAWN, ImageSource, draw_boxes, open_images
-from training.loading import as_it_is, start_worker
+from training.loading import load_in_workers
 
 FORMAT = 1
 # A file is full where the next image would pass this; a killed build loses less than one file.
@@ -233,14 +235,7 @@ def _new_parts(source: ImageSource, cache_px: int, folder: Path, num_workers: in
     groups = [
         list(range(n, min(n + _IMAGES_AT_ONCE, len(source)))) for n in range(first, len(source), _IMAGES_AT_ONCE)
     ]
-    loader = DataLoader(
-        _Shrunken(source, cache_px),
-        batch_sampler=groups,
-        num_workers=num_workers,
-        collate_fn=as_it_is,
-        worker_init_fn=start_worker,
-        generator=torch.Generator(),  # else the loader draws from the global stream
-    )
+    loader = load_in_workers(_Shrunken(source, cache_px), num_workers, batch_sampler=groups)
     writing = folder / "pixels.writing"
     images = (image for group in loader for image in _split(*group))
     waiting = next(images, None)

@@ -9,6 +9,7 @@ must see the folder. Data order, learning rate and momentum are functions of the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from training.interruption import RunStopped
+from training.monitoring import count_things
 
 STATE_FILE = "state.json"
 
@@ -63,13 +65,12 @@ def save_checkpoint(
             (temporary / STATE_FILE).write_text(text, encoding="utf-8")
             for file in (*temporary.iterdir(), temporary):
                 _flush(file)
-            if final.is_dir():
-                _delete(final)
-            os.replace(temporary, final)
+            _put_in_place(temporary, final)
             _flush(folder)
             _retire(folder, final, keep, best_step)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            _bring_back_replaced(folder)
             problem = error
     failed = accelerator.reduce(torch.tensor(int(problem is not None), device=accelerator.device), "sum")
     if failed:
@@ -80,6 +81,25 @@ def save_checkpoint(
             f"{last}. Make room, then run the same command: it continues from there."
         )
     return final
+
+
+def _put_in_place(new: Path, final: Path) -> None:
+    """Give a whole checkpoint its name. An old one of that name goes last, and comes back if this is cut short."""
+    old = final.with_name(f".replaced_{final.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.is_dir():
+        os.replace(final, old)
+    os.replace(new, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _bring_back_replaced(folder: Path) -> None:
+    """Give checkpoints their name again whose successors never got it."""
+    for old in folder.glob(".replaced_step_*"):
+        final = old.with_name(old.name.removeprefix(".replaced_"))
+        if not final.is_dir():
+            with contextlib.suppress(FileNotFoundError):  # another process did
+                os.replace(old, final)
 
 
 def saved_steps(folder: Path) -> list[Path]:
@@ -105,6 +125,7 @@ def _retire(folder: Path, newest: Path, keep: int, best_step: int | None) -> Non
 
 def find_checkpoint(folder: Path, resume: str) -> Path | None:
     """The checkpoint to continue from: the newest in `folder` for auto, none, or the path given."""
+    _bring_back_replaced(folder)
     if resume == "none":
         kept = saved_steps(folder)
         if kept:
@@ -141,8 +162,8 @@ def load_checkpoint(
     state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     if state["processes"] != accelerator.num_processes and not other_processes:
         raise ValueError(
-            f"{path} was written by {state['processes']} processes, this run has {accelerator.num_processes}. Use as "
-            "many again, or allow the change by name: --allow_change processes"
+            f"{path} was written by {count_things(state['processes'], 'process', 'es')}, this run has "
+            f"{accelerator.num_processes}. Use as many again, or allow the change by name: --allow_change processes"
         )
     try:
         weights, moments, random = (load_file(path / f"{n}.safetensors") for n in ("model", "optimizer", "random"))

@@ -27,6 +27,17 @@ def describe(run: Run, dataset: Data, online: OnlineMeasures | None = None) -> d
     }
 
 
+def note_start(run: Run, dataset: Data, online: OnlineMeasures | None, output_dir: Path) -> None:
+    """Write run.json; of a run that goes on, the first start and command stay, and this one is added to `resumed`."""
+    known, described = output_dir / "run.json", describe(run, dataset, online)
+    if run.step and known.is_file():
+        before = json.loads(known.read_text(encoding="utf-8"))
+        again = {"step": run.step, **{name: described[name] for name in ("started", "command", "commit")}}
+        described |= {name: before[name] for name in ("started", "command") if name in before}
+        described["resumed"] = [*before.get("resumed", []), again]
+    write_json(known, described)
+
+
 def look_before(run: Run, online: OnlineMeasures | None, output_dir: Path) -> None:
     """Write down what the network finds before its first step; what an earlier run without a checkpoint left goes."""
     for name in ("probe.json", "neighbours.json"):
@@ -74,17 +85,17 @@ def compare_neighbours(run: Run, output_dir: Path) -> None:
 
 
 def finish(run: Run, dataset: Data, output_dir: Path) -> None:
-    """Export the weights, compare the probes, draw the views, and write the report."""
+    """Export the weights, compare probes and neighbours, and write the report."""
     size = run.recipe.views.view_size_px
     export = {
         "backbone": str(export_backbone(run.net, output_dir / "export" / "backbone", size)),
         "pretraining": str(export_pretraining(run.net, output_dir / "export" / "pretraining", size)),
     }
-    dataset.draw(0, 0).save(output_dir / "views.png")
     compare_probes(run, output_dir)
     compare_neighbours(run, output_dir)
     known = output_dir / "run.json"
     description = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else describe(run, dataset)
+    description.pop("reason", None)  # of an earlier stop
     write_json(known, description | {"status": "finished", "finished": now(), "export": export})
     write_report(output_dir)
 

@@ -13,13 +13,19 @@ from typing import Any, Protocol
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from dataset_scripts.parquet import MANIFEST_NAME, data_sha256, load_manifest
 from dataset_scripts.picture_files import SUFFIXES, files_sha256, is_picture, walk
 from dataset_scripts.proposals import propose
 from modeling_decodepos.schema import xywh_to_unit_xyxy
 from training.decoding import BrokenImage, decode_image, read_size
+from training.interruption import UnusableData
 from training.randomness import Purpose, stream
+
+# A few slips of the hand are left out and counted; where more boxes make no sense, they are written in another way.
+MOST_UNUSABLE_BOXES = 0.01
 
 # Region sources that look at no annotation.
 DRAWN = {
@@ -28,6 +34,10 @@ DRAWN = {
 }
 COLUMNS = {"regions": "proposals (column `regions`)", "objects": "annotations (column `objects`)"}
 _LAYOUT = "The expected layout is in modeling_decodepos/schema.py."
+
+
+class NoSuchSplit(ValueError):
+    """The data have no split of that name."""
 
 
 class ImageSource(Protocol):
@@ -95,7 +105,9 @@ def open_images(path: str | Path, split: str = "train", region_source: str = "au
             "Give a folder of pictures, a folder in the layout of modeling_decodepos/schema.py, or a Hub id of one."
         )
         raise FileNotFoundError(f"data: no folder at {path}. {make if folder.name == 'scenes' else other}")
-    return ParquetImages(load_split(path, split), str(path), split, region_source, seed)
+    images = ParquetImages(load_split(path, split), str(path), split, region_source, seed)
+    images.check_boxes()
+    return images
 
 
 def describe_regions(chosen: str, asked: str) -> str:
@@ -146,6 +158,7 @@ class ParquetImages:
         place: tuple[int, ...] = (),
     ):
         self.name, self.split, self.seed = f"{path} [{split}]", split, seed
+        self.unusable_boxes = 0  # as `check_boxes` found
         self._place = place  # of these rows in a stream: random boxes depend on it
         if not len(rows):
             raise ValueError(f"{self.name} holds no image.")
@@ -188,24 +201,65 @@ class ParquetImages:
         return decode_image(encoded.get("bytes"), self.image_id(index), size)
 
     def boxes(self, index: int, epoch: int) -> np.ndarray:
-        """Boxes of the region column, those of crowds left out, or drawn ones."""
+        """Boxes of the region column, those of crowds and unusable ones left out, or drawn ones."""
         size = self.size(index)
         if self.region_source in DRAWN:
             return draw_boxes(self.region_source, size, self.seed, epoch, index, *self._place)
+        boxes, used = self._stored_boxes(index)
+        return _to_unit(boxes[used], size)
+
+    def _stored_boxes(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """(R, 4) float32 boxes as the region column has them, and (R,) flags of those that are regions."""
         regions = self._value(self.region_source, index)
         listed = regions["bbox"].values if regions.is_valid else None
         if listed is None:  # a null
-            return np.zeros((0, 4))
+            return np.zeros((0, 4), np.float32), np.zeros(0, bool)
         values = listed.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
         if len(values) != 4 * len(listed):
-            raise ValueError(
+            raise UnusableData(
                 f"{self.name}, image {self.image_id(index)}: {self.region_source}.bbox holds {len(listed)} boxes with "
                 f"{len(values)} numbers; expected x, y, width, height for each."
             )
         boxes = values.reshape(-1, 4)
+        used = usable_boxes(boxes, self._sizes[index])
         if self.region_source == "objects" and (crowd := _listed(regions, "iscrowd")):
-            boxes = boxes[~np.asarray(crowd, dtype=bool)]  # a crowd is no single region
-        return _to_unit(boxes, size)
+            used &= ~np.asarray(crowd, dtype=bool)  # a crowd is no single region
+        return boxes, used
+
+    def check_boxes(self) -> None:
+        """Count the boxes of the region column that are no regions, in `unusable_boxes`; `boxes` leaves them out.
+
+        Raises:
+            ValueError: They are more than slips.
+            UnusableData: Not all boxes are four numbers.
+        """
+        if self.region_source in DRAWN:
+            return
+        seen, example, start = 0, "", 0
+        for chunk in self.rows.data.column(self.region_source).chunks:
+            first_row, start = start, start + len(chunk)
+            lists = chunk.flatten()[chunk.type.get_field_index("bbox")]
+            if pa.types.is_null(lists.type):
+                continue
+            owners = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False) + first_row
+            values = lists.flatten().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+            if len(values) != 4 * len(owners):
+                for index in np.unique(owners):
+                    self._stored_boxes(int(index))  # raises at the first one
+            boxes, sizes = values.reshape(-1, 4), self._sizes[owners]
+            has_size = (sizes > 0).all(1)  # images without one are broken anyway
+            wrong = np.flatnonzero(has_size & ~usable_boxes(boxes, sizes))
+            if len(wrong) and not example:
+                (height, width), owner = sizes[wrong[0]], int(owners[wrong[0]])
+                example = f"{boxes[wrong[0]].tolist()} of image {self.image_id(owner)}, {width} x {height} pixels"
+            self.unusable_boxes += len(wrong)
+            seen += len(boxes)
+        if self.unusable_boxes > MOST_UNUSABLE_BOXES * seen:
+            raise ValueError(
+                f"{self.name}: {self.unusable_boxes} of {seen} boxes in column {self.region_source} are no regions, "
+                f"such as {example}. Expected x, y, width, height in pixels, sides of at least 1, at least half of it "
+                "in the image. Mend the column, or do without: --region_source random."
+            )
 
     @property
     def is_annotated(self) -> bool:
@@ -218,13 +272,27 @@ class ParquetImages:
         known = _listed(regions, "category") if regions is not None and regions.is_valid else []
         if not known or any(not isinstance(number, int) or number < 0 for number in known):
             return None
-        crowd = np.asarray(_listed(regions, "iscrowd") or [False] * len(known), dtype=bool)
-        return np.asarray(known, dtype=np.int64)[~crowd]
+        return np.asarray(known, dtype=np.int64)[self._stored_boxes(index)[1]]
 
     def _value(self, column: str, index: int) -> Any:
         if column not in self._columns:
             self._columns[column] = self.rows.data.column(column)
         return self._columns[column][index]
+
+
+def usable_boxes(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """(N,) flags of the (N, 4) xywh boxes with sides of a pixel or more and no less than half in the image.
+
+    Args:
+        boxes: In pixels.
+        size: Height and width of the image, or (N, 2) for each box its own.
+    """
+    x, y, width, height = boxes.astype(np.float64).T
+    with np.errstate(invalid="ignore"):  # infinite ones
+        seen_width = np.minimum(x + width, size[..., 1]) - np.maximum(x, 0)
+        seen_height = np.minimum(y + height, size[..., 0]) - np.maximum(y, 0)
+        half_seen = (seen_width > 0) & (seen_height > 0) & (2 * seen_width * seen_height >= width * height)
+    return (width >= 1) & (height >= 1) & half_seen
 
 
 def _listed(regions: Any, field: str) -> list[Any]:
@@ -237,12 +305,31 @@ def load_split(path: str | Path, split: str) -> datasets.Dataset:
     try:
         rows = datasets.load_dataset(str(path), split=split)
     except datasets.exceptions.DatasetGenerationError as error:
+        if empty := _files_without_rows(path):
+            raise ValueError(
+                f"{path} [{split}] cannot be read: {empty[0]} holds no row, which `datasets` does not take. Delete "
+                "that file, or write its rows."
+            ) from error
         raise ValueError(f"{path} [{split}] cannot be read: {error.__cause__ or error}") from error
     except ValueError as error:
+        if "Unknown split" in str(error):
+            raise NoSuchSplit(f"{path} [{split}]: {error}") from error
         problem = "holds no image" if "corresponds to no data" in str(error) else f"cannot be read: {error}"
         raise ValueError(f"{path} [{split}] {problem}") from error
     check_columns(rows.column_names, f"{path} [{split}]")
     return rows.cast_column("image", datasets.Image(decode=False))
+
+
+def _files_without_rows(path: str | Path) -> list[Path]:
+    """The whole Parquet files of a local folder that are empty."""
+    return [file for file in sorted(Path(path).rglob("*.parquet")) if _rows_in(file) == 0]
+
+
+def _rows_in(file: Path) -> int | None:
+    try:
+        return int(pq.read_metadata(file).num_rows)
+    except (pa.ArrowInvalid, OSError):
+        return None
 
 
 def check_columns(names: list[str], where: str) -> None:
@@ -290,7 +377,8 @@ class FolderImages:
     """The pictures of a folder and its subfolders, in the order of their relative paths; they are all of "train".
 
     Files of other kinds, hidden files and hidden folders do not count. The fingerprint is the sha256 over the relative
-    paths and the sizes of the files, not over their bytes.
+    paths and the sizes of the files, not over their bytes. Nor over their times: copying pictures changes those.
+    What it misses is a picture that was replaced by one of as many bytes.
     """
 
     def __init__(
@@ -311,7 +399,7 @@ class FolderImages:
                 f"{_shown([name for name, _ in files])}."
             )
         if split != "train":
-            raise ValueError(
+            raise NoSuchSplit(
                 f"{folder} is a folder of plain images: it has the split 'train' only, not {split!r}. Give the folder "
                 "of the images you mean as data."
             )

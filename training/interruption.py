@@ -1,22 +1,23 @@
-"""Stopping and starting: finish the step on SIGTERM or Ctrl-C, and never run twice in one folder."""
+"""Stopping: finish the step on SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
+import atexit
+import multiprocessing
 import signal
 import time
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import IO
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
+
+from dataset_scripts.files import DISK_FULL
 
 # EX_TEMPFAIL of sysexits.h: not done, and the same command continues.
 EXIT_INTERRUPTED = 75
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Seconds within which a launcher and its scheduler may both pass on one request.
 ONE_REQUEST = 3.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -26,18 +27,49 @@ class RunStopped(RuntimeError):
     """Training must not go on; the message says why, and what to change."""
 
 
+class UnusableData(RunStopped):
+    """The images or regions are none to train on. Met in a data worker, it loses the traceback it comes with."""
+
+    def __init__(self, message: str):
+        # A DataLoader raises a worker's exception once more, around the text of the first one's traceback.
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
+def is_disk_full(error: OSError | SafetensorError) -> bool:
+    """Whether a file could not be written for want of room."""
+    if isinstance(error, OSError):
+        return error.errno in DISK_FULL
+    return any(f"os error {number})" in str(error) for number in DISK_FULL)  # Rust's words
+
+
 class StopRequest:
-    """Whether this process was asked to stop. A request that is repeated after a moment is obeyed at once."""
+    """Whether this process was asked to stop: KeyboardInterrupt at once, but between training steps, see `put_off`.
+
+    A request that is repeated after a moment is obeyed as the system does.
+    """
 
     def __init__(self) -> None:
-        self.received = False
+        self.received = self.is_put_off = False
         self.first = 0.0
         for number in _SIGNALS:
             signal.signal(number, self._receive)
 
+    @contextmanager
+    def put_off(self) -> Iterator[None]:
+        """Meanwhile a request is noted, for `agreed` to tell; whoever has not looked by the end is interrupted."""
+        self.is_put_off = True
+        try:
+            yield
+        finally:
+            self.is_put_off = False
+        if self.received:
+            raise KeyboardInterrupt
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if not self.received:
             self.received, self.first = True, time.monotonic()
+            if not self.is_put_off:
+                raise KeyboardInterrupt
         elif time.monotonic() - self.first > ONE_REQUEST:  # sooner it is the same one, handed on by a launcher
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -50,29 +82,18 @@ class StopRequest:
         return bool(accelerator.reduce(asked, "sum"))
 
 
-def lock_folder(folder: Path) -> IO[str]:
-    """An open file that marks the folder as in use until it is closed, or this process ends in whatever way."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise ValueError(f"output_dir {folder} cannot be written ({error.strerror}); choose another.") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise ValueError(f"output_dir {folder} is in use by another run; wait for it, or choose another.") from None
-    except OSError as error:
-        lock.close()
-        raise ValueError(
-            f"output_dir {folder} is on a file system without locks ({error.strerror}), which keep two runs from "
-            "writing to one folder; choose a folder elsewhere, or have it mounted with them (Lustre: flock)."
-        ) from None
-    os.register_at_fork(after_in_child=lock.close)  # data workers outlive a killed run by seconds
-    return lock
+def end_workers_at_exit() -> None:
+    """For the process with data workers: it would wait for ever for those that heed no SIGTERM."""
+    atexit.unregister(_end_workers)
+    atexit.register(_end_workers)  # runs before multiprocessing's own
+
+
+def _end_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()  # most have ended by themselves; an error that is on its way out keeps the others
 
 
 def leave_signals_to_parent() -> None:
-    """For data workers: a stop is the training process's to handle, and it ends them."""
+    """For data workers: a stop is the training process's to handle, and it ends them (`end_workers_at_exit`)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers signal whole groups; the parent ends its workers

@@ -24,7 +24,7 @@ from training.arguments import ViewArguments
 from training.decoding import BrokenImage
 from training.device_views import PackedViews, pack_views
 from training.images import ImageSource
-from training.interruption import leave_signals_to_parent
+from training.interruption import UnusableData, end_workers_at_exit, leave_signals_to_parent
 from training.randomness import Purpose, stream
 from training.views import MEAN_COLOUR, VIEW_RULES, ViewParameters, apply_view, draw_views, sample_views
 
@@ -159,7 +159,7 @@ class RegionDataset(Dataset):
                     return candidate, self._attempt(candidate, read, met)
                 except BrokenImage as error:
                     last = error
-        raise ValueError(
+        raise UnusableData(
             f"{self.source.name}: none of {attempts} images in a row from number {index} on can be read, such as:\n"
             f"  {last}"
         )
@@ -293,15 +293,21 @@ class StepBatches:
 
 def build_loader(dataset: RegionDataset, batches: StepBatches, num_workers: int, pin_memory: bool) -> DataLoader:
     """A loader of `RegionBatch`es in the order of `batches`."""
+    return load_in_workers(dataset, num_workers, pin_memory, batch_sampler=batches)
+
+
+def load_in_workers(dataset: Any, num_workers: int, pin_memory: bool = False, **order: Any) -> DataLoader:
+    """A DataLoader of what the data set has built; `order` says how it asks for it."""
+    end_workers_at_exit()
     return DataLoader(
         dataset,
-        batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=as_it_is,
         worker_init_fn=start_worker,
         pin_memory=pin_memory,
         prefetch_factor=2 if num_workers else None,
         generator=torch.Generator(),  # else every new iterator draws from the global stream, and a resumed run differs
+        **order,
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dataset_scripts.parquet import write_text
+from dataset_scripts.files import write_text
 from training.arguments import Recipe, origins
 from training.images import ImageSource
 from training.loading import Broken, RegionBatch
@@ -138,6 +138,11 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file so that it is never seen half written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def count_things(number: int, thing: str, plural: str = "s") -> str:
+    """A number with what it counts, in the right number."""
+    return f"{number} {thing if number == 1 else thing + plural}"
 
 
 def now() -> str:

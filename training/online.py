@@ -28,8 +28,9 @@ from modeling_decodepos.modeling_decodepos import DecodePosModel
 from training.arguments import DataArguments, RunArguments
 from training.decoding import BrokenImage
 from training.exchange import exchange_content, exchange_surroundings, move_elsewhere, resize
-from training.images import ImageSource, ParquetImages, open_images
+from training.images import ImageSource, NoSuchSplit, ParquetImages, open_images
 from training.pixels import normalise
+from training.randomness import Purpose, stream
 
 VALIDATION = "validation"
 NEIGHBOURS = 20
@@ -40,7 +41,6 @@ LEAST_SIDE = 0.1
 _LARGEST_AREA = 0.5
 _MOST_REGIONS = 16  # per image: one crowded photo must not decide
 _BATCH = 64
-_STREAM = 3  # of randomness, beside those of `training.loading`
 
 
 @dataclass(frozen=True)
@@ -169,12 +169,7 @@ def build_online(data: DataArguments, run: RunArguments, view_size_px: int) -> O
     """
     if run.measure_steps == 0:
         return None
-    if data.streaming:
-        raise ValueError(
-            f"measure_steps is {run.measure_steps}, but measures need images that are at hand, and streaming keeps "
-            "none. Set measure_steps to 0, or streaming to false."
-        )
-    rng = np.random.default_rng([run.seed, _STREAM])
+    rng = stream(run.seed, Purpose.MEASURES)
     source, name = _open(data, data.split), data.split
     order = rng.permutation(len(source))
     asked = None if data.split == VALIDATION else _open_validation(data)
@@ -241,15 +236,15 @@ def _measure_exchanges(
 
 def _open(data: DataArguments, split: str) -> ImageSource:
     """A split with its annotations as regions; where it has none, with the regions that the run trains on."""
-    source = open_images(data.data, split, data.region_source)
+    source = open_images(data.data, split, "random")  # asks for no column
     annotated = isinstance(source, ParquetImages) and source.is_annotated
-    return open_images(data.data, split, "objects") if annotated else source
+    return open_images(data.data, split, "objects" if annotated else data.region_source)
 
 
 def _open_validation(data: DataArguments) -> ImageSource | None:
     try:
         return _open(data, VALIDATION)
-    except ValueError:  # there is no such split
+    except NoSuchSplit:
         return None
 
 

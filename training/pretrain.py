@@ -11,25 +11,31 @@ import contextlib
 import dataclasses
 import sys
 import time
+import traceback
+import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from accelerate import Accelerator
 from huggingface_hub.utils import logging as hub_logging
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 from transformers import logging as transformers_logging
 
+from dataset_scripts.files import lock_folder
 from modeling_decodepos.losses import Objective
 from modeling_decodepos.regions import View
-from training.arguments import parse_command_line
+from training.arguments import Recipe, parse_command_line
+from training.broken_images import TooManyBroken
 from training.building import Data, Run, build_accelerator, build_run
 from training.checkpoints import save_checkpoint
 from training.device_views import make_views
-from training.finishing import describe, finish, how_to_load, is_finished, look_before, record_stop
-from training.interruption import DISK_FULL, EXIT_INTERRUPTED, RunStopped, StopRequest, lock_folder
+from training.finishing import finish, how_to_load, is_finished, look_before, note_start, record_stop
+from training.interruption import EXIT_INTERRUPTED, RunStopped, StopRequest, is_disk_full
 from training.loading import RegionBatch, StepBatches, build_loader
 from training.monitoring import Meter, RunLog, write_json
 from training.optimisation import set_schedule
@@ -116,7 +122,7 @@ def train(
 ) -> None:
     """Train to the last step, or until asked to stop; log, measure, save and show on the way."""
     settings = run.recipe.run
-    stop, meter = StopRequest(), Meter()
+    meter = Meter()
     while run.step < run.total_steps:
         waiting = time.perf_counter()
         own = [next(batches) for _ in range(settings.accumulation_steps)]
@@ -126,13 +132,17 @@ def train(
         run.step += 1
         meter.add(settings.global_batch_size, own)
         progress.update(1)
-        last, leave, improved = run.step == run.total_steps, stop.agreed(run.accelerator), False
+        last, leave, improved = run.step == run.total_steps, watch.stop.agreed(run.accelerator), False
         if run.step % settings.log_steps == 0 or last or leave:
             line: dict[str, Any] = {"step": run.step, "epoch": round(run.step / steps_per_epoch, 3)}
             line |= {name: float(value) for name, value in logged.items()} | schedule | meter.line()
             record(run, log, line)
             show(progress, line, run.objective)
-            watch.observe(line, meter.can_move, meter.broken)
+            try:
+                watch.observe(line, meter.can_move, meter.broken)
+            except TooManyBroken:
+                save(run, watch)
+                raise
             meter = Meter()
         if settings.measure_steps and (run.step % settings.measure_steps == 0 or last):
             with meter.paused():
@@ -141,7 +151,7 @@ def train(
                 improved = watch.judge(measures)
         if last or leave or improved or (settings.save_steps and run.step % settings.save_steps == 0):
             save(run, watch)
-        if leave and not last:
+        if leave:
             run.accelerator.print(f"\nasked to stop: saved at step {run.step}; the same command continues from there.")
             sys.exit(EXIT_INTERRUPTED)
 
@@ -179,6 +189,16 @@ def main(arguments: list[str] | None = None) -> None:
     hub_logging.set_verbosity_error()
     # A 1x1 kernel's channels-last strides differ in name only from those of its gradient bucket.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    stop = StopRequest()
+    try:
+        run_recipe(recipe, stop)
+    except KeyboardInterrupt:
+        print("\nasked to stop outside of training steps: nothing is lost; the same command goes on.", flush=True)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def run_recipe(recipe: Recipe, stop: StopRequest) -> None:
+    """A run from its recipe to its report; what keeps it from either becomes a message and exit code 1."""
     output_dir = Path(recipe.run.output_dir)
     with contextlib.ExitStack() as held:
         try:
@@ -186,19 +206,25 @@ def main(arguments: list[str] | None = None) -> None:
             if accelerator.is_main_process:
                 held.enter_context(lock_folder(output_dir))
             run, dataset, batches = build_run(accelerator, recipe, output_dir)
-            watch = Watch(run, len(dataset.source)) if run.step < run.total_steps else None
-        except (ValueError, OSError) as error:  # what a user can put right: the message says how
+            watch = Watch(run, dataset.source, stop) if run.step < run.total_steps else None
+        except (ValueError, OSError, SafetensorError, RunStopped) as error:  # a user can put it right: it says how
             sys.exit(f"{error}")
         try:
             run_to_the_end(run, dataset, batches, watch)
         except RunStopped as error:
-            if accelerator.is_main_process:
-                record_stop(output_dir, str(error))
-            sys.exit(f"\n{error}")
-        except OSError as error:
-            if error.errno in DISK_FULL:
-                sys.exit(f"\n{output_dir} cannot be written: {error}")
-            raise
+            stop_here(accelerator, output_dir, str(error))
+        except (OSError, SafetensorError) as error:
+            if not is_disk_full(error):
+                raise
+            reason = f"{output_dir} cannot be written: {error}. Make room, then run the same command: it goes on."
+            stop_here(accelerator, output_dir, reason)
+
+
+def stop_here(accelerator: Accelerator, output_dir: Path, reason: str) -> NoReturn:
+    """End with a reason, which run.json and the report tell too."""
+    if accelerator.is_main_process:
+        record_stop(output_dir, reason)
+    sys.exit(f"\n{reason}")
 
 
 def run_to_the_end(run: Run, dataset: Data, batches: StepBatches, watch: Watch | None) -> None:
@@ -221,11 +247,17 @@ def run_training(run: Run, dataset: Data, batches: StepBatches, watch: Watch, ou
     main_process = run.accelerator.is_main_process
     log = RunLog(output_dir / "log.jsonl", run.step) if main_process else None
     if run.recipe.run.tracker != "none":
-        run.accelerator.init_trackers("decodepos", config=run.recipe.values())
+        # On TensorBoard, the lines after the checkpoint that a run continues from make room for their repetition.
+        options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": run.step + 1 if run.step else 0}}
+        # One run there, however often it is taken up again; its name must outlive this process.
+        name = run.state.setdefault("tracker_run", uuid.uuid4().hex)
+        options["wandb"] = {"id": name, "resume": "allow"}
+        run.accelerator.init_trackers("decodepos", config=run.recipe.values(), init_kwargs=options)
     if main_process:
-        write_json(output_dir / "run.json", describe(run, dataset, watch.online))
+        note_start(run, dataset, watch.online, output_dir)
         if run.step == 0:
             look_before(run, watch.online, output_dir)
+        dataset.draw(0, 0).save(output_dir / "views.png")
     if run.step == 0 and run.recipe.run.measure_steps:
         measures = watch.measure()
         record(run, log, {"step": 0, **measures})
@@ -236,10 +268,17 @@ def run_training(run: Run, dataset: Data, batches: StepBatches, watch: Watch, ou
         loader = build_stream_loader(dataset, batches, workers, pin_memory)
     else:
         loader = build_loader(dataset, batches, workers, pin_memory)
-    with tqdm(
-        total=run.total_steps, initial=run.step, disable=not main_process, unit="step", dynamic_ncols=True
-    ) as bar:
-        train(run, iter(loader), watch, log, bar, batches.steps_per_epoch)
+    with (
+        watch.stop.put_off(),
+        tqdm(
+            total=run.total_steps, initial=run.step, disable=not main_process, unit="step", dynamic_ncols=True
+        ) as bar,
+    ):
+        try:
+            train(run, iter(loader), watch, log, bar, batches.steps_per_epoch)
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # a worker's error keeps all workers alive, and so the process
+            raise
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ class Purpose(IntEnum):
     REGIONS = 3  # (seed, epoch, index)
     SHARDS = 4  # (seed, epoch)
     BLOCK = 5  # (seed, epoch, lane, block)
+    MEASURES = 6  # (seed)
 
 
 def stream(seed: int, purpose: Purpose, *place: int) -> np.random.Generator:

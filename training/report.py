@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from dataset_scripts.parquet import write_text
+from dataset_scripts.files import write_text
 from modeling_decodepos.losses import OBJECTIVES, Objective
 from modeling_decodepos.page import (
     Html,
@@ -37,7 +37,7 @@ from modeling_decodepos.page import (
     tiles,
 )
 from training.arguments import GROUPS
-from training.monitoring import read_log
+from training.monitoring import count_things, read_log
 from training.probe import ProbeResult
 
 VIEW_TEXTS = {
@@ -177,8 +177,8 @@ def read_run(folder: Path) -> RunFiles:
     unread = sum(1 for line in written if line.strip()) - len(run.log)
     if unread > 0:
         run.problems.append(
-            f"log.jsonl breaks off: {_count(unread, 'line')} after step {run.step} could not be read. The run was "
-            "probably stopped while it wrote."
+            f"log.jsonl breaks off: {count_things(unread, 'line')} after step {run.step} could not be read. The run "
+            "was probably stopped while it wrote."
         )
     elif not run.log:
         run.problems.append("log.jsonl has no lines: the run ended before it logged a step, so there are no curves.")
@@ -307,7 +307,9 @@ def _build_tiles(run: RunFiles) -> list[Html]:
         stat_tile("images seen", f"{seen:,}" if seen else "–", _batch_note(run)),  # noqa: RUF001
     ]
     best = _least_loss(run)
-    limits = f"about 0 by chance, {format_number(best)} at full agreement" if best else ""
+    # The anchor begins where its weights are: at full agreement with themselves.
+    start, by = (-2.0 * anchor, "at the start") if (anchor := _anchor_weight(run)) else (0.0, "by chance")
+    limits = f"about {format_number(start)} {by}, {format_number(best)} at full agreement" if best else ""
     items.append(stat_tile("final loss", format_number(_last(run.log, "loss")), limits))
 
     spread, healthy = _last(run.log, "embedding_std"), _healthy_std(run)
@@ -320,7 +322,7 @@ def _build_tiles(run: RunFiles) -> list[Html]:
     knn = [value for value in run.points("object_knn_class_mean")[1] if value is not None]
     if knn:
         change = " → ".join(_precise(value) for value in ([knn[0], knn[-1]] if len(knn) > 1 else knn))
-        items.append(stat_tile("object k-NN", change, "mean over classes, on images held aside"))
+        items.append(stat_tile("object k-NN", change, f"mean over classes, on {_asked_images(run)}"))
 
     if run.after is not None:
         low, high = run.after.interval
@@ -436,19 +438,27 @@ def _neighbours_section(run: RunFiles) -> Html:
         return message(
             "There is no neighbours.jpg: it is drawn when a run ends, where the recipe's measure_steps is not 0."
         )
+    has_classes = _dictionary(run.description.get("measured_on")).get("classes") != 0
     caption = (
-        "Regions of images held aside, each with the five regions of the gallery whose features are closest, cut from "
-        "the images as they are stored. Not chosen ones: the largest region of each image in turn, one per class. "
-        "Green: the class of the region on the left. Networks see regions inside their image, resized to the view."
+        f"Regions of {_asked_images(run)}, each with the regions of the gallery whose features are closest, cut from "
+        "the images as they are stored. Not chosen ones: the largest region of each image in turn"
+        f"{', one per class. Green: the class of the region on the left' if has_classes else ''}. Networks see "
+        "regions inside their image, resized to the view."
     )
     return picture(run.neighbours, "Regions and their nearest regions before and after training", caption)
+
+
+def _asked_images(run: RunFiles) -> str:
+    """Whose regions the measures ask about."""
+    queries = str(_dictionary(run.description.get("measured_on")).get("queries", ""))
+    return "images that training sees, but not in the gallery" if "training sees" in queries else "images held aside"
 
 
 def _broken_section(run: RunFiles) -> Html:
     if not run.broken:
         return message("None: no broken_images.jsonl names any.")
     first = list(run.broken.items())[:10]
-    text = _count(len(run.broken), "image") + " could not be read and took no part in training."
+    text = count_things(len(run.broken), "image") + " could not be read and took no part in training."
     text += f" The first {len(first)}; broken_images.jsonl names all." if len(run.broken) > len(first) else ""
     return join([markup("<p>{}</p>", text), table(["image", "reason"], first)])
 
@@ -565,7 +575,7 @@ def _loss_chart(run: RunFiles, series: Mapping[str, Any]) -> Html:
             least.setdefault(-2.0 * counts[name], []).append(name)
     for value, names in least.items():
         references["full agreement" if len(least) == 1 else f"full agreement: {', '.join(names)}"] = value
-        pairs = _count(counts[names[0]], "pair")
+        pairs = count_things(counts[names[0]], "pair")
         notes.append(f"{' and '.join(names)}: {pairs} of views, so from about 0 to {format_number(value)}")
     if "anchor" in series:
         notes.append("anchor: -2 as long as the features are those of the weights it started from")
@@ -581,7 +591,7 @@ def _loss_chart(run: RunFiles, series: Mapping[str, Any]) -> Html:
 
 def _views_section(run: RunFiles) -> Html:
     if not run.views:
-        return message("There is no views.png: the views are drawn when a run ends.")
+        return message("There is no views.png: the views are drawn when a run starts.")
     seen: dict[str, str] = {}
     if run.objective:
         student, teacher = run.objective.student_views, run.objective.teacher_views
@@ -647,6 +657,7 @@ def _provenance_section(run: RunFiles) -> Html:
         facts(
             {
                 "started": _time(about.get("started")),
+                "resumed": "; ".join(_resumptions(about)) or "never",
                 "finished": _time(about.get("finished")) if about.get("finished") else "not finished",
                 "commit": about.get("commit") or "unknown",
                 "data": ", ".join(f"{key} {_write_value(value)}" for key, value in data.items()) or "unknown",
@@ -658,6 +669,12 @@ def _provenance_section(run: RunFiles) -> Html:
     return join(parts)
 
 
+def _resumptions(about: dict[str, Any]) -> list[str]:
+    again = about.get("resumed")
+    known = [_dictionary(entry) for entry in again] if isinstance(again, list) else []
+    return [f"{_time(entry.get('started'))} at step {entry.get('step')}" for entry in known]
+
+
 # ----------------------------------------------------------------------------------------------------------- numbers
 
 
@@ -667,9 +684,12 @@ def _least_loss(run: RunFiles) -> float | None:
         return None
     weight = _number(run.recipe.get("depositioning_weight"))
     weights = {} if weight is None else {"depositioning": weight}
-    anchored = -2.0 * (_number(run.recipe.get("anchor_weight")) or 0.0)
     terms = (-2.0 * len(term.pairs) * weights.get(term.name, term.weight) for term in run.objective.terms)
-    return sum(terms) + anchored or None
+    return sum(terms) - 2.0 * _anchor_weight(run) or None
+
+
+def _anchor_weight(run: RunFiles) -> float:
+    return _number(run.recipe.get("anchor_weight")) or 0.0
 
 
 def _healthy_std(run: RunFiles) -> float | None:
@@ -750,10 +770,6 @@ def _duration(seconds: float) -> str:
 
 def _time(text: Any) -> str:
     return str(text).replace("T", " ").replace("+00:00", " UTC") if text else "unknown"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _write_value(value: Any) -> str:

@@ -25,22 +25,26 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from datasets.utils.file_utils import xopen
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from training.arguments import ViewArguments
-from training.images import COLUMNS, ParquetImages, check_columns, choose_region_source, manifest_fingerprint
+from training.images import (
+    COLUMNS,
+    ParquetImages,
+    check_columns,
+    choose_region_source,
+    manifest_fingerprint,
+)
 from training.loading import (
     Broken,
     RegionBatch,
     RegionDataset,
     Sample,
     StepBatches,
-    as_it_is,
     build_batch,
-    start_worker,
+    load_in_workers,
 )
 from training.randomness import Purpose, stream
 
@@ -65,6 +69,7 @@ class ImageStream:
         first = datasets.Dataset(next(self.read(shards, 0, None)), fingerprint="first rows")
         check_columns(first.column_names, self.name)
         self.region_source = choose_region_source(first, region_source, f"{self.name} (its first {len(first)} rows)")
+        self.images(first.data.table, ()).check_boxes()  # of the first rows
 
     def __len__(self) -> int:
         return sum(shard.rows for shard in self.shards)
@@ -275,16 +280,7 @@ def build_stream_loader(
     check_lanes(dataset.source, plan.processes, num_workers)
     planned = copy.copy(dataset)
     planned.plan = plan
-    return DataLoader(
-        planned,
-        batch_size=None,
-        num_workers=num_workers,
-        collate_fn=as_it_is,
-        worker_init_fn=start_worker,
-        pin_memory=pin_memory,
-        prefetch_factor=2 if num_workers else None,
-        generator=torch.Generator(),  # else every new iterator draws from the global stream, and a resumed run differs
-    )
+    return load_in_workers(planned, num_workers, pin_memory, batch_size=None)
 
 
 def check_lanes(source: ImageStream, processes: int, num_workers: int) -> None:

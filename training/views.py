@@ -310,7 +310,7 @@ _PANELS = {
     "crop": (1, 0, "crop (x2)\nteacher"),
     "crop_cut_small": (2, 0, "crop_cut_small (x2-small, hat)\nstudent"),
     "donor": (3, 0, "donor\ngives the new surroundings"),
-    "whole": (0, 1, "whole (x1)\nin baselines only"),
+    "whole": (0, 1, "whole (x1)\nwhere no region is cut"),
     "whole_cut": (1, 1, "whole_cut (x1, hat)\nstudent and teacher"),
     "repositioned": (3, 1, "repositioned (x3)\nstudent"),
 }
@@ -352,6 +352,7 @@ def main() -> None:
     """Draw the views of one sample of a data set."""
     from training.arguments import load_recipe
     from training.images import COLUMNS, DRAWN, open_images
+    from training.interruption import UnusableData
     from training.loading import RegionDataset
 
     parser = argparse.ArgumentParser(description="Draw the views of one sample with their regions.")
@@ -372,7 +373,7 @@ def main() -> None:
         images = open_images(args.data, args.split, args.region_source, args.seed)
         dataset = RegionDataset(images, views, list(VIEW_RULES), seed=args.seed)
         picture = dataset.draw(args.epoch, args.index)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, UnusableData) as error:
         parser.exit(2, f"{error}\n")
     for image_id, reason in dataset.known_broken.values():
         print(f"image {image_id} {reason}; the next one takes its place")

@@ -17,12 +17,15 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from modeling_decodepos.diagnosis import effective_rank, embedding_std
-from training.broken_images import BrokenImages
+from training.broken_images import BrokenImages, still_broken
 from training.building import BACKBONES, Run
 from training.checkpoints import saved_steps, step_of
-from training.interruption import RunStopped
+from training.images import ImageSource
+from training.interruption import RunStopped, StopRequest
 from training.loading import Broken
+from training.monitoring import count_things
 from training.online import OnlineMeasures, build_online
+from training.streaming import ImageStream
 
 LEAST_RANK = 2.0
 """An effective rank below this says that all embeddings lie (almost) on one line, whatever their dimension is."""
@@ -126,8 +129,8 @@ class KnnWatchdog:
         self.start = 0.0
         self.healthy_step = 0
 
-    def observe(self, step: int, measures: Mapping[str, float]) -> None:
-        """Remember the first measures, compare later ones with them.
+    def observe(self, step: int, measures: Mapping[str, float]) -> str | None:
+        """Remember the first measures, compare later ones with them; a warning where no fall from them can be told.
 
         Raises:
             RunStopped: The watched measure has fallen below the allowed share of its first value.
@@ -136,19 +139,24 @@ class KnnWatchdog:
             self.measure = next((name for name in WATCHED if name in measures), None)
             self.start = measures.get(self.measure or "", 0.0)
             self.healthy_step = step
-            return
+            if self.share > 0 and self.start <= self._noise(measures):
+                found = f"{self.measure} is {self.start:.4g}" if self.measure else f"there is no {WATCHED[-1]}"
+                return f"nothing is watched: {found} at the start, so no fall from it can be told (watchdog_share)."
+            return None
         value = measures.get(self.measure)
-        # A fall within two standard errors of a share of so many regions is no fall: near chance nothing can be lost.
-        noise = 2 * math.sqrt(self.start * (1 - self.start) / measures.get("measured_regions", math.inf))
-        if value is None or value >= self.share * self.start or self.start - value <= noise:
+        if value is None or value >= self.share * self.start or self.start - value <= self._noise(measures):
             self.healthy_step = step
-            return
+            return None
         raise RunStopped(
             f"stopped at step {step}: {self.measure} fell to {value:.4g} from {self.start:.4g} at the start; at least "
             f"{self.share * self.start:.4g} is wanted (watchdog_share {self.share:g}). It was last above that at step "
             f"{self.healthy_step}. {name_checkpoint(self.checkpoints, self.healthy_step)} Change what led here: "
             "lower base_learning_rate, raise warmup_share or teacher_momentum. watchdog_share 0 switches this off."
         )
+
+    def _noise(self, measures: Mapping[str, float]) -> float:
+        """Two standard errors of the share at the start. A fall within them is none: near chance nothing is lost."""
+        return 2 * math.sqrt(self.start * (1 - self.start) / measures.get("measured_regions", math.inf))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to keep."""
@@ -171,10 +179,10 @@ def name_checkpoint(folder: Path, step: int) -> str:
 class Watch:
     """All that looks at a run while it goes on, and may stop it. Every process has one; all come to one verdict."""
 
-    def __init__(self, run: Run, images: int):
+    def __init__(self, run: Run, source: ImageSource | ImageStream, stop: StopRequest):
         settings, output_dir = run.recipe.run, Path(run.recipe.run.output_dir)
         checkpoints, main_process = output_dir / "checkpoints", run.accelerator.is_main_process
-        self.run = run
+        self.run, self.stop = run, stop
         self.online: OnlineMeasures | None = None
         if main_process:
             self.online = build_online(run.recipe.data, settings, run.recipe.views.view_size_px)
@@ -190,12 +198,15 @@ class Watch:
         share = 0.0 if run.recipe.model.backbone in BACKBONES else settings.watchdog_share
         self.knn = KnnWatchdog(share, checkpoints)
         self.broken = BrokenImages(
-            images,
+            len(source),
             run.recipe.data.max_broken_share,
             output_dir / "broken_images.jsonl",
             resume=run.step > 0,
             writes=main_process,
         )
+        if run.step > 0 and not isinstance(source, ImageStream):  # a stream finds no image by its number
+            own = still_broken(self.broken.reasons, source) if main_process else {}
+            self.broken.keep(broadcast_object_list([own])[0])
         self.collapse.restore(run.state.get("collapse_watch", {}))
         self.knn.restore(run.state.get("knn_watchdog", {}))
         self.moves: list[int] = run.state.get("moves", [0, 0])  # mixed samples that could not move, mixed samples
@@ -216,9 +227,8 @@ class Watch:
         if met:  # told to all processes; objects go through a pickle, in memory, so only when there are any
             new = self.broken.add(gather_object(broken))
             if new:
-                accelerator.print(
-                    f"\n{new} more images cannot be read, {len(self.broken)} in all: broken_images.jsonl"
-                )
+                added = count_things(new, "more image")
+                accelerator.print(f"\n{added} cannot be read, {len(self.broken)} in all: broken_images.jsonl")
         self.moves = [self.moves[0] + immobile, self.moves[1] + mixed]
         if self.run.recipe.views.repositioning != "none":
             stop_if_immobile(self.moves[0], self.moves[1], self.run.recipe.run.max_immobile_share)
@@ -240,7 +250,9 @@ class Watch:
         Raises:
             RunStopped: They are much worse than at the start.
         """
-        self.knn.observe(self.run.step, measures)
+        warning = self.knn.observe(self.run.step, measures)
+        if warning:
+            self.run.accelerator.print(f"\n{warning}")
         name = next((name for name in WATCHED if name in measures), None)
         best = self.run.state.get("best")
         if name is None or self.run.step == 0 or (best and best["value"] >= measures[name]):

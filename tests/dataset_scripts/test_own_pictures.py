@@ -162,6 +162,14 @@ def test_broken_pictures_are_left_out_if_asked(pictures, tmp_path, capsys):
     assert "None of the 5 pictures" in refusal("folder", pictures, tmp_path, capsys, "--skip-broken")
 
 
+def test_a_link_to_nowhere_is_a_picture_that_cannot_be_read(tmp_path, capsys):
+    put(tmp_path / "some", "a.jpg", picture(8, 8))
+    (tmp_path / "some" / "b.jpg").symlink_to(tmp_path / "gone.jpg")
+    assert "b.jpg cannot be read: No such file" in refusal("folder", tmp_path / "some", tmp_path, capsys)
+    assert build("folder", tmp_path / "some", tmp_path / "built", "--skip-broken") == 0
+    assert list(rows_of(tmp_path / "built")) == ["a.jpg"]
+
+
 def test_a_folder_without_pictures_is_explained(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "holds no picture" in (message := refusal("folder", tmp_path / "empty", tmp_path, capsys))

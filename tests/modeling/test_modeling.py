@@ -354,9 +354,11 @@ def test_ragged_training_equals_a_run_region_by_region() -> None:
         torch.testing.assert_close(one, other, msg=name)
 
 
-@pytest.mark.parametrize("columns", [3, 0])
-def test_a_batch_without_any_region(columns: int) -> None:
+@pytest.mark.parametrize(("columns", "synchronised"), [(3, False), (0, False), (3, True)])
+def test_a_batch_without_any_region(columns: int, synchronised: bool) -> None:
     model = pretraining_model()
+    if synchronised:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     views = tiny_views(BOXES[:, :columns], torch.zeros(2, columns, dtype=torch.bool))
     before = statistics(model)
     values, gradients, gathered = run(model, views)
@@ -364,7 +366,7 @@ def test_a_batch_without_any_region(columns: int) -> None:
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert gradients.keys() == trained  # distributed training waits for every one of them
     assert not any(gradient.any() for gradient in gradients.values())
-    heads = {n for n in gathered if "projector" in n or "predictor" in n or "stages.3" in n}
+    heads = {n for n in gathered if "projector" in n or "predictor" in n or "stages.3" in n or synchronised}
     assert heads
     assert_all_equal({n: gathered[n] for n in heads}, {n: before[n] for n in heads})
     assert all(statistic.isfinite().all() for statistic in gathered.values())

@@ -1,10 +1,12 @@
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from modeling_decodepos.page import (
+    MINUS,
     Html,
     bar_pair,
     code_block,
@@ -160,6 +162,25 @@ def test_chart_puts_larger_values_higher_and_later_ones_further_right():
     x0, y0, x1, y1 = numbers_in_paths(line_chart({"a": ([10, 20], [0.0, 1.0])}, title="t"))
     assert x1 > x0
     assert y1 < y0
+
+
+def test_an_axis_that_must_begin_at_zero_does_so_for_zeros():
+    chart = line_chart({"a": ([0, 1], [0.0, 0.0])}, title="t", references={"at the start": 0.0}, y_range=(0.0, None))
+    assert ">0<" in chart and ">1.0<" in chart and MINUS not in chart
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_name_of_a_reference_is_not_written_over_a_line(seed: int):
+    """Lines of a few points: what lies between them counts too. One of the four places is clear in each of these."""
+    rng = np.random.default_rng(seed)
+    xs, ys = np.arange(4.0), rng.random(4)
+    chart = line_chart({"a": (xs, ys)}, title="t", references={"at the start": ys[0]}, y_range=(-1.0, 2.0))
+    x, y, anchor = re.findall(r'<text class="reference" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)"', chart)[0]
+    right = float(x) + 70 if anchor == "start" else float(x)  # twelve letters of some 6 units
+    drawn = np.array(re.findall(r"([\d.]+) ([\d.]+)", re.findall(r'class="line s0" d="M([^"]*)"', chart)[0]), float)
+    along = np.linspace(right - 70, right, 200)
+    heights = np.interp(along, *drawn.T)
+    assert not ((heights > float(y) - 8) & (heights < float(y) + 1)).any()
 
 
 def test_axis_reaches_the_reference_lines():

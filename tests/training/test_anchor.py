@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from modeling_decodepos.losses import OBJECTIVES
 from modeling_decodepos.modeling_decodepos import DecodePosModel
+from modeling_decodepos.regions import View
 from tests.training.runs import Make, run_here, small_run
 from training import pretrain
 from training.anchor import FeatureAnchor
@@ -78,6 +79,16 @@ def test_the_anchor_pulls_the_student_back_and_never_moves(make_recipe: Make, tm
     assert anchor_loss(run, batch).item() < drifted.item()
     for name, value in run.anchor.start.state_dict().items():
         assert torch.equal(value, before[name]) or "num_batches" in name, name
+
+
+def test_a_single_region_of_a_single_cell_can_be_anchored(make_recipe: Make):
+    start = DecodePosModel(build_model(make_recipe(region_bins=2).model, 0).config)
+    anchor = FeatureAnchor(start, OBJECTIVES["both"], 1.0)
+    view = View(torch.randn(1, 3, 64, 64), torch.tensor([[[0.1, 0.2, 0.6, 0.9]]]), torch.ones(1, 1, dtype=torch.bool))
+    with torch.no_grad():
+        embedded = anchor.start(view.pixel_values, regions=[view.boxes[0]]).region_embeddings
+    pairs = {(anchor.view, anchor.view): torch.tensor(1.0)}
+    assert anchor.loss({anchor.view: view}, {anchor.view: embedded}, pairs).item() == pytest.approx(-2.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("arm", sorted(OBJECTIVES))

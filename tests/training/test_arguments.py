@@ -56,6 +56,8 @@ def test_a_word_of_the_command_line_stays_as_it_was_typed(word: str):
         ({"gradient_clip": -1.0}, ["gradient_clip", "-1.0"]),
         ({"hue": 3.0}, ["hue", "3.0"]),
         ({"num_workers": -1}, ["num_workers", "-1"]),
+        ({"cache_dir": "pixels"}, ["cache_dir is 'pixels'", "cache_px is 0", "such as 288"]),
+        ({"streaming": True, "measure_steps": 25}, ["measure_steps is 25", "streaming", "--measure_steps 0"]),
         ({"cpu": "recipes/x.yaml"}, ["cpu", "put the recipe before"]),
     ],
 )
@@ -69,10 +71,13 @@ def test_a_wrong_value_is_named(values: dict, words: list[str]):
 def test_a_wrong_flag_or_file_ends_with_a_hint(capsys: pytest.CaptureFixture, tmp_path: Path):
     broken = tmp_path / "broken.yaml"
     broken.write_text("max_steps: [3\n")
+    twice = tmp_path / "twice.yaml"
+    twice.write_text("seed: 1\nmax_steps: 3\n\nseed: 2\n")
     for arguments, words in [
         (["--max_step", "3"], "--max_steps"),
         (["nowhere.yaml"], "scenes_smoke"),
         ([str(broken)], "is no YAML"),
+        ([str(twice)], "twice.yaml: the key 'seed' stands on line 1 and on line 4"),
         (["--max_steps", "["], "max_steps is '['"),
     ]:
         with pytest.raises(SystemExit) as stop:

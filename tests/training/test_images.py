@@ -5,6 +5,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -12,7 +13,8 @@ from dataset_scripts.parquet import data_sha256, load_manifest
 from modeling_decodepos.schema import xywh_to_unit_xyxy
 from tests.training.conftest import save_pictures
 from training.decoding import BrokenImage, decode_image
-from training.images import FolderImages, ParquetImages, describe_regions, open_images
+from training.images import FolderImages, ParquetImages, describe_regions, open_images, usable_boxes
+from training.interruption import UnusableData
 
 
 def write_rows(folder: Path, rows: list[dict], features: datasets.Features | None = None) -> Path:
@@ -70,7 +72,7 @@ def test_crowds_are_no_regions_and_nulls_are_no_boxes(tmp_path: Path):
         row(1, two, objects={"bbox": two, "iscrowd": None}),
         row(2, objects={"bbox": None, "iscrowd": None}),
         row(3, objects=None),
-        row(4, [[-5, -5, 100, 100]]),
+        row(4, [[-3, -2, 25, 15]]),
     ]
     images = open_images(write_rows(tmp_path, rows))
     assert images.region_source == "objects"
@@ -107,14 +109,54 @@ def test_columns_of_another_kind_are_named(tmp_path: Path, changes: dict, words:
 
 
 def test_boxes_of_three_numbers_are_refused(tmp_path: Path):
-    images = open_images(write_rows(tmp_path, [row(0, [[1, 2, 3]])]))
-    with pytest.raises(ValueError, match=r"id-0: objects.bbox holds 1 boxes with 3 numbers"):
-        images.boxes(0, 0)
+    with pytest.raises(UnusableData, match=r"id-1: objects.bbox holds 1 boxes with 3 numbers"):
+        open_images(write_rows(tmp_path, [row(0), row(1, [[1, 2, 3]])]))
+
+
+WRONG_BOXES = {
+    "negative": [15, 8, -10, -5],
+    "corners for sides": [10, 5, 18, 9],
+    "shares for pixels": [0.1, 0.2, 0.5, 0.6],
+    "outside": [20, 0, 5, 5],
+    "not finite": [0, 0, float("nan"), 5],
+    "infinite": [0, 0, float("inf"), 5],
+    "larger than the image": [-5, -5, 100, 100],
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_BOXES.values(), ids=WRONG_BOXES)
+def test_a_box_that_shows_nothing_is_no_region(wrong: list[float]):
+    boxes = np.array([wrong, [2, 1, 10, 5], [-2, -2, 24, 14], [19, 9, 1, 1]], dtype=np.float32)
+    assert usable_boxes(boxes, np.array([10, 20])).tolist() == [False, True, True, True]
+
+
+def test_boxes_that_are_no_regions_are_refused_unless_they_are_few(tmp_path: Path):
+    good, wrong = [0, 0, 10, 5], WRONG_BOXES["negative"]
+    rows = [row(0, None), row(1, [good, wrong]), row(2, [wrong], height=0)]  # an image without a size is broken anyway
+    with pytest.raises(ValueError, match=r"1 of 4 boxes in column objects .* of image id-1, 20 x 10 pixels"):
+        open_images(write_rows(tmp_path / "many", [*rows, row(3)]))
+    numbers = [[3, 4], *[[3]] * 120]
+    listed = [
+        row(n, objects={"bbox": [good, wrong][: len(classes)], "category": classes, "iscrowd": None})
+        for n, classes in enumerate(numbers)
+    ]
+    images = open_images(write_rows(tmp_path / "few", listed))
+    assert isinstance(images, ParquetImages) and images.unusable_boxes == 1
+    assert images.boxes(0, 0).tolist() == images.boxes(1, 0).tolist() == [[0, 0, 0.5, 0.5]]
+    assert images.classes(0).tolist() == [3]
 
 
 def test_an_empty_split_is_an_error(tmp_path: Path):
     datasets.Dataset.from_list([row()]).select([]).to_parquet(tmp_path / "train-0.parquet")
     with pytest.raises(ValueError, match=r"\[train\] holds no image"):
+        open_images(tmp_path)
+
+
+def test_a_parquet_file_without_rows_is_named(tmp_path: Path):
+    write_rows(tmp_path, [row()])
+    table = pq.read_table(tmp_path / "train-0.parquet")
+    pq.write_table(table.slice(0, 0), tmp_path / "validation-0.parquet")
+    with pytest.raises(ValueError, match=r"\[train\] cannot be read: .*validation-0.parquet holds no row"):
         open_images(tmp_path)
 
 
@@ -201,9 +243,16 @@ def test_links_are_followed_but_not_in_circles(pictures: Path, tmp_path: Path):
     (tmp_path / "elsewhere/back").symlink_to(pictures, target_is_directory=True)
     (pictures / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (pictures / "itself.jpg").symlink_to("itself.jpg")
+    (pictures / "notes").symlink_to("nowhere.txt")
     images = FolderImages(pictures)
-    assert [images.image_id(i) for i in range(len(images))][-1] == "linked/x.png"
-    assert len(images) == 13
+    names = [images.image_id(i) for i in range(len(images))]
+    assert names[-1] == "linked/x.png"
+    assert len(images) == 15
+    for name in ("dangling.jpg", "itself.jpg"):  # counted with the images that cannot be read
+        with pytest.raises(BrokenImage, match=name):
+            images.pixels(names.index(name))
+        with pytest.raises(BrokenImage, match=name):
+            images.size(names.index(name))
 
 
 def test_wrong_folders_are_explained(pictures: Path, tmp_path: Path):

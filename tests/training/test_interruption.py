@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from training.interruption import StopRequest, lock_folder
+from dataset_scripts.files import lock_folder
+from training.interruption import StopRequest
 
 
 def test_a_folder_in_use_is_refused_until_the_run_ends(tmp_path: Path):
@@ -48,13 +49,23 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
         lock_folder(tmp_path)
 
 
+def be_asked_to_stop(stop: StopRequest) -> None:
+    with stop.put_off():
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)  # would end this process
+        assert stop.received
+
+
 def test_one_request_handed_on_twice_is_one_request(monkeypatch: pytest.MonkeyPatch):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         stop = StopRequest()
-        for _ in range(3):
-            signal.raise_signal(signal.SIGTERM)  # would end this process
-        assert stop.received
+        with pytest.raises(KeyboardInterrupt):
+            be_asked_to_stop(stop)
+        stop = StopRequest()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         signal.signal(signal.SIGINT, stop._receive)
         monkeypatch.setattr("training.interruption.ONE_REQUEST", -1.0)
         monkeypatch.setattr(signal, "SIG_DFL", signal.default_int_handler)

@@ -1,4 +1,5 @@
 import time
+import traceback
 from pathlib import Path
 
 import datasets
@@ -10,6 +11,7 @@ from modeling_decodepos.losses import OBJECTIVES
 from training.arguments import ViewArguments
 from training.decoding import BrokenImage
 from training.images import FolderImages, ImageSource, open_images
+from training.interruption import UnusableData
 from training.loading import RegionBatch, RegionDataset, StepBatches, build_loader, epoch_order
 from training.views import VIEW_RULES
 
@@ -237,8 +239,14 @@ def test_only_donors_that_are_needed_are_decoded(scenes: Path, share: float):
 def test_a_split_in_which_nothing_is_readable_ends_with_an_error(scenes: Path):
     for few in (set(), {7}):
         faulty = Faulty(open_images(scenes), pixels=set(range(24)) - few)
-        with pytest.raises(ValueError, match=r"none of 24 images in a row from number \d+ on .*\s.*is broken"):
+        with pytest.raises(UnusableData, match=r"none of 24 images in a row from number \d+ on .*\s.*is broken"):
             RegionDataset(faulty, ARGS, VIEWS)[(0, 0)]
+    plan = StepBatches(24, 6, last_step=1)
+    with pytest.raises(UnusableData) as told:
+        next(iter(build_loader(RegionDataset(faulty, ARGS, VIEWS), plan, 1, False)))
+    text = str(told.value)
+    traceback.clear_frames(told.tb)  # they keep the worker alive
+    assert "none of 24 images" in text and "Traceback" not in text
 
 
 def test_workers_tell_of_broken_images_too(pictures: Path):

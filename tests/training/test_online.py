@@ -168,6 +168,19 @@ def test_without_a_validation_split_queries_are_other_training_images(build, mod
     assert set(online.measure(model)) == LABELLED | WITHOUT_LABELS
 
 
+def test_a_validation_split_that_is_there_is_used_or_refused(build, write_data):
+    def spoil(rows):
+        objects = {"bbox": [[9.0, 9.0, -5.0, -5.0]], "category": [1], "area": [1.0], "iscrowd": [False]}
+        features = rows.features
+        wrong = rows.remove_columns("objects").add_column("objects", [objects] * len(rows)).cast(features)
+        return wrong if len(rows) < 20 else rows
+
+    with pytest.raises(ValueError, match=r"\[validation\]: 4 of 4 boxes in column objects are no regions"):
+        build(data=write_data(spoil))
+    proposals = write_data(lambda rows: rows.remove_columns("regions") if len(rows) < 20 else rows)
+    assert build(data=proposals, region_source="regions").describe()["queries"].startswith("validation: 4 images")
+
+
 @pytest.mark.parametrize("drop", ["category", "objects"])
 def test_without_classes_the_rest_is_measured(build, model, write_data, drop):
     def strip(rows):

@@ -104,6 +104,9 @@ def test_loss_ranges_follow_the_table_of_pairs(run_dir):
     assert "−6 would be full agreement" in text_of(run_dir)  # noqa: RUF001
     change(run_dir, recipe=recipe | {"depositioning_weight": 0.0})
     assert "−4 would be full agreement" in text_of(run_dir)  # noqa: RUF001
+    assert "about 0 by chance, −4 at full agreement" in text_of(run_dir)  # noqa: RUF001
+    change(run_dir, recipe=recipe | {"depositioning_weight": 0.0, "anchor_weight": 1.5})
+    assert "about −3 at the start, −7 at full agreement" in text_of(run_dir)  # noqa: RUF001
     change(run_dir, recipe=recipe | {"objective": "decoupling"}, terms=["decoupling"])
     text = text_of(run_dir)
     assert "−4 would be full agreement" in text  # noqa: RUF001
@@ -274,9 +277,14 @@ def test_measures_are_drawn_from_lines_of_their_own(run_dir):
 
 
 def test_without_classes_the_page_says_why_there_is_no_knn(run_dir):
-    change(run_dir, measured_on={**MEASURED_ON, "classes": 0, "chance": {}})
-    write(run_dir, log=[{"step": 0, "region_retrieval": 0.2}, log_line(5), {"step": 5, "region_retrieval": 0.3}])
+    asked = "other images of train, which training sees: 9 images, 20 regions"
+    change(run_dir, measured_on={**MEASURED_ON, "classes": 0, "chance": {}, "queries": asked})
+    write(run_dir, log=[{"step": 0, "region_retrieval": 0.0}, log_line(5), {"step": 5, "region_retrieval": 0.0}])
+    Image.new("RGB", (40, 20), "teal").save(run_dir / "neighbours.jpg")
     text = text_of(run_dir)
+    assert "Green:" not in text and "one per class" not in text and "held aside" not in text
+    found_again = write_report(run_dir).read_text().split("Regions found again")[1].split("</svg>")[0]
+    assert ">−1" not in found_again  # noqa: RUF001  a share of 0 is drawn on an axis from 0 to 1
     assert "There is no object k-NN: the data name no classes." in text
     assert "Regions found again" in text
     assert "name the right class" not in text
@@ -284,6 +292,7 @@ def test_without_classes_the_page_says_why_there_is_no_knn(run_dir):
 
 def test_sections_without_data_say_why(run_dir):
     text = text_of(run_dir)
+    assert "resumed never" in text
     assert "Nothing was measured on the way: the recipe's measure_steps is 0" in text
     assert "There is no neighbours.jpg" in text
     assert "no broken_images.jsonl names any" in text
@@ -292,7 +301,12 @@ def test_sections_without_data_say_why(run_dir):
 
 def test_neighbours_are_shown_and_must_be_a_picture(run_dir):
     Image.new("RGB", (40, 20), "teal").save(run_dir / "neighbours.jpg")
+    change(run_dir, resumed=[{"step": 40, "started": "2026-01-02T03:07:05+00:00"}])
     document = write_report(run_dir).read_text()
+    assert "2026-01-02 03:07:05 UTC at step 40" in document
+    assert (
+        "Green: the class" in document and "one per class" in document and "Regions of images held aside" in document
+    )
     assert document.count("data:image/jpeg;base64,") == 1
     (run_dir / "neighbours.jpg").write_bytes(b"\x89PNG")
     assert "neighbours.jpg is not a JPEG file" in text_of(run_dir)

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining, ResNetModel
 
 import modeling_decodepos  # noqa: F401  registers the Auto classes
@@ -20,6 +23,7 @@ from modeling_decodepos import DecodePosForPreTraining
 from tests.training.runs import ENVIRONMENT, ROOT, Make, command_line, run_command, run_here, small_run
 from training.checkpoints import saved_steps
 from training.finishing import compare_neighbours, look_before
+from training.images import open_images
 from training.interruption import EXIT_INTERRUPTED
 from training.online import build_online
 
@@ -86,8 +90,13 @@ def test_a_change_is_made_only_when_it_is_named(recipe_values: dict[str, Any], t
     changed = values | {"max_steps": 4, "cut_ratio_max": 0.5}
     said = str(run_here(changed | {"allow_change": "max_steps"}))
     assert "cut_ratio_max: 0.4 there, 0.5 now" in said and "max_steps:" not in said
-    assert "allow_change names cut_ratio_mxa" in str(run_here(changed | {"allow_change": "max_steps,cut_ratio_mxa"}))
+    said = str(run_here(changed | {"allow_change": "max_steps,cut_ratio_mxa"}))
+    assert "allow_change names cut_ratio_mxa" in said and "Did you mean 'cut_ratio_max'?" in said
+    first = json.loads((tmp_path / "run/run.json").read_text())
     assert run_here(changed | {"allow_change": "max_steps, cut_ratio_max"}) == 0
+    described = json.loads((tmp_path / "run/run.json").read_text())
+    assert "resumed" not in first and [again["step"] for again in described["resumed"]] == [2]
+    assert all(described[name] == first[name] for name in ("started", "command"))
     assert [line["step"] for line in log_of(tmp_path / "run")] == [1, 2, 3, 4]
 
 
@@ -208,6 +217,8 @@ def test_two_processes_that_were_killed_continue_as_if_they_had_not(
         done = run_command(values, *TWO, **cpu)
         assert done.returncode == 0, done.stderr[-3000:]
     assert weights_of(tmp_path / "straight") == weights_of(tmp_path / "stopped")
+    drawn = load_file(tmp_path / "stopped/checkpoints/step_0000008/random.safetensors")["cpu"]
+    assert not torch.equal(*drawn), "both processes would drop the same"
     # One process is another world: refused, unless it is named.
     (tmp_path / "stopped/run.json").unlink()
     assert "written by 2 processes, this run has 1" in str(run_here(stopped))
@@ -327,7 +338,10 @@ def test_log_lines_reach_tensorboard(recipe_values: dict[str, Any], tmp_path: Pa
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert run_here(recipe_values | {"tracker": "tensorboard", "max_steps": 3}) == 0
+    values = recipe_values | {"tracker": "tensorboard", "max_steps": 3, "save_steps": 2}
+    assert run_here(values) == 0
+    shutil.rmtree(Path(recipe_values["output_dir"]) / "checkpoints/step_0000003")
+    assert run_here(values) == 0  # step 3 once more
     folder = next(Path(recipe_values["output_dir"]).rglob("events.out*")).parent
     events = EventAccumulator(str(folder)).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
@@ -340,7 +354,7 @@ def test_the_launcher_of_the_readme_runs_two_processes(recipe_values: dict[str, 
         values, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", ACCELERATE_USE_CPU="true"
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 processes x 1 micro-batches x 4 images" in done.stdout
+    assert "2 processes x 1 micro-batch x 4 images" in done.stdout
     assert len((tmp_path / "two/log.jsonl").read_text().splitlines()) == 2
 
 
@@ -367,7 +381,7 @@ def test_a_run_on_a_plain_folder_with_a_broken_picture_and_a_cache(
     assert (run / "views.png").is_file()
     (line,) = (run / "broken_images.jsonl").read_text().splitlines()
     assert json.loads(line)["image_id"] == "a/02.jpg"
-    assert "1 more images cannot be read, 1 in all" in done.stdout
+    assert "1 more image cannot be read, 1 in all" in done.stdout
 
 
 def test_a_run_is_measured_from_its_first_step_to_its_last(recipe_values: dict[str, Any], tmp_path: Path):
@@ -427,5 +441,49 @@ def test_a_streamed_run_continues_exactly(recipe_values: dict[str, Any], tmp_pat
 def test_too_many_broken_images_stop_a_run(recipe_values: dict[str, Any], pictures: Path):
     for name in ("a/02.jpg", "a/04.jpg", "b/05.jpg"):
         (pictures / name).write_bytes(b"no picture")
-    said = str(run_here(recipe_values | {"data": pictures, "max_broken_share": 0.1}))
+    values = recipe_values | {"data": pictures, "max_broken_share": 0.1}
+    said = str(run_here(values))
     assert "of 12 images cannot be read, more than max_broken_share 0.1" in said
+    run = Path(recipe_values["output_dir"])
+    saved = [path.name for path in saved_steps(run / "checkpoints")]
+    assert saved == [f"step_{log_of(run)[-1]['step']:07d}"], "the step before the stop was not saved"
+    for name in ("a/02.jpg", "a/04.jpg"):
+        shutil.copy(pictures / "b/07.jpg", pictures / name)
+    said = str(run_here(values))
+    assert f"is not what {run}/checkpoints/{saved[0]} was trained on" in said and "--allow_change data" in said
+    before = json.loads((run / "run.json").read_text())["data"]["hash"]
+    assert f"data: {before} there, {open_images(pictures).fingerprint} now" in said
+    assert run_here(values | {"allow_change": "data"}) == 0
+    listed = [json.loads(line)["image_id"] for line in (run / "broken_images.jsonl").read_text().splitlines()]
+    assert listed == ["b/05.jpg"], "those that were repaired are still listed"
+
+
+def test_what_keeps_a_run_from_beginning_or_ending_is_told_in_a_line(
+    recipe_values: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    def asked_to_stop(*_: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    def full_disk(*_: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    values = recipe_values | {"max_steps": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr("training.pretrain.look_before", asked_to_stop)
+        assert run_here(values) == EXIT_INTERRUPTED
+        assert "the same command goes on" in capsys.readouterr().out
+    monkeypatch.setattr("training.pretrain.look_before", lambda *_: None)
+    with monkeypatch.context() as patch:
+        patch.setattr("training.finishing.export_backbone", asked_to_stop)
+        assert run_here(values) == EXIT_INTERRUPTED
+        patch.setattr("training.finishing.export_backbone", full_disk)
+        said = str(run_here(values))
+    assert "No space left" in said and "Make room, then run the same command" in said
+    described = json.loads((tmp_path / "run/run.json").read_text())
+    assert described["status"] == "stopped" and "No space left" in described["reason"]
+    assert run_here(values) == 0
+    described = json.loads((tmp_path / "run/run.json").read_text())
+    assert described["status"] == "finished" and "reason" not in described

@@ -132,6 +132,14 @@ def test_the_watchdog_stops_a_run_that_loses_what_it_began_with(checkpoints):
     assert "base_learning_rate" in text
 
 
+def test_a_watchdog_that_can_tell_no_fall_says_so(checkpoints):
+    for share, value, said in ((0.7, 0.0, True), (0.7, 0.003, True), (0.7, 0.5, False), (0.0, 0.0, False)):
+        line = KnnWatchdog(share, checkpoints).observe(0, {"object_knn": value, "measured_regions": 1000})
+        assert (f"nothing is watched: object_knn is {value:g} at the start" in str(line)) == said
+    line = KnnWatchdog(0.7, checkpoints).observe(0, {"position_r2": 0.5})
+    assert "there is no region_retrieval at the start" in line
+
+
 @pytest.mark.parametrize(
     ("names", "watched"),
     [
@@ -175,11 +183,11 @@ def test_a_watchdog_goes_on_from_its_state(checkpoints):
 
 def test_a_resumed_run_goes_on_counting_samples_that_could_not_move(make_recipe, tmp_path: Path):
     run, data = small_run(make_recipe(max_immobile_share=0.5))
-    first = Watch(run, len(data))
+    first = Watch(run, data.source, stop=None)
     first.observe({}, [True] * 6 + [False] * 2, [])
     run.state = json.loads(json.dumps(first.state()))
     run.step = 5
-    second = Watch(run, len(data))
+    second = Watch(run, data.source, stop=None)
     second.observe({}, [False] * 4, [])  # 6 of 12
     with pytest.raises(RunStopped, match="7 of 13 mixed samples"):
         second.observe({}, [False], [])
