@@ -1,4 +1,4 @@
-"""Annotated boxes that are of no use, and why: they are left out and counted."""
+"""Annotated boxes as they are found: in which format they are, and which of them are of no use."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 MALFORMED = "without four finite numbers as box"
 FLAT = "without area"
 OUTSIDE = "outside the image"
+BOX_FORMATS = ("xywh", "xyxy")
 _REASONS = ("", MALFORMED, FLAT, OUTSIDE)
 
 
@@ -41,3 +42,59 @@ def as_box(value: object) -> tuple[float, float, float, float]:
         x, y, w, h = value
         return float(x), float(y), float(w), float(h)
     return (np.nan,) * 4
+
+
+# ------------------------------------------------------------------------------------------------------------- formats
+
+
+def to_xywh(boxes: NDArray[np.float64], box_format: str) -> NDArray[np.float64]:
+    """Boxes (N, 4) as x, y, width, height."""
+    return boxes if box_format == "xywh" else np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def choose_box_format(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) -> str:
+    """Whether boxes are xywh or xyxy: as the wrong one, many of them are impossible.
+
+    Args:
+        boxes: (N, 4) of the data set.
+        sizes: (N, 2) width and height of the image of each; infinite where it is not known.
+    """
+    impossible = _impossible(boxes, sizes)
+    if not np.isfinite(boxes).all(axis=1).any():
+        return "xywh"  # there is nothing to choose for
+    likely, other = sorted(impossible, key=lambda name: impossible[name])
+    if impossible[likely] > 0.02 or impossible[other] < 0.05:
+        raise ValueError(
+            f"Boxes may be xywh ({impossible['xywh']:.1%} of them impossible) or xyxy ({impossible['xyxy']:.1%}). "
+            "Look at one of them and say --box-format xywh or xyxy."
+        )
+    return likely
+
+
+def check_xywh(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) -> None:
+    """Refuse boxes that are meant to be x, y, width, height in pixels and cannot be.
+
+    Args:
+        boxes: (N, 4) of the data set.
+        sizes: (N, 2) width and height of the image of each.
+    """
+    impossible = _impossible(boxes, sizes)
+    if impossible["xywh"] > 0.02 and impossible["xyxy"] <= 0.02:
+        raise ValueError(
+            f"{impossible['xywh']:.1%} of the boxes reach beyond their images if they are x, y, width, height, and "
+            f"{impossible['xyxy']:.1%} if they are x1, y1, x2, y2. Say --box-format xyxy, or correct them."
+        )
+
+
+def _impossible(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) -> dict[str, float]:
+    """Share of the boxes that each format would make reach beyond their image, or have no area."""
+    finite = np.isfinite(boxes).all(axis=1)
+    boxes, sizes = boxes[finite], sizes[finite]
+    if not len(boxes):
+        return dict.fromkeys(BOX_FORMATS, 0.0)
+    if (boxes >= 0).all() and (boxes <= 1).all():
+        raise ValueError("All boxes lie in [0, 1]: they are fractions of the image, expected pixels.")
+    beyond = np.maximum(1.0, 0.01 * sizes)  # px: rounding, and annotations that reach over the border
+    as_corners = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1) | (boxes[:, 2:] > sizes + beyond).any(axis=1)
+    as_sides = (boxes[:, :2] + boxes[:, 2:] > sizes + beyond).any(axis=1)
+    return {"xywh": float(as_sides.mean()), "xyxy": float(as_corners.mean())}

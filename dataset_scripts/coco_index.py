@@ -84,8 +84,7 @@ def index_annotations(path: Path) -> CocoIndex:
             numbers.append(bool(value.get("segmentation")))
             boxes.extend(as_box(value.get("bbox")))
         elif member.key == "categories":
-            categories = {_whole(c, "id", path): str(c.get("name")) for c in _listed(member, path)}
-            _check_names(categories, path)
+            categories = _categories(member, path)
         elif member.key == "licenses":
             licenses = {_whole(item, "id", path): _license(item) for item in _listed(member, path)}
 
@@ -161,7 +160,7 @@ def _fields(member: Member, path: Path, needed: tuple[str, ...]) -> dict[str, An
 
 def _whole(value: Mapping[str, Any], field: str, path: Path, where: str = "") -> int:
     number = value.get(field)
-    if not isinstance(number, int):
+    if not isinstance(number, int) or abs(number) >= 2**63:
         raise ValueError(f"{path}{where}: {field} is {number!r}, expected a whole number; it has {', '.join(value)}.")
     return number
 
@@ -172,10 +171,16 @@ def _listed(member: Member, path: Path) -> list[dict[str, Any]]:
     return member.value
 
 
-def _check_names(categories: Mapping[int, str], path: Path) -> None:
-    names = list(categories.values())
-    if double := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{path}: two categories are called {double[0]!r}; give each a name of its own.")
+def _categories(member: Member, path: Path) -> dict[int, str]:
+    categories: dict[int, str] = {}
+    for item in _listed(member, path):
+        number, name = _whole(item, "id", path), str(item.get("name"))
+        if number in categories:
+            raise ValueError(f"{path}: {categories[number]!r} and {name!r} both have the category id {number}.")
+        if name in categories.values():
+            raise ValueError(f"{path}: two categories are called {name!r}; give each a name of its own.")
+        categories[number] = name
+    return categories
 
 
 def _license(item: Mapping[str, Any]) -> str:

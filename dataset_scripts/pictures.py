@@ -22,6 +22,8 @@ from modeling_decodepos.schema import SEGMENTATION_IGNORE
 
 LARGEST_CLASS_COUNT = SEGMENTATION_IGNORE - 1  # a map has one byte per pixel, and 0 and 255 are taken
 
+PLACEHOLDER_CLASS = "object"  # the column contract wants a class name, also where nothing is annotated
+
 _ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -58,7 +60,7 @@ def read_picture(file: Path | bytes, name: str) -> Picture:
         data = file if isinstance(file, bytes) else file.read_bytes()
     except OSError as error:
         raise ValueError(f"{name} cannot be read: {error.strerror}.") from error
-    with _explained(name, f"{len(data)} bytes, beginning {data[:8]!r}"), Image.open(io.BytesIO(data)) as image:
+    with explained(name, f"{len(data)} bytes, beginning {data[:8]!r}"), Image.open(io.BytesIO(data)) as image:
         if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
             raise ValueError(f"mode {image.mode} (32 bits per value) has no known range; convert it to 8 or 16 bits")
         stored, orientation = _stored_size(image), _orientation(image)
@@ -66,6 +68,12 @@ def read_picture(file: Path | bytes, name: str) -> Picture:
         image.draft(image.mode, (1, 1))
         image.load()
     return Picture(data, name, stored, orientation)
+
+
+def header_size(path: Path, name: str) -> tuple[int, int]:
+    """Width and height of a file's picture when it is turned upright, from its header alone."""
+    with explained(name, "header"), Image.open(path) as image:
+        return upright_size(image)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -135,7 +143,8 @@ def printable(name: str) -> str:
 
 
 @contextmanager
-def _explained(name: str, what: str) -> Iterator[None]:
+def explained(name: str, what: str) -> Iterator[None]:
+    """Whatever goes wrong while a picture is opened or decoded becomes a ValueError that names it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata is no news; what matters becomes an error
         warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from . import coco, openimage_mini, scenes
+from . import coco, folder, imagefolder, openimage_mini, scenes, voc
 from .engines import ENGINES, Unfinished
 from .parquet import MANIFEST_NAME, RowFailed, Source, build_dataset, load_manifest
 from .proposals import PROVIDERS
@@ -32,7 +32,14 @@ class Builder(Protocol):
         """What to build, None if nothing is left to do; raises ValueError with the cure if it cannot be built."""
 
 
-BUILDERS: dict[str, Builder] = {"scenes": scenes, "openimage-mini": openimage_mini, "coco": coco}
+BUILDERS: dict[str, Builder] = {
+    "scenes": scenes,
+    "openimage-mini": openimage_mini,
+    "coco": coco,
+    "folder": folder,
+    "imagefolder": imagefolder,
+    "voc": voc,
+}
 
 
 def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
