@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from modeling_decodepos.schema import SCHEMA_VERSION, build_features
 
-from .proposals import add_regions, check_provider
+from .proposals import Proposals, add_regions, check_provider, recipe_of
 
 MANIFEST_NAME = "manifest.json"
 CARD_NAME = "README.md"
@@ -65,7 +65,7 @@ class Source:
         title: of the card.
         license: a Hub licence identifier, for the card.
         description: body of the card, Markdown.
-        proposals: the provider of `regions`.
+        proposals: the provider of `regions`, by name or with settings.
     """
 
     recipe: Mapping[str, Any]
@@ -75,7 +75,7 @@ class Source:
     title: str
     license: str
     description: str
-    proposals: str = "none"
+    proposals: str | Proposals = "none"
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -211,7 +211,7 @@ def build_dataset(
     check_provider(source.proposals)
     recipe = {
         **source.recipe,
-        "proposals": source.proposals,
+        "proposals": recipe_of(source.proposals),
         "rows_per_shard": rows_per_shard,
         "schema_version": SCHEMA_VERSION,
     }
@@ -336,7 +336,7 @@ def _count_row() -> None:
         _rows_done.value += 1
 
 
-def _row_with_regions(split: str, number: int, make_row: RowMaker, proposals: str) -> Row:
+def _row_with_regions(split: str, number: int, make_row: RowMaker, proposals: str | Proposals) -> Row:
     return add_regions(make_row(split, number), proposals)
 
 

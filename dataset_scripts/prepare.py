@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from . import scenes
+from . import regions, scenes
 from .parquet import Source, available_cores, build_dataset, load_manifest
-from .proposals import PROVIDERS
+from .proposals import PROVIDERS, Proposals
 
 
 class Builder(Protocol):
@@ -29,7 +29,7 @@ class Builder(Protocol):
         """What to build; raises ValueError with the cure if it cannot be built."""
 
 
-BUILDERS: dict[str, Builder] = {"scenes": scenes}
+BUILDERS: dict[str, Builder] = {"scenes": scenes, "regions": regions}
 
 
 def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +40,10 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="build anew over a folder of another recipe")
     parser.add_argument("--proposals", choices=tuple(PROVIDERS), default="none", help="where `regions` come from")
+    parser.add_argument(
+        "--proposals-cache", help="folder that keeps proposals, by image and settings, for other builds"
+    )
+    parser.add_argument("--mask-model", help="for --proposals masks: folder or Hub id of a SAM-type model")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _build(arguments: argparse.Namespace) -> None:
     source = BUILDERS[arguments.command].open_source(arguments)
-    source = dataclasses.replace(source, proposals=arguments.proposals)
+    proposals = Proposals(arguments.proposals, arguments.mask_model, arguments.proposals_cache)
+    source = dataclasses.replace(source, proposals=proposals)
     start = time.perf_counter()
     manifest = build_dataset(arguments.output, source, arguments.workers, overwrite=arguments.overwrite)
     seconds = time.perf_counter() - start
