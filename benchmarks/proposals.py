@@ -1,4 +1,4 @@
-"""Region proposals per core, ours against selective search of others: `python -m benchmarks.proposals --data FOLDER …`.
+"""Region proposals per core, ours against selective search of others: `python -m benchmarks.proposals --data FOLDER`.
 
 Every method gets an encoded photo and gives boxes, after SoCo's filter where it is a segmentation. The peers are the
 PyPI package `selectivesearch` 0.4 with SoCo's settings, which does what SoCo's own copy does, and the selective search
@@ -54,6 +54,7 @@ TARGETS = {"selective": 4.0, "selective_320": 15.0}
 class Photo:
     """An encoded photo, (N, 4) xywh boxes of its objects, and its map if it has one."""
 
+    image_id: str
     encoded: bytes
     width: int
     height: int
@@ -88,7 +89,13 @@ def _from_coco(folder: Path, annotations: Path) -> list[Photo]:
             boxes.setdefault(entry["image_id"], []).append(entry["bbox"])
     images = folder / annotations.stem.removeprefix("instances_")
     return [
-        Photo((images / i["file_name"]).read_bytes(), i["width"], i["height"], _array(boxes.get(i["id"], [])))
+        Photo(
+            str(i["id"]),
+            (images / i["file_name"]).read_bytes(),
+            i["width"],
+            i["height"],
+            _array(boxes.get(i["id"], [])),
+        )
         for i in content["images"]
     ]
 
@@ -96,13 +103,13 @@ def _from_coco(folder: Path, annotations: Path) -> list[Photo]:
 def _from_parquet(folder: Path, split: str) -> list[Photo]:
     photos = []
     for path in sorted(folder.glob(f"data/{split}-*.parquet")):
-        columns = ["image", "width", "height", "objects", "segmentation"]
+        columns = ["image", "image_id", "width", "height", "objects", "segmentation"]
         for row in pq.read_table(path, columns=columns).to_pylist():
             if row["segmentation"]:
                 objects = row["objects"]
                 boxes = [box for box, crowd in zip(objects["bbox"], objects["iscrowd"], strict=True) if not crowd]
                 encoded, encoded_map = row["image"]["bytes"], row["segmentation"]["bytes"]
-                photos.append(Photo(encoded, row["width"], row["height"], _array(boxes), encoded_map))
+                photos.append(Photo(row["image_id"], encoded, row["width"], row["height"], _array(boxes), encoded_map))
     return photos
 
 
@@ -116,7 +123,7 @@ def _array(boxes: Sequence[Sequence[float]]) -> np.ndarray:
 def our_boxes(photo: Photo, provider: str) -> np.ndarray:
     """Regions as `prepare` writes them."""
     row = {
-        "image_id": str(len(photo.encoded)),
+        "image_id": photo.image_id,
         "image": {"bytes": photo.encoded},
         "width": photo.width,
         "height": photo.height,
@@ -175,9 +182,14 @@ class Quality:
     unique: list[int]
 
     @property
+    def recalled(self) -> list[np.ndarray]:
+        """Per photo, whether some box overlaps each object by half."""
+        return [best >= RECALL_IOU for best in self.best]
+
+    @property
     def recall(self) -> float:
-        """Share of objects that some box overlaps by half."""
-        return float((np.concatenate(self.best) >= RECALL_IOU).mean())
+        """Share of such objects."""
+        return float(np.concatenate(self.recalled).mean())
 
     @property
     def share(self) -> float:
@@ -211,8 +223,9 @@ def difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], draws: 
     sums = np.array([[a.sum(), len(a), b.sum(), len(b)] for a, b in zip(ours, theirs, strict=True)], float)
     drawn = np.random.default_rng(0).integers(len(sums), size=(draws, len(sums)))
     totals = np.concatenate([sums.sum(axis=0)[None], sums[drawn].sum(axis=1)])
+    totals = totals[(totals[:, [1, 3]] > 0).all(axis=1)]  # of few photos, a draw may have no object at all
     differences = totals[:, 0] / totals[:, 1] - totals[:, 2] / totals[:, 3]
-    low, high = np.quantile(differences[1:], (0.025, 0.975))
+    low, high = np.quantile(differences, (0.025, 0.975))
     return Spread(float(differences[0]), float(low), float(high))
 
 
@@ -275,7 +288,7 @@ def _report(photos: Sequence[Photo], timed: int, rounds: int) -> dict[str, dict[
     print("\ndifference to the peer [95 % interval over photos]")
     differences = []
     for name, found in quality.items():
-        recall = difference(*([best >= RECALL_IOU for best in q.best] for q in (found, quality[PEER])))
+        recall = difference(found.recalled, quality[PEER].recalled)
         share = difference(found.on_object, quality[PEER].on_object)
         numbers[name] |= {"recall_difference": recall.median, "recall_difference_low": recall.low}
         differences.append((name, *(f"{d.median:+.3f} [{d.low:+.3f}..{d.high:+.3f}]" for d in (recall, share))))

@@ -8,7 +8,7 @@ same boxes.
 import dataclasses
 import hashlib
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,7 @@ def check_provider(proposals: str | Proposals) -> None:
         check_opencv()
 
 
+@lru_cache  # regions drawn while training come by name, image after image
 def as_proposals(proposals: str | Proposals) -> Proposals:
     """The settings behind a name, or the settings themselves."""
     return Proposals(proposals) if isinstance(proposals, str) else proposals
@@ -137,13 +138,15 @@ def recipe_of(proposals: str | Proposals) -> Any:
 
         from .selective import FAST, FULL, VERSION
 
-        settings = FAST if chosen.provider == "selective_320" else FULL
+        settings = {"settings": dataclasses.asdict(FULL)}
+        if chosen.provider == "selective_320":
+            settings |= {"settings_of_larger_images": dataclasses.asdict(FAST)}
         # Another release of OpenCV may draw other segments.
         return {
             "provider": chosen.provider,
             "version": VERSION,
             "opencv": cv2.__version__,
-            **dataclasses.asdict(settings),
+            **settings,
         }
     return chosen.provider
 

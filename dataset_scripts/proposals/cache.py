@@ -9,7 +9,7 @@ same thing write the same bytes. A damaged file counts as absent and is replaced
 import hashlib
 import io
 import json
-import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def _save(path: Path, regions: Regions) -> None:
     file = io.BytesIO()
     np.save(file, boxes if scores is None else np.concatenate([boxes, scores[:, None]], axis=1))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.write_bytes(hashlib.sha256(file.getvalue()).digest() + file.getvalue())
         temporary.replace(path)

@@ -25,12 +25,14 @@ VERSION = 1  # counts changes that give other boxes
 
 # SoCo's. 1024 px is more than COCO's longest side; it bounds time and memory on larger images.
 FULL = SegmentationSettings(side_limit_px=1024, scale=300.0, sigma=0.9, min_size=100)
-# About the same segments of an image of half the side.
+# About the same segments of an image of half the side. An image that is no larger than this is searched as it is.
 FAST = SegmentationSettings(side_limit_px=320, scale=150.0, sigma=0.9, min_size=30)
 
 
 def selective(picture: Picture, settings: SegmentationSettings) -> tuple[FloatArray, None]:
     """Boxes of segments and of everything merged from them."""
+    if max(picture.width, picture.height) <= settings.side_limit_px:
+        settings = FULL
     pixels = picture.pixels(settings.side_limit_px)
     return _kept(search(pixels, settings), pixels, picture), None
 
