@@ -109,7 +109,8 @@ def _from_parquet(folder: Path, split: str) -> list[Photo]:
                 objects = row["objects"]
                 boxes = [box for box, crowd in zip(objects["bbox"], objects["iscrowd"], strict=True) if not crowd]
                 encoded, encoded_map = row["image"]["bytes"], row["segmentation"]["bytes"]
-                photos.append(Photo(row["image_id"], encoded, row["width"], row["height"], _array(boxes), encoded_map))
+                size = row["width"], row["height"]
+                photos.append(Photo(str(row["image_id"]), encoded, *size, _array(boxes), encoded_map))
     return photos
 
 

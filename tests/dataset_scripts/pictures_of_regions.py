@@ -15,10 +15,27 @@ def encode(pixels, kind="PNG", **options) -> bytes:
 def shapes(width=240, height=180) -> np.ndarray:
     """Flat rectangles on a flat ground; the two halves of one object touch."""
     pixels = np.full((height, width, 3), 60, np.uint8)
-    pixels[40:140, 30:90] = (220, 40, 40)
-    pixels[40:140, 90:130] = (200, 70, 40)
+    pixels[40:140, 30:90] = (190, 60, 40)
+    pixels[40:140, 90:130] = (60, 150, 40)
     pixels[60:150, 160:225] = (40, 60, 230)
     return pixels
+
+
+def grainy(pixels, deviation=12, seed=0) -> np.ndarray:
+    """Like a photo: without grain, a segmenter takes the soft border of an object for a segment of its own."""
+    grain = np.random.default_rng(seed).normal(0, deviation, np.shape(pixels))
+    return (np.asarray(pixels, float) + grain).clip(0, 255).astype(np.uint8)
+
+
+def clutter(width=200, height=150, seed=0, rectangles=30) -> np.ndarray:
+    """Grainy rectangles, one over the other."""
+    rng = np.random.default_rng(seed)
+    pixels = np.full((height, width, 3), 90, np.uint8)
+    for _ in range(rectangles):
+        x1, x2 = sorted(rng.integers(0, width, 2))
+        y1, y2 = sorted(rng.integers(0, height, 2))
+        pixels[y1 : y2 + 1, x1 : x2 + 1] = rng.integers(40, 216, 3)
+    return grainy(pixels, seed=seed)
 
 
 def noise(width=200, height=150, seed=0) -> np.ndarray:

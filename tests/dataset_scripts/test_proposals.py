@@ -17,7 +17,7 @@ from dataset_scripts.proposals.map_masks import map_masks
 from dataset_scripts.proposals.picture import Picture
 from dataset_scripts.proposals.segments import segment_boxes, segment_image
 from dataset_scripts.proposals.selective import FULL
-from tests.dataset_scripts.pictures_of_regions import encode, noise, row, shapes
+from tests.dataset_scripts.pictures_of_regions import clutter, encode, grainy, noise, row, shapes
 
 ROOT = Path(__file__).parents[2]
 SEARCHES = ("selective", "selective_320", "felzenszwalb")
@@ -47,7 +47,8 @@ def overlap(boxes, wanted):
 
 def test_selective_finds_an_object_of_two_colours_that_no_segment_is():
     whole, alone = (30, 40, 100, 100), (160, 60, 65, 90)
-    found, segments = regions(shapes()), regions(shapes(), "felzenszwalb")
+    pixels = grainy(shapes())
+    found, segments = regions(pixels), regions(pixels, "felzenszwalb")
     assert overlap(found, whole).max() > 0.9
     assert overlap(found, alone).max() > 0.9
     assert overlap(segments, whole).max() < 0.7
@@ -55,7 +56,7 @@ def test_selective_finds_an_object_of_two_colours_that_no_segment_is():
 
 
 def test_selective_gives_each_box_once():
-    found = regions(noise())
+    found = regions(clutter())
     assert len(found) > 5
     assert len(np.unique(found, axis=0)) == len(found)
 
@@ -84,11 +85,11 @@ def test_grey_pictures_count_as_grey_colours():
 
 
 def test_the_fast_search_is_the_full_one_on_a_small_image():
-    small, large = noise(300, 200), noise(640, 480)
+    small, large = clutter(300, 200), clutter(640, 480)
     np.testing.assert_array_equal(regions(small, "selective_320"), regions(small))
     fast, full = regions(large, "selective_320"), regions(large)
     assert not np.array_equal(fast, full)
-    assert max(overlap(fast, box).max() for box in full) > 0.9  # in the same pixels
+    assert np.median([overlap(fast, box).max() for box in full]) > 0.85  # about the same, in the same pixels
 
 
 def test_ten_thousand_annotated_boxes():
@@ -183,7 +184,7 @@ found = [propose(name, 640, 480, [], np.random.default_rng(0), encoded)[0].tolis
          for name in ("selective", "selective_320", "felzenszwalb")]
 print(json.dumps(found))
 """
-    encoded = encode(noise(640, 480), "JPEG")
+    encoded = encode(clutter(640, 480), "JPEG")
     here = [propose(name, 640, 480, [], np.random.default_rng(0), encoded)[0].tolist() for name in SEARCHES]
     assert json.loads(in_new_process(script, encoded)) == here
 
