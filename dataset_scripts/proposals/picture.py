@@ -42,6 +42,17 @@ class Picture:
             raise ValueError("The image has no bytes, and this provider of proposals looks at its pixels.")
         scale = min(1.0, side_limit_px / max(self.width, self.height))
         size = max(1, round(self.width * scale)), max(1, round(self.height * scale))
+        try:
+            pixels = self._decoded(size)
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"The image cannot be decoded: {error}. Leave it out, or get a whole copy.") from error
+        if pixels.shape[1::-1] != size:
+            pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+        return pixels
+
+    def _decoded(self, size: tuple[int, int]) -> Pixels:
+        """(H, W, 3) RGB, upright, of at least the wanted size."""
+        assert self.encoded
         with Image.open(io.BytesIO(self.encoded)) as image:
             upright = _upright_size(image)
             turn = upright == (self.width, self.height)
@@ -49,18 +60,12 @@ class Picture:
                 raise ValueError(
                     f"The image is {upright[0]} x {upright[1]} px, but its row says {self.width} x {self.height}."
                 )
-            image.draft(
-                "RGB", size if upright == image.size or not turn else size[::-1]
-            )  # JPEG: halved while decoding
+            stored = size[::-1] if turn and upright != image.size else size
+            image.draft("RGB", stored)  # JPEG: halved while decoding
             small = ImageOps.exif_transpose(image) if turn else image
-            pixels: Pixels
             if small.mode.startswith("I;16"):  # Pillow would clip
-                pixels = np.repeat((np.asarray(small) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-            else:
-                pixels = np.array(small.convert("RGB"))
-        if pixels.shape[1::-1] != size:
-            pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-        return pixels
+                return np.repeat((np.asarray(small) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+            return np.array(small.convert("RGB"))
 
     def segmentation_map(self) -> Pixels | None:
         """(H, W) class of every pixel as the column `segmentation` has it, or None."""

@@ -56,13 +56,13 @@ def sam(tmp_path_factory):
 def test_masks_of_a_model_become_boxes_with_scores(sam, tmp_path):
     chosen = Proposals("masks", mask_model=sam, cache=str(tmp_path))
     check_provider(chosen)
-    entry = row(encode(noise(80, 50)), 80, 50)
+    entry = row(encode(noise(40, 25)), 40, 25)
     found = add_regions(entry, chosen)["regions"]
     boxes, scores = np.array(found["bbox"]), found["score"]
     assert len(boxes) == len(scores) >= 1
     assert scores == sorted(scores, reverse=True)
     assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] > 0).all()
-    assert (boxes[:, :2] + boxes[:, 2:] <= (80, 50)).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= (40, 25)).all()
     assert found["source"] == ["masks"] * len(boxes)
     _generator.cache_clear()
     assert add_regions(entry, chosen)["regions"] == found

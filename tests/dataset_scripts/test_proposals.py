@@ -225,6 +225,21 @@ def test_an_image_of_another_size_is_refused_by_name():
         propose("selective", 100, 50, [], np.random.default_rng(0))
 
 
+@pytest.mark.parametrize("provider", SEARCHES)
+def test_a_broken_image_is_refused_by_name(provider):
+    whole = encode(clutter(), "JPEG")
+    for broken in (whole[: len(whole) // 2], b"<html>404</html>"):
+        with pytest.raises(ValueError, match="cannot be decoded") as caught:
+            add_regions(row(broken, 200, 150), provider)
+        assert caught.value.__notes__ == ["This was image 'a'."]
+
+
+def test_a_picture_that_unpacks_to_far_too_much_is_refused_undecoded(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="cannot be decoded.*decompression bomb"):
+        add_regions(row(encode(shapes()), 240, 180), "selective")
+
+
 # --- maps
 
 

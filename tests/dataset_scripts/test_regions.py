@@ -1,5 +1,6 @@
 """A built folder again, with other regions."""
 
+import dataclasses
 import json
 
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ from datasets import load_dataset
 from dataset_scripts.check import check_dataset
 from dataset_scripts.parquet import build_dataset, load_manifest
 from dataset_scripts.prepare import main
+from dataset_scripts.proposals import Proposals
 from dataset_scripts.regions import regions_source
 from dataset_scripts.scenes import scenes_source
 
@@ -59,6 +61,17 @@ def test_a_cache_changes_no_byte(scenes, tmp_path):
     manifests = [load_manifest(tmp_path / name) for name in ("plain", "first", "second")]
     assert manifests[0]["data_sha256"] == manifests[1]["data_sha256"] == manifests[2]["data_sha256"]
     assert manifests[0]["recipe_sha256"] == manifests[1]["recipe_sha256"]
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_workers(scenes, tmp_path):
+    def build(name, workers, cache=None):
+        source = dataclasses.replace(regions_source(scenes), proposals=Proposals("selective", cache=cache))
+        build_dataset(tmp_path / name, source, workers, rows_per_shard=2)
+        return {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
+
+    one = build("one", 1)
+    assert len(one) == 8  # six shards, manifest, card
+    assert build("two", 2, cache=str(tmp_path / "cache")) == one
 
 
 def test_a_source_that_will_not_do_is_refused(scenes, tmp_path, capsys):
