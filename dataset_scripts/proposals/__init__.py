@@ -101,9 +101,8 @@ class Proposals:
             provider = partial(_model_masks, model=self.mask_model)
         if self.cache is None or not self.looks_at_pixels or not picture.encoded:
             return provider(picture)
-        # The size may be that of the stored pixels or of the upright ones.
-        recipe = [recipe_of(self), picture.width, picture.height]
-        return cached(Path(self.cache), recipe, picture.encoded, lambda: provider(picture))
+        size_px = picture.width, picture.height
+        return cached(Path(self.cache), recipe_of(self), picture.encoded, size_px, lambda: provider(picture))
 
 
 def check_provider(proposals: str | Proposals) -> None:

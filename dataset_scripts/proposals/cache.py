@@ -1,6 +1,8 @@
-"""Regions kept by what they depend on: the bytes of the image and the recipe of the provider.
+"""Regions kept by what they depend on: the recipe of the provider, the bytes of the image and its size as the row has it.
 
-    FOLDER/<hash of the recipe>/<two digits>/<hash of the image>    sha256 of the rest, then a .npy array
+    FOLDER/<hash of the recipe>/<two digits>/<hash of the image>-<size>    sha256 of the rest, then a .npy array
+
+The size may be that of the stored pixels or of the upright ones, and boxes are in the pixels of one of them.
 
 Any number of processes may share a folder: a file appears under its name only when it is whole, and two that find the
 same thing write the same bytes. A damaged file counts as absent and is replaced.
@@ -21,10 +23,12 @@ from .picture import FloatArray
 Regions = tuple[FloatArray, FloatArray | None]
 
 
-def cached(folder: Path, recipe: Any, image: bytes, compute: Callable[[], Regions]) -> Regions:
+def cached(
+    folder: Path, recipe: Any, image: bytes, size_px: tuple[int, int], compute: Callable[[], Regions]
+) -> Regions:
     """What `compute` gives, from the folder where it is there already."""
     kind = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-    name = hashlib.sha256(image).hexdigest()
+    name = "{}-{}x{}".format(hashlib.sha256(image).hexdigest(), *size_px)
     path = folder / kind / name[:2] / name
     known = _load(path)
     if known is not None:
