@@ -57,7 +57,9 @@ def test_it_runs_on_coco_and_ends_with_its_result(tmp_path, monkeypatch, capsys)
     annotations = [{"image_id": number, "bbox": [10, 10, 90, 80], "iscrowd": 0} for number in (1, 2)]
     content = {"images": images, "annotations": annotations}
     (tmp_path / "annotations" / "instances_photos.json").write_text(json.dumps(content))
-    monkeypatch.setattr(benchmarks.proposals, "package_boxes", lambda photo: photo.objects)  # the peer is not installed
+    monkeypatch.setattr(
+        benchmarks.proposals, "package_boxes", lambda photo: photo.objects
+    )  # the peer is not installed
     options = ["--data", str(tmp_path), "--timed", "1", "--rounds", "1"]
     monkeypatch.setattr("sys.argv", ["benchmark", *options])
     threads = torch.get_num_threads()

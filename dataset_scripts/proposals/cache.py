@@ -1,4 +1,4 @@
-"""Regions kept by what they depend on: the recipe of the provider, the bytes of the image and its size as the row has it.
+"""Regions kept by what they depend on: the recipe of the provider, the bytes of the image, its size as the row has it.
 
     FOLDER/<hash of the recipe>/<two digits>/<hash of the image>-<size>    sha256 of the rest, then a .npy array
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,8 +12,8 @@ from datasets import load_dataset
 
 from dataset_scripts.check import check_dataset
 from dataset_scripts.parquet import build_dataset, load_manifest
-from dataset_scripts.prepare import main
-from dataset_scripts.proposals import Proposals
+from dataset_scripts.prepare import _parser, main
+from dataset_scripts.proposals import PROVIDERS, Proposals
 from dataset_scripts.regions import regions_source
 from dataset_scripts.scenes import scenes_source
 
@@ -96,3 +99,14 @@ def test_a_mask_model_goes_with_masks_only(tmp_path, capsys):
     command = ["scenes", "--output", str(tmp_path / "x"), "--proposals", "grid", "--mask-model", "y"]
     assert main(command) == 2
     assert "it is for masks alone" in capsys.readouterr().err
+
+
+def test_the_page_on_regions_names_every_provider_and_types_what_exists():
+    page = (Path(__file__).parents[2] / "docs" / "regions.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \| [^\d]", page, re.MULTILINE)) >= set(PROVIDERS)
+    commands = [line for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    assert len(commands) >= 3
+    for command in commands:
+        python, _, module, *arguments = shlex.split(command)
+        assert (python, module) == ("python", "dataset_scripts.prepare")
+        _parser().parse_args(arguments)
