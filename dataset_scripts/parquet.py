@@ -31,7 +31,7 @@ from modeling_decodepos.schema import SCHEMA_VERSION, build_features
 
 from .engines import ENGINES, Count, Unfinished
 from .files import DISK_FULL, LOCK_NAME, file_sha256, lock_folder, name_finished, temporary_for, write_text
-from .proposals import add_regions, check_provider
+from .proposals import Proposals, add_regions, check_provider, recipe_of
 
 MANIFEST_NAME = "manifest.json"
 CARD_NAME = "README.md"
@@ -72,7 +72,7 @@ class Source:
         title: of the card.
         license: a Hub licence identifier, or several, for the card.
         description: body of the card, Markdown.
-        proposals: the provider of `regions`.
+        proposals: the provider of `regions`, by name or with settings.
         tiers: further configurations by name: how many rows of each split, from the first on, belong to it.
         extra_files: further text files of the folder, by name.
     """
@@ -84,7 +84,7 @@ class Source:
     title: str
     license: str | list[str]
     description: str
-    proposals: str = "none"
+    proposals: str | Proposals = "none"
     tiers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     extra_files: Mapping[str, str] = field(default_factory=dict)
 
@@ -204,7 +204,7 @@ def build_dataset(
     check_provider(source.proposals)
     recipe = {
         **source.recipe,
-        "proposals": source.proposals,
+        "proposals": recipe_of(source.proposals),
         "rows_per_shard": rows_per_shard,
         "schema_version": SCHEMA_VERSION,
     }
@@ -287,6 +287,7 @@ def _open_folder(folder: Path, source: Source, recipe: Mapping[str, Any], overwr
         "versions": {name: version(name) for name in ("datasets", "numpy", "pillow", "pyarrow")},
         "splits": {split: rows for split, rows in source.splits.items() if rows},
         "class_names": list(source.class_names),
+        "tiers": {name: dict(tier) for name, tier in source.tiers.items()},
         "files": {},
     }
     if folder.exists() and not folder.is_dir():
@@ -336,7 +337,7 @@ def _kept_shards(folder: Path, manifest: Mapping[str, Any], shards: Sequence[Sha
     return kept
 
 
-def _row_with_regions(split: str, number: int, make_row: RowMaker, proposals: str) -> Row:
+def _row_with_regions(split: str, number: int, make_row: RowMaker, proposals: str | Proposals) -> Row:
     return add_regions(make_row(split, number), proposals)
 
 

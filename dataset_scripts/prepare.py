@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from . import coco, folder, imagefolder, openimage_mini, scenes, voc
+from . import coco, folder, imagefolder, openimage_mini, regions, scenes, voc
 from .engines import ENGINES, Unfinished
 from .parquet import MANIFEST_NAME, RowFailed, Source, build_dataset, load_manifest
-from .proposals import PROVIDERS
+from .proposals import PROVIDERS, Proposals
 
 
 class Builder(Protocol):
@@ -39,6 +39,7 @@ BUILDERS: dict[str, Builder] = {
     "folder": folder,
     "imagefolder": imagefolder,
     "voc": voc,
+    "regions": regions,
 }
 
 
@@ -56,6 +57,10 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="build anew over a folder of another recipe")
     parser.add_argument("--proposals", choices=tuple(PROVIDERS), default="none", help="where `regions` come from")
+    parser.add_argument(
+        "--proposals-cache", help="folder that keeps proposals, by image and settings, for other builds"
+    )
+    parser.add_argument("--mask-model", help="for --proposals masks: folder or Hub id of a SAM-type model")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,7 +83,8 @@ def _build(arguments: argparse.Namespace) -> None:
     source = BUILDERS[arguments.command].open_source(arguments)
     if source is None:
         return
-    source = dataclasses.replace(source, proposals=arguments.proposals)
+    proposals = Proposals(arguments.proposals, arguments.mask_model, arguments.proposals_cache)
+    source = dataclasses.replace(source, proposals=proposals)
     start = time.perf_counter()
     manifest = build_dataset(
         arguments.output, source, arguments.workers, overwrite=arguments.overwrite, engine=arguments.engine

@@ -1,0 +1,62 @@
+"""Regions kept by what they depend on: the recipe of the provider, the bytes of the image, its size as the row has it.
+
+    FOLDER/<hash of the recipe>/<two digits>/<hash of the image>-<size>    sha256 of the rest, then a .npy array
+
+The size may be that of the stored pixels or of the upright ones, and boxes are in the pixels of one of them.
+
+Any number of processes may share a folder: a file appears under its name only when it is whole, and two that find the
+same thing write the same bytes. A damaged file counts as absent and is replaced.
+"""
+
+import hashlib
+import io
+import json
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .picture import FloatArray
+
+Regions = tuple[FloatArray, FloatArray | None]
+
+
+def cached(
+    folder: Path, recipe: Any, image: bytes, size_px: tuple[int, int], compute: Callable[[], Regions]
+) -> Regions:
+    """What `compute` gives, from the folder where it is there already."""
+    kind = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    name = "{}-{}x{}".format(hashlib.sha256(image).hexdigest(), *size_px)
+    path = folder / kind / name[:2] / name
+    known = _load(path)
+    if known is not None:
+        return known
+    regions = compute()
+    _save(path, regions)
+    return regions
+
+
+def _load(path: Path) -> Regions | None:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if hashlib.sha256(data[32:]).digest() != data[:32]:
+        return None
+    columns = np.load(io.BytesIO(data[32:]), allow_pickle=False)
+    return columns[:, :4], columns[:, 4] if columns.shape[1] == 5 else None
+
+
+def _save(path: Path, regions: Regions) -> None:
+    boxes, scores = regions
+    file = io.BytesIO()
+    np.save(file, boxes if scores is None else np.concatenate([boxes, scores[:, None]], axis=1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_bytes(hashlib.sha256(file.getvalue()).digest() + file.getvalue())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

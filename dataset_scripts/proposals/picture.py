@@ -1,0 +1,85 @@
+"""What a provider may look at: the size of an image, and, only if it asks, the pixels."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+FloatArray = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of a data set. Nothing is decoded before a method is called.
+
+    Attributes:
+        width: In pixels.
+        height: In pixels.
+        annotated: (N, 4) xywh boxes of its annotations, in pixels.
+        rng: Source of all randomness.
+        encoded: The file, or None where it is not at hand.
+        encoded_map: The file of its segmentation map, or None.
+    """
+
+    width: int
+    height: int
+    annotated: FloatArray
+    rng: np.random.Generator
+    encoded: bytes | None = None
+    encoded_map: bytes | None = None
+
+    def pixels(self, side_limit_px: int) -> Pixels:
+        """(H, W, 3) RGB, upright, shrunk so that no side is longer than the limit.
+
+        A JPEG much larger than the limit is never decoded at its full size.
+        """
+        import cv2  # the providers that need no pixels go without it
+
+        if not self.encoded:
+            raise ValueError("The image has no bytes, and this provider of proposals looks at its pixels.")
+        scale = min(1.0, side_limit_px / max(self.width, self.height))
+        size = max(1, round(self.width * scale)), max(1, round(self.height * scale))
+        try:
+            pixels = self._decoded(size)
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"The image cannot be decoded: {error}. Leave it out, or get a whole copy.") from error
+        if pixels.shape[1::-1] != size:
+            pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+        return pixels
+
+    def _decoded(self, size: tuple[int, int]) -> Pixels:
+        """(H, W, 3) RGB, upright, of at least the wanted size."""
+        assert self.encoded
+        with Image.open(io.BytesIO(self.encoded)) as image:
+            upright = _upright_size(image)
+            turn = upright == (self.width, self.height)
+            if not turn and image.size != (self.width, self.height):
+                raise ValueError(
+                    f"The image is {upright[0]} x {upright[1]} px, but its row says {self.width} x {self.height}."
+                )
+            stored = size[::-1] if turn and upright != image.size else size
+            image.draft("RGB", stored)  # JPEG: halved while decoding
+            small = ImageOps.exif_transpose(image) if turn else image
+            if small.mode.startswith("I;16"):  # Pillow would clip
+                return np.repeat((np.asarray(small) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+            return np.array(small.convert("RGB"))
+
+    def segmentation_map(self) -> Pixels | None:
+        """(H, W) class of every pixel as the column `segmentation` has it, or None."""
+        if not self.encoded_map:
+            return None
+        with Image.open(io.BytesIO(self.encoded_map)) as image:
+            if image.mode not in ("L", "P") or image.size != (self.width, self.height):
+                raise ValueError(
+                    f"The segmentation map has mode {image.mode} and {image.width} x {image.height} px, expected one "
+                    f"8-bit channel of {self.width} x {self.height} px."
+                )
+            return np.array(image)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (width, height)
