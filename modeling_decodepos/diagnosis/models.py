@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import cached_file
 
 from ..configuration_decodepos import DecodePosConfig
-from ..modeling_decodepos import DecodePosModel
+from ..modeling_decodepos import DecodePosModel, is_map_norm
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, for models that name none
 
@@ -149,15 +149,23 @@ def _load_config(name: str) -> Any:
 def _load_weights(name: str) -> PreTrainedModel:
     config = _load_config(name)
     if isinstance(config, DecodePosConfig):
-        return DecodePosModel.from_pretrained(name).backbone
+        trained = DecodePosModel.from_pretrained(name).backbone
+        whole = _build_random(config.backbone_config, 0)  # with every stage among its maps
+        whole.load_state_dict(trained.state_dict(), strict=False)
+        return whole
     classes: Any = _backbone_class(config)
     try:
-        return classes.from_pretrained(name, config=config)
+        model, report = classes.from_pretrained(name, config=config, output_loading_info=True)
     except OSError as error:
         raise FileNotFoundError(
             f"model {name!r} has a config.json but no weights that can be read ({str(error).splitlines()[0]}). For the "
             f"architecture with random weights, ask for random:{name}."
         ) from error
+    # Norms of maps exist in backbone classes only, and poolers are not asked.
+    missing = sorted(key for key in report["missing_keys"] if not is_map_norm(key) and "pooler" not in key)
+    if missing:
+        raise ValueError(f"{name} lacks {len(missing)} weights of its {type(model).__name__}, first {missing[0]}.")
+    return model
 
 
 def _backbone_class(config: Any) -> Any:
@@ -173,7 +181,7 @@ def _build_random(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if isinstance(config, DecodePosConfig):
-            return DecodePosModel(config).backbone
+            config = copy.deepcopy(config.backbone_config)
         builder: Any = _backbone_class(config)
         return builder.from_config(config) if builder is AutoModel else builder(config)
 
