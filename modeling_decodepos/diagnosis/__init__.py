@@ -4,6 +4,7 @@ The functions named here first take features as rows (N, D), one per region, and
 A collapsed embedding gives the number of chance, or NaN or None where there is nothing to divide, never a find.
 """
 
+import importlib
 from typing import Any
 
 from .context import ContextLeak, context_leak
@@ -29,19 +30,11 @@ __all__ = [
 ]
 
 
+_LATER = {"diagnose": "run", "load_debias": "debias", "load_model": "models"}
+
+
 def __getattr__(name: str) -> Any:
     """What loads models comes when it is asked for: who measures features needs none of it."""
-    if name == "diagnose":
-        from .diagnose import diagnose
-
-        globals()[name] = diagnose  # the function, where importing its module has put the module
-        return diagnose
-    if name == "load_debias":
-        from .debias import load_debias
-
-        return load_debias
-    if name == "load_model":
-        from .models import load_model
-
-        return load_model
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)

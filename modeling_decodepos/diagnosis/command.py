@@ -16,8 +16,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="decodepos-diagnose",
-        description="How much position and surroundings are in a vision backbone's features, next to random weights of "
-        "the same architecture and plain image statistics. Writes report.html, report.json and figures.",
+        description="How much position and surroundings are in a vision backbone's features, next to random "
+        "weights of the same architecture and plain image statistics. Writes report.html, report.json and figures.",
         epilog="measures: " + "; ".join(f"{name} ({text.partition(':')[0]})" for name, text in MEASURES.items()),
     )
     parser.add_argument(
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         choose_measures(args.measures)
         import transformers
 
-        from .diagnose import diagnose
+        from .run import diagnose
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()

@@ -2,9 +2,9 @@
 
     x -> x - V Vᵀ (x - mean)
 
-V are the first k singular directions of the mean feature at each place. k is chosen on the gallery: the one that lowers
-what can be read of the place most, of those that cost object k-NN there no more than one standard error. If none helps,
-k is 0 and the layer is the identity.
+V are the first k singular directions of the mean feature at each place. k is chosen on the gallery: the one that
+lowers what can be read of the place most, of those that cost object k-NN there no more than one standard error. If
+none helps, k is 0 and the layer is the identity.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ def load_debias(path: Path | str) -> nn.Conv2d:
     """
     with safe_open(path, framework="pt") as file:
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    layer = nn.Conv2d(*reversed(tensors["weight"].shape[:2]), 1)
+    channels = len(tensors["bias"])
+    layer = nn.Conv2d(channels, channels, 1)
     layer.load_state_dict(tensors)
     return layer.requires_grad_(False)

@@ -110,8 +110,8 @@ def pool_boxes(feature_map: Tensor, boxes: list[Tensor]) -> Tensor:
 
 def coarsen(feature_map: Tensor) -> Tensor:
     """The map averaged to at most `LARGEST_GRID` cells per side; by whole cells where its sides allow."""
-    grid = [_coarse_side(side) for side in feature_map.shape[2:]]
-    if tuple(grid) == tuple(feature_map.shape[2:]):
+    grid = (_coarse_side(feature_map.shape[2]), _coarse_side(feature_map.shape[3]))
+    if grid == tuple(feature_map.shape[2:]):
         return feature_map
     return F.adaptive_avg_pool2d(feature_map, grid)
 
@@ -125,9 +125,7 @@ def _coarse_side(side: int) -> int:
 def cell_centres(grid: tuple[int, int]) -> Tensor:
     """(L, 2) x and y of the cells, in [0, 1]."""
     height, width = grid
-    y, x = torch.meshgrid(
-        (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij"
-    )
+    y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], 1)
 
 

@@ -20,7 +20,7 @@ from .place import Subspace
 from .probe_data import ProbeData
 
 if TYPE_CHECKING:
-    from .diagnose import ModelResult
+    from .run import ModelResult
 
 _SCALE = 2  # drawn for screens with two pixels per CSS pixel
 _TILE, _GAP, _LEFT, _TOP, _CAPTION = 148, 8, 150, 30, 22

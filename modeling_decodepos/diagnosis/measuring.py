@@ -175,9 +175,7 @@ def measure(
     if "influence" in wanted and data.swaps is not None:
         chosen = slice(0, INFLUENCES)
         pixels = data.queries.pixels[data.swaps.images[chosen]]
-        shares, asked.gradients = measure_influence(
-            model, pixels, data.swaps.boxes[chosen], seed=data.seed, tick=tick
-        )
+        shares, asked.gradients = measure_influence(model, pixels, data.swaps.boxes[chosen], seed=data.seed, tick=tick)
         for result, share in zip(results, shares, strict=True):
             result.numbers["influence_outside"] = share
     if "border" in wanted and not control and model.is_cnn:
@@ -208,9 +206,7 @@ def _ask(model: FeatureModel, data: ProbeData, wanted: Sequence[str], tick: Tick
 
 def _positions(asked: Asked, number: int, seed: int) -> dict[str, Estimate]:
     queries = asked.queries[number]
-    found = {
-        "position_natural": probe_position(asked.gallery[number].cells, queries.cells, queries.grid, seed=seed)
-    }
+    found = {"position_natural": probe_position(asked.gallery[number].cells, queries.cells, queries.grid, seed=seed)}
     for name, features in (("position_noise", asked.noise[number]), ("position_blank", asked.blank[number])):
         found[name] = probe_halves(features, seed)
     return found
@@ -295,7 +291,16 @@ def measure_debias(
                 )
             ]
 
-        cleaned = Asked(*(clean(features) for features in _parts(asked)))
+        cleaned = Asked(
+            gallery=clean(asked.gallery),
+            queries=clean(asked.queries),
+            surroundings=clean(asked.surroundings),
+            content=clean(asked.content),
+            moved=clean(asked.moved),
+            placed=clean(asked.placed),
+            noise=clean(asked.noise),
+            blank=clean(asked.blank),
+        )
         numbers = _about_objects(cleaned, 0, data, ("context", "object_knn"))
         if cleaned.blank:
             numbers = _positions(cleaned, 0, data.seed) | numbers
@@ -306,13 +311,6 @@ def measure_debias(
         sides.append(numbers)
     before, after = sides
     return {key: (before[key], after[key]) for key in before if key in BY_KEY}
-
-
-def _parts(asked: Asked) -> list[list[StageFeatures]]:
-    return [
-        asked.gallery, asked.queries, asked.surroundings, asked.content,
-        asked.moved, asked.placed, asked.noise, asked.blank,
-    ]  # fmt: skip
 
 
 def _exchange_padding(model: FeatureModel, data: ProbeData, results: list[StageResult], tick: Tick) -> None:
@@ -345,13 +343,10 @@ def pool_results(repeats: list[list[StageResult]]) -> list[StageResult]:
     for number, result in enumerate(first):
         others = [results[number] for results in repeats]
         result.numbers = {
-            key: pool_seeds([other.numbers[key] for other in others if key in other.numbers])
-            for key in result.numbers
+            key: pool_seeds([other.numbers[key] for other in others if key in other.numbers]) for key in result.numbers
         }
         rings = [other.border for other in others]
         result.border = [pool_seeds(list(ring)) for ring in zip(*rings, strict=True)]
         verdicts = {other.verdict for other in others}
         result.verdict = next((verdict for verdict in ("collapsed", "content-blind") if verdict in verdicts), "ok")
     return first
-
-

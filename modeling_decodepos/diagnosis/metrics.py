@@ -68,7 +68,8 @@ METRICS = (
     ),
     Metric(
         "subspace_size", "subspace", "Positional directions", "positional-subspace/1", None, "neither",
-        "Directions that hold 95 % of what the place alone explains. Few directions are easily removed.", percent=False,
+        "Directions that hold 95 % of what the place alone explains. Few directions are easily removed.",
+        percent=False,
     ),
     Metric(
         "content_wins", "retrieval", "Same object elsewhere is nearer", "place-or-content/1", 0.5, "higher",

@@ -1,6 +1,6 @@
 """Any vision network as a function from pictures to one feature map per stage.
 
-    load_model("facebook/dinov2-small")        a Hub id, or a local folder, of any backbone or vision model in transformers
+    load_model("facebook/dinov2-small")        a Hub id, or a folder, of any backbone or vision model in transformers
     load_model("random:FOLDER_OR_ID")          the same architecture with fresh weights
     load_model("timm:resnet50")                where timm can be imported
     load_model("package.module:function")      anything callable: (B, 3, H, W) to (B, C, h, w), or a list of such maps
@@ -15,14 +15,14 @@ import importlib
 import inspect
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import cached_file
 
@@ -59,7 +59,7 @@ class FeatureModel:
     mean: tuple[float, ...] = IMAGE_MEAN
     std: tuple[float, ...] = IMAGE_STD
     note: str = ""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def is_cnn(self) -> bool:
@@ -158,8 +158,8 @@ def _load_weights(name: str) -> PreTrainedModel:
         model, report = classes.from_pretrained(name, config=config, output_loading_info=True)
     except OSError as error:
         raise FileNotFoundError(
-            f"model {name!r} has a config.json but no weights that can be read ({str(error).splitlines()[0]}). For the "
-            f"architecture with random weights, ask for random:{name}."
+            f"model {name!r} has a config.json but no weights that can be read ({str(error).splitlines()[0]}). For "
+            f"the architecture with random weights, ask for random:{name}."
         ) from error
     # Norms of maps exist in backbone classes only, and poolers are not asked.
     missing = sorted(key for key in report["missing_keys"] if not is_map_norm(key) and "pooler" not in key)
@@ -176,7 +176,7 @@ def _backbone_class(config: Any) -> Any:
     return MODEL_FOR_BACKBONE_MAPPING[type(config)]
 
 
-def _build_random(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+def _build_random(config: Any, seed: int) -> PreTrainedModel:
     config = copy.deepcopy(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -366,9 +366,9 @@ def _reset_copy(
         other = copy.deepcopy(module)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for layer in other.modules():
-                if hasattr(layer, "reset_parameters"):
-                    layer.reset_parameters()
+            resets: list[Any] = [layer for layer in other.modules() if hasattr(layer, "reset_parameters")]
+            for layer in resets:
+                layer.reset_parameters()
         return _wrap_callable(other, f"{name}, random weights", size_px, device)
 
     return fresh

@@ -50,7 +50,9 @@ def build_photo_data(source: str, images: int, size_px: int, seed: int, objects:
     first = splits.get("train") or next(iter(splits.values()))
     held_out = next((splits[name] for name in ("validation", "val", "test") if name in splits), None)
     notes = []
-    photos = _read(source, first, rng, images if held_out is not None and held_out is not first else 2 * images, size_px)
+    photos = _read(
+        source, first, rng, images if held_out is not None and held_out is not first else 2 * images, size_px
+    )
     if held_out is not None and held_out is not first:
         asked = _read(source, held_out, rng, images, size_px)
     else:
@@ -131,8 +133,9 @@ def _download(source: str) -> list[Path]:
         return [Path(hf_hub_download(source, name, repo_type="dataset")) for name in by_split.values()]
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         raise FileNotFoundError(
-            f"--data {source}: no such folder, and it cannot be had from the Hub as a data set ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}). Use scenes, which needs no download, or a local folder."
+            f"--data {source}: no such folder, and it cannot be had from the Hub as a data set "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). Use scenes, which needs no "
+            "download, or a local folder."
         ) from error
 
 

@@ -26,16 +26,16 @@ from ..page import (
     picture,
     table,
 )
-from .diagnose import Diagnosis, ModelResult
 from .estimates import Estimate
 from .figures import draw_blank_pages, draw_directions, draw_influence, draw_swaps
 from .measuring import StageResult
 from .metrics import BY_KEY, EXTRA_PROTOCOLS, MEASURES, METRICS, Metric
 from .padding import PADDING_MODES
+from .run import Diagnosis, ModelResult
 
 VERDICTS = {
-    "collapsed": "Collapsed: its features are all alike (or lie on one line), whatever is shown. It is not unbiased, it "
-    "is empty; the numbers below say nothing about it.",
+    "collapsed": "Collapsed: its features are all alike (or lie on one line), whatever is shown. It is not unbiased, "
+    "it is empty; the numbers below say nothing about it.",
     "content-blind": "Content-blind: its features are the same whatever is shown, and differ between places only. "
     "Everything it says is position.",
 }
@@ -44,9 +44,9 @@ _FIGURES: tuple[tuple[str, str, str, Callable[[Diagnosis], Image.Image | None], 
     (
         "blank_pages", "position", "What a blank page looks like to the network",
         lambda found: draw_blank_pages(found.models),
-        "Every page is of one colour, so every place looks the same. Bright cells are those that the network describes "
-        "differently all the same. The percentage is the mean deviation, relative to the feature's length; colours "
-        "run from none to the most of each tile.",
+        "Every page is of one colour, so every place looks the same. Bright cells are those that the network "
+        "describes differently all the same. The percentage is the mean deviation, relative to the feature's length; "
+        "colours run from none to the most of each tile.",
     ),
     (
         "swaps", "context", "The exchanges",
@@ -107,16 +107,16 @@ def build_page(diagnosis: Diagnosis, figures: dict[str, Html], layers: Sequence[
     names = ", ".join(model.name for model in diagnosis.models)
     settings = diagnosis.settings
     status = (
-        f"{settings['data']} · {settings['images']} pictures asked about, {settings['gallery_images']} to learn from · "
-        f"{settings['picture_size_px']} px · seed {settings['seed']}"
+        f"{settings['data']} · {settings['images']} pictures asked about, {settings['gallery_images']} to learn "
+        f"from · {settings['picture_size_px']} px · seed {settings['seed']}"
         + (f", {settings['seeds']} repetitions" if settings["seeds"] > 1 else "")
     )
     lead = [
         markup('<p class="status">{}</p>', status),
         markup(
             "<p>How much of a feature is <em>what</em> is there, and how much is <em>where</em> it is and what is "
-            "<em>around</em> it. No number stands alone: each has the same architecture with random weights, and plain "
-            "colour and edge statistics, beside it.</p>"
+            "<em>around</em> it. No number stands alone: each has the same architecture with random weights, and "
+            "plain colour and edge statistics, beside it.</p>"
         ),
     ]
     for model in diagnosis.models:
@@ -182,9 +182,7 @@ def _knn_change(stage: StageResult) -> str:
     if not (clean and context and moved) or None in (clean.value, context.value, moved.value) or not clean.value:
         return ""
     assert context.value is not None and moved.value is not None
-    return (
-        f"In other surroundings that becomes {context.value:.0%}, in another place {moved.value:.0%}."
-    )
+    return f"In other surroundings that becomes {context.value:.0%}, in another place {moved.value:.0%}."
 
 
 def write(value: float | None, metric: Metric) -> str:
@@ -236,14 +234,14 @@ def _glance(diagnosis: Diagnosis) -> Html:
     without = [model.name for model in diagnosis.models if model.random is None]
     if without:
         parts.append(
-            message(f"No random weights beside {', '.join(without)}: how to draw them anew is not known for a function.")
+            message(
+                f"No random weights beside {', '.join(without)}: how to draw them anew is not known for a function."
+            )
         )
     return join(parts)
 
 
-def _section(
-    diagnosis: Diagnosis, measure: str, question: str, figure: Html | None, layers: Sequence[str]
-) -> Html:
+def _section(diagnosis: Diagnosis, measure: str, question: str, figure: Html | None, layers: Sequence[str]) -> Html:
     parts: list[Html] = [markup("<p>{}</p>", question[:1].upper() + question[1:])]
     if measure in diagnosis.skipped:
         return join([*parts, message(f"Not measured: {diagnosis.skipped[measure]}.")])
@@ -440,9 +438,9 @@ def _subspace_parts(diagnosis: Diagnosis) -> list[Html]:
 def _debias_parts(diagnosis: Diagnosis, layers: Sequence[str]) -> list[Html]:
     parts: list[Html] = [
         markup(
-            "<p>The strongest positional directions of the last stage are projected out; how many, the gallery decides: "
-            "as much position as can go without costing object k-NN there more than one standard error. What follows "
-            "was measured on other pictures.</p>"
+            "<p>The strongest positional directions of the last stage are projected out; how many, the gallery "
+            "decides: as much position as can go without costing object k-NN there more than one standard error. What "
+            "follows was measured on other pictures.</p>"
         )
     ]
     for number, model in enumerate(diagnosis.models):

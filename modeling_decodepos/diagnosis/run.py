@@ -171,8 +171,10 @@ def diagnose(
         raise ValueError(f"images is {images} and seeds {seeds}; expected at least 4 and at least 1.")
     chosen = choose_measures(measures)
     asked_for = list(models) if isinstance(models, Sequence) and not isinstance(models, str) else [models]
-    loaded = [load_model(spec, size_px=size_px, layers=layers, device=device) for spec in asked_for]  # type: ignore[arg-type]
-    draws = [data] if isinstance(data, ProbeData) else [build_data(data, images, size_px, seed + k) for k in range(seeds)]
+    loaded = [load_model(spec, size_px=size_px, layers=layers, device=device) for spec in asked_for]
+    draws = (
+        [data] if isinstance(data, ProbeData) else [build_data(data, images, size_px, seed + k) for k in range(seeds)]
+    )
     settings = {
         "data": draws[0].name,
         "images": len(draws[0].queries),
