@@ -97,7 +97,7 @@ def small_vit(position: float, seed: int = 0) -> PreTrainedModel:
 
 
 def own_pixels(pixels: Tensor) -> Tensor:
-    """(B, 14, 8, 8): colours and edges of each cell, each channel about one unit in size, and nothing from elsewhere."""
+    """(B, 14, 8, 8): colours and edges of each cell, and nothing from elsewhere."""
     return statistics_map(pixels, (8, 8))
 
 
@@ -190,7 +190,7 @@ def planted_share(share: float) -> float | None:
 
 
 def planted_leak(share: float) -> float | None:
-    """Leak found in features that are content and surroundings, orthogonal, with known shares of the squared length."""
+    """Leak found in features of content and surroundings, orthogonal, with known shares of the squared length."""
     content, other, around, elsewhere = (F.normalize(noise(400, 256, seed=k), dim=1) for k in range(4))
 
     def feature(inside: Tensor, outside: Tensor) -> Tensor:

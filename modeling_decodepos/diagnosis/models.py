@@ -2,6 +2,7 @@
 
     load_model("facebook/dinov2-small")        a Hub id, or a folder, of any backbone or vision model in transformers
     load_model("random:FOLDER_OR_ID")          the same architecture with fresh weights
+    load_model("random:resnet")                fresh weights of what transformers builds for a model type; no download
     load_model("timm:resnet50")                where timm can be imported
     load_model("package.module:function")      anything callable: (B, 3, H, W) to (B, C, h, w), or a list of such maps
 
@@ -14,7 +15,7 @@ import copy
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import cached_file
 
@@ -124,7 +125,7 @@ def load_model(
     if spec.startswith("timm:"):
         return _wrap_callable(_load_timm(spec.removeprefix("timm:")), name, size_px, torch.device(device))
     if spec.startswith("random:"):
-        model = _build_random(_load_config(spec.removeprefix("random:")), 0)
+        model = _build_random(_random_config(spec.removeprefix("random:")), 0)
         return _wrap_transformers(model, name, None, size_px, layers, torch.device(device))
     if ":" in spec and not Path(spec).exists():
         return _wrap_callable(_import(spec), name, size_px, torch.device(device))
@@ -132,6 +133,13 @@ def load_model(
 
 
 # ------------------------------------------------------------------------------------------------------- transformers
+
+
+def _random_config(name: str) -> Any:
+    """The config of a folder, a Hub id, or a model type with transformers' own defaults (resnet is a ResNet-50)."""
+    if name in CONFIG_MAPPING and not Path(name).exists():
+        return CONFIG_MAPPING[name]()
+    return _load_config(name)
 
 
 def _load_config(name: str) -> Any:
@@ -151,7 +159,8 @@ def _load_weights(name: str) -> PreTrainedModel:
     if isinstance(config, DecodePosConfig):
         trained = DecodePosModel.from_pretrained(name).backbone
         whole = _build_random(config.backbone_config, 0)  # with every stage among its maps
-        whole.load_state_dict(trained.state_dict(), strict=False)
+        lacking, unknown = whole.load_state_dict(trained.state_dict(), strict=False)
+        _refuse_missing(name, whole, [*lacking, *unknown])
         return whole
     classes: Any = _backbone_class(config)
     try:
@@ -161,11 +170,15 @@ def _load_weights(name: str) -> PreTrainedModel:
             f"model {name!r} has a config.json but no weights that can be read ({str(error).splitlines()[0]}). For "
             f"the architecture with random weights, ask for random:{name}."
         ) from error
+    _refuse_missing(name, model, report["missing_keys"])
+    return model
+
+
+def _refuse_missing(name: str, model: PreTrainedModel, keys: Iterable[str]) -> None:
     # Norms of maps exist in backbone classes only, and poolers are not asked.
-    missing = sorted(key for key in report["missing_keys"] if not is_map_norm(key) and "pooler" not in key)
+    missing = sorted(key for key in keys if not is_map_norm(key) and "pooler" not in key)
     if missing:
         raise ValueError(f"{name} lacks {len(missing)} weights of its {type(model).__name__}, first {missing[0]}.")
-    return model
 
 
 def _backbone_class(config: Any) -> Any:
@@ -192,6 +205,11 @@ def _wrap_transformers(
     module: Any = getattr(model, "vision_model", model)  # of a model of pictures and text, the eye
     module = module.eval().to(device)
     config = module.config
+    if getattr(module, "main_input_name", "pixel_values") != "pixel_values":
+        raise ValueError(
+            f"{name} gives no feature maps: a {type(module).__name__} takes {module.main_input_name}, not "
+            "pixel_values. Expected a vision backbone."
+        )
     read = _read_backbone if type(config) in MODEL_FOR_BACKBONE_MAPPING and hasattr(module, "out_features") else _read
     mean, std = _pixel_statistics(source)
     sizes = _sizes(config, size_px)
@@ -217,11 +235,14 @@ def _wrap_transformers(
         return [every[key] for key in kept]
 
     def fresh(seed: int) -> FeatureModel:
-        other = _build_random(config, seed)
+        # The same class with the same output stages, so that stages can be compared one by one.
+        builder: Any = type(model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            other = builder(copy.deepcopy(model.config))
         return _wrap_transformers(other, f"{name}, random weights", None, size_px, layers, device)
 
-    wrapped = FeatureModel(name, tuple(kept), maps, size, module, fresh, mean, std, note, device)
-    return wrapped
+    return FeatureModel(name, tuple(kept), maps, size, module, fresh, mean, std, note, device)
 
 
 def _read_backbone(module: Any, pixels: Tensor) -> dict[str, Tensor]:
@@ -263,7 +284,8 @@ def _as_map(state: Tensor, pixels: Tensor, config: Any) -> Tensor:
             return state[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
     raise ValueError(
         f"a hidden state of shape {tuple(state.shape)} is no feature map: expected (B, C, h, w), or (B, N, C) tokens "
-        f"with one per patch of {_patch(config)} pixels."
+        f"with one per patch of {_patch(config)} pixels. Of a masked auto-encoder, which hides patches, load the "
+        "encoder as the plain ViT that it is."
     )
 
 

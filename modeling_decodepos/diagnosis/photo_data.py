@@ -50,11 +50,11 @@ def build_photo_data(source: str, images: int, size_px: int, seed: int, objects:
     first = splits.get("train") or next(iter(splits.values()))
     held_out = next((splits[name] for name in ("validation", "val", "test") if name in splits), None)
     notes = []
-    photos = _read(
-        source, first, rng, images if held_out is not None and held_out is not first else 2 * images, size_px
-    )
-    if held_out is not None and held_out is not first:
-        asked = _read(source, held_out, rng, images, size_px)
+    has_split = held_out is not None and held_out is not first
+    photos, broken = _read(first, rng, images if has_split else 2 * images, size_px)
+    if has_split:
+        asked, more = _read(held_out or [], rng, images, size_px)
+        broken += more
     else:
         notes.append("There is no validation split: one half of the pictures is the gallery, the other the queries.")
         photos, asked = photos[: len(photos) // 2], photos[len(photos) // 2 :]
@@ -63,6 +63,8 @@ def build_photo_data(source: str, images: int, size_px: int, seed: int, objects:
             f"{source}: {len(photos)} pictures for the gallery and {len(asked)} to ask about; expected at least 2 of "
             "either. Is the split empty, or are the files not readable?"
         )
+    if broken:
+        notes.append(f"{len(broken)} pictures could not be read and are left out, first {broken[0]}.")
     gallery, queries = _gather(photos), _gather(asked)
     regions = _probed_regions(queries)
     skipped = {}
@@ -142,9 +144,10 @@ def _download(source: str) -> list[Path]:
 # --------------------------------------------------------------------------------------------------------------- rows
 
 
-def _read(source: str, files: list[Path], rng: np.random.Generator, count: int, size_px: int) -> list[_Photo]:
-    """Up to `count` pictures in a random order; those that cannot be decoded are left out."""
+def _read(files: list[Path], rng: np.random.Generator, count: int, size_px: int) -> tuple[list[_Photo], list[str]]:
+    """Up to `count` pictures in a random order, and the names of those met on the way that cannot be decoded."""
     photos: list[_Photo] = []
+    broken: list[str] = []
     rows = _table_rows(files, rng) if files[0].suffix == ".parquet" else _file_rows(files, rng)
     for name, row in rows:
         if len(photos) == count:
@@ -152,9 +155,10 @@ def _read(source: str, files: list[Path], rng: np.random.Generator, count: int, 
         try:
             photo = _decode(name, row, size_px, rng)
         except (UnidentifiedImageError, OSError):
+            broken.append(f"{name}, image {row['image_id']}" if "image_id" in row else name)
             continue
         photos.append(photo)
-    return photos
+    return photos, broken
 
 
 def _file_rows(files: list[Path], rng: np.random.Generator) -> Iterator[tuple[str, Mapping[str, Any]]]:

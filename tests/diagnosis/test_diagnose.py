@@ -1,8 +1,10 @@
 """A diagnosis from end to end: what comes out, and what is said when something is missing or wrong."""
 
 import dataclasses
+import io
 import json
 import math
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +13,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import Dinov2Config, ResNetConfig, ViTConfig, ViTModel
+from transformers import BertConfig, BertModel, Dinov2Config, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from benchmarks.known_cases import own_pixels, place_only, scenes, small_resnet, small_vit, with_place
+from modeling_decodepos import DecodePosConfig, DecodePosModel
 from modeling_decodepos.diagnosis import diagnose, load_debias, load_model
 from modeling_decodepos.diagnosis.command import main
 from modeling_decodepos.diagnosis.debias import RemovalPoint, choose_count
+from modeling_decodepos.diagnosis.features import read_features
 from modeling_decodepos.diagnosis.measuring import choose_removal, measure
 from modeling_decodepos.diagnosis.padding import PADDING_MODES, padded_with
 from modeling_decodepos.diagnosis.photo_data import build_photo_data
@@ -77,11 +81,9 @@ def test_the_report_holds_every_number_with_its_protocol(diagnosis, tmp_path):
             assert image.width > 600
 
 
-def test_numbers_do_not_depend_on_the_batch(diagnosis, monkeypatch):
+def test_numbers_do_not_depend_on_the_batch():
     model = load_model(small_resnet(), size_px=64)
     data = scenes()
-    from modeling_decodepos.diagnosis.features import read_features
-
     one = read_features(model, data.queries.pixels[:6], data.queries.boxes[:6], cells=True, batch_size=1)
     other = read_features(model, data.queries.pixels[:6], data.queries.boxes[:6], cells=True, batch_size=4)
     for a, b in zip(one, other, strict=True):
@@ -171,13 +173,50 @@ def test_a_folder_gives_the_same_features_as_the_model(tmp_path):
         assert torch.equal(a, b)
 
 
+def test_our_own_checkpoint_gives_the_features_of_its_backbone(tmp_path):
+    backbone = ResNetConfig(hidden_sizes=[8, 8, 8, 12], depths=[1, 1, 1, 1], embedding_size=8)
+    trained = DecodePosModel(DecodePosConfig(backbone_config=backbone)).eval()
+    trained.save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), size_px=64)
+    assert model.stages == ("stage1", "stage2", "stage3", "stage4")
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = trained.backbone(model.prepare(pixels)).feature_maps[-1]
+        torch.testing.assert_close(model(pixels)[-1], expected)
+
+
 def test_random_weights_follow_from_their_seed():
     pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
-    for spec in (small_resnet(), NamedNet(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())):
+    whole = ResNetModel(ResNetConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], embedding_size=8))
+    for spec in (small_resnet(), whole, small_vit(0.5), NamedNet(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())):
         model = load_model(spec, size_px=64)
         first, same, other = (model.fresh(seed)(pixels)[-1] for seed in (3, 3, 4))
         assert torch.equal(first, same) and not torch.equal(first, other)
-        assert not torch.equal(model(pixels)[-1], first)
+        own = model(pixels)[-1]
+        assert model.fresh(3).stages == model.stages and own.shape == first.shape and not torch.equal(own, first)
+
+
+class OneSize(ViTModel):
+    """A ViT that takes pictures of its own size only."""
+
+    def forward(self, pixel_values, output_hidden_states=None):
+        return super().forward(pixel_values, output_hidden_states=output_hidden_states)
+
+
+def test_a_vit_that_takes_one_size_gets_it_or_says_so():
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=48)
+    model = load_model(OneSize(config), size_px=64)
+    assert model.size_px == 48 and model.note == "pictures are resized from 64 to 48 pixels, which this model takes"
+    assert model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))[0].shape == (1, 16, 3, 3)
+    broken = OneSize(config)
+    broken.config.image_size = 32  # neither the wanted size nor the one that it names
+    with pytest.raises(ValueError, match=r"no feature maps at 64 or 32 pixels. Give a --size .* patch size 16"):
+        load_model(broken, size_px=64)
+
+
+def test_a_model_type_needs_no_download():
+    model = load_model("random:mobilevit", size_px=64)
+    assert model.name == "random:mobilevit" and model.module.config.model_type == "mobilevit"
 
 
 def not_a_map(pixels):
@@ -189,15 +228,21 @@ def gives_nan(pixels):
     return torch.where(pixels.mean((1, 2, 3), keepdim=True) == 0, found, math.nan)
 
 
-def test_bad_models_are_refused_by_name(tmp_path):
+def test_bad_models_are_refused_by_name(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="'nobody/nothing' is neither a folder nor"):
         load_model("nobody/nothing")
     with pytest.raises(ValueError, match=r"not_a_map gives no feature maps: it returned \(1, 3\)"):
         load_model(not_a_map)
+    with pytest.raises(ImportError, match="timm:resnet50 needs timm"):
+        monkeypatch.setitem(sys.modules, "timm", None)
+        load_model("timm:resnet50")
     with pytest.raises(ValueError, match="cannot import 'there'"):
         load_model("json:there")
     with pytest.raises(ValueError, match="NaN"):
         diagnose(gives_nan, scenes(), measures="norms")
+    words = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    with pytest.raises(ValueError, match="a BertModel takes input_ids, not pixel_values"):
+        load_model(BertModel(words))
     ResNetConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], embedding_size=8).save_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="random:"):
         load_model(str(tmp_path))
@@ -246,15 +291,13 @@ def test_one_class_and_a_small_gallery_are_named():
     assert "fewer than the k = 20" in diagnose(own_pixels, small, measures="norms").skipped["object_knn"]
 
 
-def write_rows(folder, name, rows):
+def write_rows(folder, name, rows, kept=None):
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}-00000-of-00001.parquet")
+    pq.write_table(pa.Table.from_pylist(rows).slice(0, kept), folder / f"{name}-00000-of-00001.parquet")
 
 
-def row(number, objects=None, tmp=None):
+def row(number, objects=None):
     pixels = np.random.default_rng(number).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    import io
-
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     values = {"image": {"bytes": buffer.getvalue(), "path": None}, "image_id": str(number), "width": 60, "height": 40}
@@ -284,8 +327,10 @@ def test_pictures_without_boxes_are_asked_about_place_only(tmp_path):
     for number in range(8):
         pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
-    found = diagnose(own_pixels, str(tmp_path), images=4, size_px=64)
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    found = diagnose(own_pixels, str(tmp_path), images=8, size_px=64)
     assert "the data has no boxes" in found.skipped["context"]
+    assert any("1 pictures could not be read" in note and "torn.png" in note for note in found.settings["notes"])
     numbers = found.models[0].last.numbers
     assert numbers["position_blank"].value is not None and "context_leak" not in numbers
     page = found.save(tmp_path / "out").read_text(encoding="utf-8")
@@ -303,6 +348,10 @@ def test_bad_data_names_file_and_image(tmp_path):
     write_rows(tmp_path / "empty", "train", [row(0, objects((1, 1, 20, 20)))])
     with pytest.raises(ValueError, match="at least 2"):
         build_photo_data(str(tmp_path / "empty"), 4, 64, 0)
+    write_rows(tmp_path / "unasked", "train", [row(k, objects((1, 1, 20, 20))) for k in range(4)])
+    write_rows(tmp_path / "unasked", "validation", [row(0)], kept=0)
+    with pytest.raises(ValueError, match="4 pictures for the gallery and 0 to ask about.*Is the split empty"):
+        build_photo_data(str(tmp_path / "unasked"), 4, 64, 0)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(FileNotFoundError, match="neither .parquet files nor pictures"):
         build_photo_data(str(tmp_path / "nothing"), 4, 64, 0)

@@ -29,7 +29,7 @@ def test_nothing_has_a_reason_and_no_nan():
 
 
 def test_seeds_that_disagree_widen_the_interval():
-    one, other = estimate(rows(200), ratio), estimate(rows(200, seed=1) + [3.0, 0.0], ratio)
+    one, other = estimate(rows(200), ratio), estimate(rows(200, seed=1) + np.array([3.0, 0.0]), ratio)
     pooled = pool_seeds([one, other])
     assert pooled.value == pytest.approx((one.value + other.value) / 2)
     assert pooled.high - pooled.low > 2 * (one.high - one.low)
