@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import benchmarks.diagnose
 import benchmarks.loader
 import benchmarks.views
 from benchmarks.photos import Photo, decode_each_time, decode_once, random_boxes, synthetic_jpeg
@@ -58,6 +59,14 @@ def test_the_loader_benchmark_ends_with_its_result(monkeypatch: pytest.MonkeyPat
     ours, theirs = result["cases"]["JPEG"], result["cases"]["theirs"]
     assert theirs["kilobytes_per_image"] == pytest.approx(4 * ours["kilobytes_per_image"], rel=0.01)
     assert 0 < ours["worker_peak_mb"] < 100_000
+
+
+@pytest.mark.slow
+def test_the_diagnosis_benchmark_ends_with_its_result(monkeypatch: pytest.MonkeyPatch, capsys):
+    options = "--networks ViT-S/16 --images 4 --size 64"
+    _, result = run(benchmarks.diagnose.main, options, monkeypatch, capsys)
+    assert result["name"] == "diagnose" and result["ratio"] > 0
+    assert result["cases"]["ViT-S/16"]["processor_s"] > 0
 
 
 def test_both_sides_show_the_same_pixels(photos: list[Photo]):

@@ -25,9 +25,11 @@ def statistics_map(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
         pixels: (B, 3, H, W) floats.
         grid: h and w; cells of one size if they divide H and W.
     """
-    mean = F.adaptive_avg_pool2d(pixels, grid)
-    square = F.adaptive_avg_pool2d(pixels.square(), grid)
-    std = (square - mean.square()).clamp(min=0).add(1e-8).sqrt()
+    return pool_statistics(pixel_statistics(pixels), grid)
+
+
+def pixel_statistics(pixels: Tensor) -> Tensor:
+    """(B, 14, H, W): colours, their squares and edges of every pixel, to be averaged over cells of any grid."""
     grey = F.pad(pixels.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     dx = (grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]) / 2
     dy = (grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]) / 2
@@ -35,7 +37,13 @@ def statistics_map(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
     strength = (dx.square() + dy.square() + 1e-12).sqrt()
     steps = torch.arange(ORIENTATIONS, device=pixels.device).view(1, -1, 1, 1)
     away = ((turn - steps + ORIENTATIONS / 2) % ORIENTATIONS - ORIENTATIONS / 2).abs()
-    edges = F.adaptive_avg_pool2d(strength * (1 - away).clamp(min=0), grid)
+    return torch.cat([pixels, pixels.square(), strength * (1 - away).clamp(min=0)], 1)
+
+
+def pool_statistics(statistics: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The map of one grid, from `pixel_statistics`."""
+    mean, square, edges = F.adaptive_avg_pool2d(statistics, grid).split([3, 3, ORIENTATIONS], 1)
+    std = (square - mean.square()).clamp(min=0).add(1e-8).sqrt()
     return torch.cat([mean, std, edges], 1)
 
 
@@ -43,6 +51,7 @@ def statistics_model(model: FeatureModel, grids: list[tuple[int, int]]) -> Featu
     """The control of a model: the same stages with the same grids, at the same picture size."""
 
     def maps(pixels: Tensor) -> list[Tensor]:
-        return [statistics_map(pixels, grid) for grid in grids]
+        statistics = pixel_statistics(pixels)
+        return [pool_statistics(statistics, grid) for grid in grids]
 
     return FeatureModel("image statistics", model.stages, maps, model.size_px, device=model.device)

@@ -179,7 +179,7 @@ def measure(
         for result, share in zip(results, shares, strict=True):
             result.numbers["influence_outside"] = share
     if "border" in wanted and not control and model.is_cnn:
-        _exchange_padding(model, data, results, tick)
+        _exchange_padding(model, data, results, asked, tick)
     return results, asked
 
 
@@ -313,16 +313,23 @@ def measure_debias(
     return {key: (before[key], after[key]) for key in before if key in BY_KEY}
 
 
-def _exchange_padding(model: FeatureModel, data: ProbeData, results: list[StageResult], tick: Tick) -> None:
+def _exchange_padding(
+    model: FeatureModel, data: ProbeData, results: list[StageResult], asked: Asked, tick: Tick
+) -> None:
     if model.module is None or not padded_convolutions(model.module):
         return
+    own = {layer.padding_mode for layer in padded_convolutions(model.module)}
     blank = blank_pictures(BLANKS, data.size_px, data.seed)
     pictures = data.queries.pixels[:PADDED]
     for mode in PADDING_MODES:
         with padded_with(model.module, mode):
             try:
-                blanks = read_features(model, blank, cells=True, tick=tick)
-                natural = read_features(model, pictures, cells=True, tick=tick)
+                if asked.blank and own == {mode}:  # the model as it is: asked already
+                    blanks, natural = asked.blank, [_first_pictures(part, PADDED) for part in asked.queries]
+                    tick(len(blank) + len(pictures))
+                else:
+                    blanks = read_features(model, blank, cells=True, tick=tick)
+                    natural = read_features(model, pictures, cells=True, tick=tick)
             except (RuntimeError, ValueError) as error:
                 # Reflection and wrapping need maps that are larger than the padding.
                 reason = f"this padding is not possible here: {str(error).splitlines()[0]}"
@@ -335,6 +342,10 @@ def _exchange_padding(model: FeatureModel, data: ProbeData, results: list[StageR
                 "position_blank": probe_halves(empty, data.seed),
                 "border_contrast": profile[0] if profile else nothing("the map has no ring around its centre"),
             }
+
+
+def _first_pictures(features: StageFeatures, count: int) -> StageFeatures:
+    return StageFeatures(torch.zeros(0), features.cells[:count], features.grid, features.norms[:count])
 
 
 def pool_results(repeats: list[list[StageResult]]) -> list[StageResult]:

@@ -80,7 +80,7 @@ def write_report(diagnosis: Diagnosis, output: Path) -> Path:
         drawn = draw(diagnosis)
         if drawn is not None:
             (output / "figures").mkdir(exist_ok=True)
-            drawn.save(output / "figures" / f"{name}.png", optimize=True)
+            drawn.save(output / "figures" / f"{name}.png")
             caption_html = markup("<p><strong>{}.</strong> {}</p>", title, caption)
             figures[measure] = picture(_jpeg(drawn), title, caption_html)
     text = json.dumps(diagnosis.to_dict(), indent=1, allow_nan=False)

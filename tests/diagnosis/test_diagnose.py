@@ -148,6 +148,12 @@ def test_padding_is_put_back_and_nothing_else_changes():
         pass
 
 
+def test_the_own_padding_is_not_measured_twice_and_not_differently():
+    model = load_model(small_resnet(), size_px=64)
+    reused, anew = (measure(model, scenes(), names)[0][-1].padding for names in (("position", "border"), ("border",)))
+    assert reused == anew and reused["zeros"] != reused["circular"]
+
+
 # ----------------------------------------------------------------------------------------------------------- models
 
 
@@ -233,8 +239,8 @@ def test_bad_models_are_refused_by_name(tmp_path, monkeypatch):
         load_model("nobody/nothing")
     with pytest.raises(ValueError, match=r"not_a_map gives no feature maps: it returned \(1, 3\)"):
         load_model(not_a_map)
+    monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match="timm:resnet50 needs timm"):
-        monkeypatch.setitem(sys.modules, "timm", None)
         load_model("timm:resnet50")
     with pytest.raises(ValueError, match="cannot import 'there'"):
         load_model("json:there")
