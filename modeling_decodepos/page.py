@@ -568,7 +568,8 @@ summary { cursor: pointer; color: var(--accent); margin-bottom: 10px; }
 .axis em.low { transform: none; }
 .axis em.high { transform: translateX(-100%); }
 td code { white-space: nowrap; }
-.scroll + .picture, .scroll + .message { margin-top: 18px; }
+.scroll + .picture, .scroll + .message, .scroll + p, .picture + .charts, .charts + .charts, .charts + p,
+.charts + .picture { margin-top: 18px; }
 footer { margin-top: 48px; padding-top: 14px; border-top: 1px solid var(--line); }
 @media (max-width: 560px) {
   main { padding: 26px 14px 24px; }

@@ -57,7 +57,7 @@ class Sheet:
         top = _TOP + row * (_TILE + _CAPTION)
         for line, part in enumerate(_wrap(text, 19)[:4]):
             self._text(8, top + 8 + 17 * line, part, _INK, 13, _LEFT - 14)
-        for line, part in enumerate(_wrap(note, 22)[:3] if note else []):
+        for line, part in enumerate(_wrap(note, 22)[:4] if note else []):
             self._text(8, top + 84 + 15 * line, part, _MUTED, 11, _LEFT - 14)
 
     def put(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +148,19 @@ def summarise(model: ModelResult) -> str:
     control = model.random[-1] if model.random else None
     found = [
         _say(stage, control, "position_blank", "On a blank page, a linear read-out finds a patch's place with R² {}"),
-        _say(stage, control, "context_leak", "Of what a region's feature follows, {} is its surroundings"),
-        _say(stage, control, "content_wins", "The same object elsewhere is nearer than another object here in {}"),
-        _say(stage, control, "knn_clean", "Neighbours name an object's class in {}"),
+        _say(
+            stage,
+            control,
+            "context_leak",
+            "A region's feature follows its surroundings by {}, its content by the rest",
+        ),
+        _say(
+            stage,
+            control,
+            "content_wins",
+            "An object looks more like itself elsewhere than like another object in its place in {} of comparisons",
+        ),
+        _say(stage, control, "knn_clean", "Its nearest neighbours tell an object's class in {} of cases"),
     ]
     changes = _knn_change(stage)
     sentences = [sentence for sentence in [*found, changes] if sentence]
@@ -182,7 +192,9 @@ def _knn_change(stage: StageResult) -> str:
     if not (clean and context and moved) or None in (clean.value, context.value, moved.value) or not clean.value:
         return ""
     assert context.value is not None and moved.value is not None
-    return f"In other surroundings that becomes {context.value:.0%}, in another place {moved.value:.0%}."
+    return (
+        f"In other surroundings that becomes {100 * context.value:.0f} %, in another place {100 * moved.value:.0f} %."
+    )
 
 
 def write(value: float | None, metric: Metric) -> str:
@@ -246,6 +258,7 @@ def _section(diagnosis: Diagnosis, measure: str, question: str, figure: Html | N
     if measure in diagnosis.skipped:
         return join([*parts, message(f"Not measured: {diagnosis.skipped[measure]}.")])
     metrics = [metric for metric in METRICS if metric.measure == measure]
+    parts += [_KEYS] if metrics else []
     for metric in metrics:
         parts.append(_bars(diagnosis, metric))
     if figure is not None and measure not in ("debias",):
@@ -288,7 +301,7 @@ def _bars(diagnosis: Diagnosis, metric: Metric) -> Html:
         high = max(high, metric.chance * 1.15)
     lines = [_bar(model, metric, number, high) for number, model in enumerate(diagnosis.models)]
     head = markup("<p><strong>{}</strong>, last stage. {}</p>", metric.title, metric.reading)
-    return markup('{}{}<div class="bars wide">{}</div>', head, _KEYS, join(lines))
+    return markup('{}<div class="bars wide">{}</div>', head, join(lines))
 
 
 def _bar(model: ModelResult, metric: Metric, number: int, high: float) -> Html:
@@ -328,7 +341,15 @@ def _stage_charts(diagnosis: Diagnosis, metric: Metric) -> list[Html]:
         ("by stage", lambda model: model.stages),
         ("by stage, random weights", lambda model: model.random),
     )
-    top = 1.0 if metric.percent else None
+    # One scale for both, so that they can be compared by eye.
+    values = [
+        value.value
+        for model in diagnosis.models
+        for stage in (*model.stages, *(model.random or []))
+        if (value := stage.numbers.get(metric.key)) is not None and value.value is not None
+    ]
+    greatest = max(values, default=0.0)
+    y_range = (0.0, 1.0 if metric.percent and greatest > 0.35 else 1.05 * max(greatest, metric.chance or 0.0) or None)
     for title, stages_of in arms:
         series = {}
         for number, model in enumerate(diagnosis.models):
@@ -342,15 +363,10 @@ def _stage_charts(diagnosis: Diagnosis, metric: Metric) -> list[Html]:
             found.append(
                 line_chart(
                     series, title=metric.title, y_label=title, x_label="stage", references=references,
-                    y_range=(0.0, _round_up(series.values(), top)),
+                    y_range=y_range,
                 )
             )  # fmt: skip
     return found
-
-
-def _round_up(series: Iterable[tuple[list[int], list[float | None]]], top: float | None) -> float | None:
-    greatest = max((y for _, ys in series for y in ys if y is not None), default=0.0)
-    return top if top is None or greatest > 0.35 else None
 
 
 def _border_parts(diagnosis: Diagnosis) -> list[Html]:
@@ -361,7 +377,7 @@ def _border_parts(diagnosis: Diagnosis) -> list[Html]:
             ys = [ring.value for ring in model.last.border]
             series[name] = ([float(k) for k in range(len(ys))], ys)
     parts = []
-    if series:
+    if any(len(ys) > 1 for _, ys in series.values()):  # one ring is the bar above
         parts.append(
             charts(
                 [
