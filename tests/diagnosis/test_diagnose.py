@@ -1,10 +1,14 @@
 """A diagnosis from end to end: what comes out, and what is said when something is missing or wrong."""
 
 import dataclasses
+import importlib
 import io
 import json
 import math
+import shlex
 import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +22,11 @@ from transformers import BertConfig, BertModel, Dinov2Config, ResNetConfig, ResN
 from benchmarks.known_cases import own_pixels, place_only, scenes, small_resnet, small_vit, with_place
 from modeling_decodepos import DecodePosConfig, DecodePosModel
 from modeling_decodepos.diagnosis import diagnose, load_debias, load_model
-from modeling_decodepos.diagnosis.command import main
+from modeling_decodepos.diagnosis.command import build_parser, main
 from modeling_decodepos.diagnosis.debias import RemovalPoint, choose_count
 from modeling_decodepos.diagnosis.features import read_features
 from modeling_decodepos.diagnosis.measuring import choose_removal, measure
+from modeling_decodepos.diagnosis.metrics import MEASURES
 from modeling_decodepos.diagnosis.padding import PADDING_MODES, padded_with
 from modeling_decodepos.diagnosis.photo_data import build_photo_data
 from modeling_decodepos.diagnosis.place import positional_subspace
@@ -260,6 +265,22 @@ def test_the_command_says_what_is_wrong_and_ends_with_2(tmp_path, capsys):
     assert "nobody/nothing" in capsys.readouterr().err
     assert main(["json:loads", "--measures", "posture", *output]) == 2
     assert "posture" in capsys.readouterr().err
+
+
+def test_the_installed_command_and_the_documented_lines_are_real(capsys):
+    root = Path(__file__).parents[2]
+    script = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    module, _, function = script["decodepos-diagnose"].partition(":")
+    assert getattr(importlib.import_module(module), function) is main
+    text = (root / "docs" / "diagnosis.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("decodepos-diagnose ")]
+    assert len(lines) >= 3
+    for line in lines:
+        assert build_parser().parse_args(shlex.split(line, comments=True)[1:]).models
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0 and all(name in shown for name in (*MEASURES, "random:", "timm:", "scenes"))
 
 
 def test_the_command_writes_a_report(tmp_path, capsys):
