@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size_px = args.size or (QUICK_SIZE if args.quick else 160)
     try:
         choose_measures(args.measures)
+        # An installed script has its own folder on the path, not the caller's: module:function lies in the latter.
+        sys.path.insert(0, str(Path.cwd()))
         import transformers
 
         from .run import diagnose

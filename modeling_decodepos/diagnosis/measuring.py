@@ -17,7 +17,15 @@ from .knn import knn_predict
 from .metrics import BY_KEY
 from .models import FeatureModel, padded_convolutions
 from .norms import count_outliers
-from .objects import NEIGHBOURS, Neighbours, measure_leak, name_neighbour, object_accuracy, place_or_content
+from .objects import (
+    NEIGHBOURS,
+    Neighbours,
+    measure_leak,
+    naive_accuracy,
+    name_neighbour,
+    object_accuracy,
+    place_or_content,
+)
 from .padding import PADDING_MODES, padded_with
 from .place import (
     Subspace,
@@ -232,6 +240,7 @@ def _about_objects(asked: Asked, number: int, data: ProbeData, wanted: Sequence[
         )
     if "object_knn" in wanted and data.gallery.labels is not None and data.queries.labels is not None:
         labels = data.queries.labels[data.swaps.regions]
+        found["knn_prior"] = naive_accuracy(data.gallery.labels, labels, seed=data.seed)
         versions = {"clean": asked.queries, "recontextualised": asked.surroundings, "repositioned": asked.moved}
         for name, features in versions.items():
             rows = features[number].regions

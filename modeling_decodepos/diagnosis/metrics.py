@@ -96,7 +96,7 @@ METRICS = (
         "Share of the input gradient's energy that falls on pixels outside the region's box.",
     ),
     Metric(
-        "knn_clean", "object_knn", "Object k-NN", "object-knn-scenes/1", None, "higher",
+        "knn_clean", "object_knn", "Object k-NN", "object-knn-probe/1", None, "higher",
         "Share of probed objects whose class their 20 nearest neighbours among other pictures' objects tell.",
     ),
     Metric(
@@ -127,6 +127,7 @@ EXTRA_PROTOCOLS = {
     "debias": "debias-projection/1",
     "context_content": "context-swap/1",
     "context_context": "context-swap/1",
+    "knn_prior": "object-knn-probe/1",
     "neighbour_accuracy": "neighbour-read-out/1",
     "neighbour_prior": "neighbour-read-out/1",
 }

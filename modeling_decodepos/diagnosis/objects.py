@@ -86,6 +86,12 @@ def object_accuracy(
     return estimate(rows, ratio, seed=seed)
 
 
+def naive_accuracy(gallery_labels: Tensor, labels: Tensor, *, seed: int = 0) -> Estimate:
+    """Share of queries whose class is the most frequent one of the gallery: what knowing nothing gives."""
+    right = labels == gallery_labels.bincount().argmax()
+    return estimate(torch.stack([right.double(), torch.ones(len(labels))], 1).numpy(), ratio, seed=seed)
+
+
 @torch.no_grad()
 def name_neighbour(
     gallery: Tensor, gallery_pairs: Neighbours, queries: Tensor, query_pairs: Neighbours, *, seed: int = 0

@@ -64,7 +64,7 @@ def probe_position(
 def _r2(sums: Array) -> Array:
     axes: Array = 1 - sums[..., :2] / sums[..., 2:]
     # A read-out that is worse than the mean reads nothing; how much worse is its own noise.
-    return np.maximum(axes.mean(-1), 0.0)
+    return np.maximum(axes.mean(-1).round(9), 0.0)
 
 
 def _sample(cells: Tensor, places: Tensor, rows: int, seed: list[int]) -> tuple[Tensor, Tensor, int]:

@@ -146,6 +146,7 @@ def summarise(model: ModelResult) -> str:
     if stage.verdict != "ok":
         return VERDICTS[stage.verdict]
     control = model.random[-1] if model.random else None
+    guessing = is_guessing(stage)
     found = [
         _say(stage, control, "position_blank", "On a blank page, a linear read-out finds a patch's place with R² {}"),
         _say(
@@ -160,9 +161,11 @@ def summarise(model: ModelResult) -> str:
             "content_wins",
             "An object looks more like itself elsewhere than like another object in its place in {} of comparisons",
         ),
-        _say(stage, control, "knn_clean", "Its nearest neighbours tell an object's class in {} of cases"),
+        _GUESSING
+        if guessing
+        else _say(stage, control, "knn_clean", "Its nearest neighbours tell an object's class in {} of cases"),
     ]
-    changes = _knn_change(stage)
+    changes = "" if guessing else _knn_change(stage)
     sentences = [sentence for sentence in [*found, changes] if sentence]
     return " ".join(sentences) or "Nothing was measured at its last stage."
 
@@ -185,6 +188,20 @@ def _differs(value: Estimate, other: Estimate) -> str:
     return "" if value.low > other.high or value.high < other.low else "; no clear difference"
 
 
+_GUESSING = (
+    "Object k-NN is no better than naming the most frequent class here, so its other versions say nothing: more "
+    "--images may help."
+)
+
+
+def is_guessing(stage: StageResult) -> bool:
+    """Whether object k-NN cannot be told from knowing nothing."""
+    clean, prior = stage.numbers.get("knn_clean"), stage.numbers.get("knn_prior")
+    if clean is None or prior is None or clean.low is None or prior.value is None:
+        return False
+    return clean.low <= prior.value
+
+
 def _knn_change(stage: StageResult) -> str:
     clean, context, moved = (
         stage.numbers.get(f"knn_{name}") for name in ("clean", "recontextualised", "repositioned")
@@ -192,9 +209,10 @@ def _knn_change(stage: StageResult) -> str:
     if not (clean and context and moved) or None in (clean.value, context.value, moved.value) or not clean.value:
         return ""
     assert context.value is not None and moved.value is not None
-    return (
-        f"In other surroundings that becomes {100 * context.value:.0f} %, in another place {100 * moved.value:.0f} %."
-    )
+    return f"In other surroundings that becomes {100 * context.value:.0f}{_PERCENT}, in another place {100 * moved.value:.0f}{_PERCENT}."
+
+
+_PERCENT = "\N{NO-BREAK SPACE}%"
 
 
 def write(value: float | None, metric: Metric) -> str:
@@ -203,13 +221,13 @@ def write(value: float | None, metric: Metric) -> str:
         return format_number(None)
     if metric.key.startswith("position_") and metric.key != "position_share":
         return f"{value:.2f}"
-    return f"{100 * value:.0f} %" if metric.percent else format_number(value)
+    return f"{format_number(round(100 * value))}{_PERCENT}" if metric.percent else format_number(value)
 
 
 def _interval(value: Estimate, metric: Metric) -> str:
     if value.low is None or value.high is None:
         return ""
-    return f" ({write(value.low, metric).removesuffix(' %')} to {write(value.high, metric)})"
+    return f" ({write(value.low, metric).removesuffix(_PERCENT)} to {write(value.high, metric)})"
 
 
 # ----------------------------------------------------------------------------------------------------------- sections
@@ -231,7 +249,11 @@ def _glance(diagnosis: Diagnosis) -> Html:
             value = model.last.numbers.get(key)
             control = model.random[-1].numbers.get(key) if model.random else None
             text = "not measured" if value is None else write(value.value, metric)
-            beside = "" if control is None or control.value is None else f"random {write(control.value, metric)}"
+            beside = (
+                ""
+                if control is None or control.value is None
+                else f"random\N{NO-BREAK SPACE}{write(control.value, metric)}"
+            )
             cells.append(markup('<b>{}</b> <span class="note">{}</span>', text, beside))
         better = {"lower": "lower is less bias", "higher": "higher is better", "neither": ""}[metric.better]
         rows.append([markup('{} <span class="note">{}</span>', metric.title, better), *cells])

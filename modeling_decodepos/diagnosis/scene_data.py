@@ -55,10 +55,7 @@ def build_scene_data(images: int, size_px: int, seed: int, objects: int = 10) ->
         grid=_draw_grid(rng, objects, size_px),
         class_names=CLASS_NAMES,
         groups=torch.arange(len(CLASS_NAMES)) // len(TEXTURES),
-        notes=(
-            "In the neighbour read-out, the question is the neighbour's shape (8 shapes).",
-            f"Object k-NN tells {len(CLASS_NAMES)} classes apart: guessing is right in {1 / len(CLASS_NAMES):.1%}.",
-        ),
+        notes=("In the neighbour read-out, the question is the neighbour's shape (8 shapes).",),
     )
 
 

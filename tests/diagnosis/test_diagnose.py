@@ -24,13 +24,15 @@ from modeling_decodepos import DecodePosConfig, DecodePosModel
 from modeling_decodepos.diagnosis import diagnose, load_debias, load_model
 from modeling_decodepos.diagnosis.command import build_parser, main
 from modeling_decodepos.diagnosis.debias import RemovalPoint, choose_count
+from modeling_decodepos.diagnosis.estimates import Estimate
 from modeling_decodepos.diagnosis.features import read_features
-from modeling_decodepos.diagnosis.measuring import choose_removal, measure
+from modeling_decodepos.diagnosis.measuring import StageResult, choose_removal, measure
 from modeling_decodepos.diagnosis.metrics import MEASURES
 from modeling_decodepos.diagnosis.padding import PADDING_MODES, padded_with
 from modeling_decodepos.diagnosis.photo_data import build_photo_data
 from modeling_decodepos.diagnosis.place import positional_subspace
 from modeling_decodepos.diagnosis.probe_data import Pictures, ProbeData
+from modeling_decodepos.diagnosis.report import is_guessing
 
 FEW = 8
 
@@ -283,8 +285,11 @@ def test_the_installed_command_and_the_documented_lines_are_real(capsys):
     assert stop.value.code == 0 and all(name in shown for name in (*MEASURES, "random:", "timm:", "scenes"))
 
 
-def test_the_command_writes_a_report(tmp_path, capsys):
-    function = "benchmarks.known_cases:own_pixels"
+def test_the_command_writes_a_report(tmp_path, capsys, monkeypatch):
+    (tmp_path / "my_network.py").write_text("from benchmarks.known_cases import own_pixels as features\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    function = "my_network:features"
     options = ["--images", "6", "--size", "64", "--measures", "position,context", "--output", str(tmp_path)]
     assert main([function, *options]) == 0
     assert "wrote" in capsys.readouterr().out
@@ -307,6 +312,18 @@ def test_without_classes_the_rest_is_measured_and_the_gap_is_named():
     assert "no classes" in found.skipped["object_knn"]
     numbers = found.models[0].last.numbers
     assert "context_leak" in numbers and "knn_clean" not in numbers
+
+
+def test_object_knn_that_guesses_is_said_to_guess():
+    data = scenes()
+    stage = StageResult("last", numbers={"knn_prior": Estimate(0.2), "knn_clean": Estimate(0.4, 0.3, 0.5)})
+    assert not is_guessing(stage)
+    stage.numbers["knn_clean"] = Estimate(0.25, 0.15, 0.35)
+    assert is_guessing(stage)
+    found = diagnose(own_pixels, data, size_px=64, measures="object_knn").models[0].last
+    most = data.gallery.labels.bincount().argmax()
+    expected = (data.queries.labels[data.swaps.regions] == most).double().mean()
+    assert found.numbers["knn_prior"].value == pytest.approx(float(expected))
 
 
 def test_one_class_and_a_small_gallery_are_named():
