@@ -161,9 +161,7 @@ def summarise(model: ModelResult) -> str:
             "content_wins",
             "An object looks more like itself elsewhere than like another object in its place in {} of comparisons",
         ),
-        _GUESSING
-        if guessing
-        else _say(stage, control, "knn_clean", "Its nearest neighbours tell an object's class in {} of cases"),
+        _GUESSING if guessing else _say(stage, control, "knn_clean", "Its nearest neighbours tell its class in {}"),
     ]
     changes = "" if guessing else _knn_change(stage)
     sentences = [sentence for sentence in [*found, changes] if sentence]
@@ -209,7 +207,10 @@ def _knn_change(stage: StageResult) -> str:
     if not (clean and context and moved) or None in (clean.value, context.value, moved.value) or not clean.value:
         return ""
     assert context.value is not None and moved.value is not None
-    return f"In other surroundings that becomes {100 * context.value:.0f}{_PERCENT}, in another place {100 * moved.value:.0f}{_PERCENT}."
+    return (
+        f"In other surroundings that becomes {write(context.value, BY_KEY['knn_recontextualised'])}, in another place "
+        f"{write(moved.value, BY_KEY['knn_repositioned'])}."
+    )
 
 
 _PERCENT = "\N{NO-BREAK SPACE}%"
@@ -319,6 +320,8 @@ def _bars(diagnosis: Diagnosis, metric: Metric) -> Html:
         }
         return message(f"{metric.title}: not measured. {'; '.join(sorted(reasons))}")
     high = 1.0 if metric.percent and max(values) > 0.35 else max(*values, 1e-9) * 1.15
+    if metric.percent:
+        high = max(high, 0.2)  # or noise around nothing fills the bar
     if metric.chance is not None:
         high = max(high, metric.chance * 1.15)
     lines = [_bar(model, metric, number, high) for number, model in enumerate(diagnosis.models)]
