@@ -152,7 +152,7 @@ class DecodePosPreTrainedModel(PreTrainedModel):
         model = cls(DecodePosConfig(backbone_config=backbone_config, **config_kwargs))
         base: Any = getattr(model, cls.base_model_prefix, model)
         report = base.backbone.load_state_dict(loaded.state_dict(), strict=False)
-        foreign = [key for key in (*report.missing_keys, *report.unexpected_keys) if not _is_map_norm(key)]
+        foreign = [key for key in (*report.missing_keys, *report.unexpected_keys) if not is_map_norm(key)]
         if foreign:
             raise ValueError(
                 f"the weights of this {type(loaded).__name__} do not fit a {type(base.backbone).__name__} (first "
@@ -450,13 +450,13 @@ def _load_backbone(name_or_path: str | Path) -> Any:
     config.out_features = list(config.stage_names)  # with the norms of every map
     backbone_class: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
     model, report = backbone_class.from_pretrained(name_or_path, config=config, output_loading_info=True)
-    missing = sorted(key for key in report["missing_keys"] if not _is_map_norm(key))
+    missing = sorted(key for key in report["missing_keys"] if not is_map_norm(key))
     if missing:
         raise ValueError(f"{name_or_path} lacks {len(missing)} weights of its backbone, first {missing[0]}.")
     return model
 
 
-def _is_map_norm(key: str) -> bool:
+def is_map_norm(key: str) -> bool:
     """Whether a weight is one that ConvNeXt and Swin have in their backbone class only, once per map it returns."""
     return key.startswith("hidden_states_norms.")
 

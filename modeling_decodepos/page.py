@@ -589,6 +589,13 @@ summary { cursor: pointer; color: var(--accent); margin-bottom: 10px; }
 .fill.before { background: var(--c5); }
 .whisker { top: 6px !important; bottom: 6px !important; background: var(--ink); opacity: 0.75; }
 .mark { width: 0; border-left: 1.5px dashed var(--muted); top: -5px !important; bottom: -5px !important; }
+.bars.wide { max-width: none; }
+.bars.wide .bar { grid-template-columns: minmax(7em, 13em) 1fr 12em; overflow-wrap: anywhere; line-height: 1.3; }
+.control { width: 9px; height: 9px; margin-left: -4.5px; top: 2.5px !important; bottom: auto !important;
+  background: var(--card); border: 2px solid var(--ink); border-radius: 50%; }
+.control.square { border-radius: 0; transform: rotate(45deg) scale(0.85); }
+.keys { display: flex; flex-wrap: wrap; gap: 2px 22px; font-size: 13.5px; color: var(--muted); margin-bottom: 6px; }
+.keys .control { position: relative; display: inline-block; margin: 0 7px 0 0; top: 0 !important; }
 .axis { min-height: 18px; }
 .axis .groove { background: none; height: 16px; }
 .axis em { position: absolute; transform: translateX(-50%); font-style: normal; font-size: 12.5px; color: var(--muted);
@@ -596,7 +603,8 @@ summary { cursor: pointer; color: var(--accent); margin-bottom: 10px; }
 .axis em.low { transform: none; }
 .axis em.high { transform: translateX(-100%); }
 td code { white-space: nowrap; }
-.scroll + .picture, .scroll + .message { margin-top: 18px; }
+.scroll + .picture, .scroll + .message, .scroll + p, .picture + .charts, .charts + .charts, .charts + p,
+.charts + .picture { margin-top: 18px; }
 footer { margin-top: 48px; padding-top: 14px; border-top: 1px solid var(--line); }
 @media (max-width: 560px) {
   main { padding: 26px 14px 24px; }
@@ -613,5 +621,7 @@ footer { margin-top: 48px; padding-top: 14px; border-top: 1px solid var(--line);
   dd { margin-bottom: 8px; }
   .bar { grid-template-columns: 3.4em 1fr; gap: 2px 8px; }
   .bar b { grid-column: 2; }
+  .bars.wide .bar { grid-template-columns: 1fr; gap: 3px; margin-bottom: 12px; }
+  .bars.wide .bar b { grid-column: 1; font-weight: 600; }
 }
 """

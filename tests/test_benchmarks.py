@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import benchmarks.csv
+import benchmarks.diagnose
 import benchmarks.loader
 import benchmarks.views
 from benchmarks.photos import Photo, decode_each_time, decode_once, random_boxes, synthetic_jpeg
@@ -66,6 +67,14 @@ def test_the_csv_benchmark_ends_with_its_result(monkeypatch: pytest.MonkeyPatch,
     _, result = run(benchmarks.csv.main, "--rows 40000", monkeypatch, capsys)
     assert result["name"] == "csv" and result["unit"] == "rows/s"
     assert set(result["peak_mb"]) == {"ours", "theirs"}
+
+
+@pytest.mark.slow
+def test_the_diagnosis_benchmark_ends_with_its_result(monkeypatch: pytest.MonkeyPatch, capsys):
+    options = "--networks ViT-S/16 --images 4 --size 64"
+    _, result = run(benchmarks.diagnose.main, options, monkeypatch, capsys)
+    assert result["name"] == "diagnose" and result["ratio"] > 0
+    assert result["cases"]["ViT-S/16"]["processor_s"] > 0
 
 
 def test_both_sides_show_the_same_pixels(photos: list[Photo]):

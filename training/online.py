@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from modeling_decodepos.diagnosis import context_leak, knn_accuracy, knn_neighbours, knn_predict, position_r2
+from modeling_decodepos.diagnosis.exchange import exchange_content, exchange_surroundings, move_elsewhere, resize
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from training.arguments import DataArguments, RunArguments
 from training.decoding import BrokenImage
-from training.exchange import exchange_content, exchange_surroundings, move_elsewhere, resize
 from training.images import ImageSource, NoSuchSplit, ParquetImages, open_images
 from training.pixels import normalise
 from training.randomness import Purpose, stream

@@ -12,7 +12,6 @@ Content wins a triplet if the anchor's feature is closer to `same` than to `othe
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,27 +21,11 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from modeling_decodepos.scenes import (
-    CLASS_NAMES,
-    FIRST_INDEX,
-    SHAPES,
-    TEXTURES,
-    SceneObject,
-    SceneSpec,
-    render_scene,
-    sample_object,
-    sample_scene,
-)
+from modeling_decodepos.diagnosis.scene_pairs import find_fitting, move_inside, sample_elsewhere, sample_other
+from modeling_decodepos.scenes import CLASS_NAMES, FIRST_INDEX, SceneSpec, render_scene, sample_scene
 from training.pixels import normalise
 
 ROLES = ("anchor", "same", "other")
-OBJECT_SIZES = (0.22, 0.44)
-"""Diameters of probed objects relative to the scene: large enough to be seen, small enough to have somewhere to go."""
-
-OBJECT_SHAPES = ("disc", "square", "triangle", "cross", "heart")
-"""Shapes that fill most of their box. The box of a crescent, ring or star shows as much background as object, so that
-even features of nothing but the box would follow the surroundings."""
-
 # A stream of randomness beside the scenes' own [seed, index]. Above 1: that is the class stream of `scenes`.
 _PROBE_STREAM = 2
 _SCENES_PER_TRIPLET = 32
@@ -109,58 +92,20 @@ def sample_triplet(seed: int, index: int, size_px: int = 64) -> ProbeTriplet:
     rng = np.random.default_rng([seed, index, _PROBE_STREAM])
     first = FIRST_INDEX["probe"] + index * _SCENES_PER_TRIPLET
     candidates = (sample_scene(seed, first + k, size_px) for k in range(1, _SCENES_PER_TRIPLET))
-    here, fitting = next((spec, found) for spec in candidates if (found := _find_fitting(spec)))
+    here, fitting = next((spec, found) for spec in candidates if (found := find_fitting(spec)))
     there = sample_scene(seed, first, size_px)
     number = int(rng.choice(fitting))
-    item = dataclasses.replace(here.objects[number], center=_move_inside(here.objects[number], size_px))
-    other = _sample_other(rng, item)
+    item = dataclasses.replace(here.objects[number], center=move_inside(here.objects[number], size_px))
+    other = sample_other(rng, item)
     neighbours = here.objects[:number] + here.objects[number + 1 :]
     # As many neighbours there as a scene has around one of its own objects.
     others_there = there.objects[: len(there.objects) - 1]
-    moved = dataclasses.replace(item, center=_sample_elsewhere(rng, item, size_px))
+    moved = dataclasses.replace(item, center=sample_elsewhere(rng, item, size_px))
     return ProbeTriplet(
         anchor=dataclasses.replace(here, objects=(*neighbours, item)),
         same=dataclasses.replace(there, objects=(*others_there, moved)),
         other=dataclasses.replace(here, objects=(*neighbours, other)),
     )
-
-
-def _find_fitting(spec: SceneSpec) -> list[int]:
-    """Numbers of the objects of a scene that may be probed."""
-    low, high = (share * spec.size_px for share in OBJECT_SIZES)
-    return [
-        number
-        for number, item in enumerate(spec.objects)
-        if low <= item.size_px <= high and item.shape in OBJECT_SHAPES
-    ]
-
-
-def _bounds(item: SceneObject, size_px: int) -> tuple[int, int]:
-    """Where an object's centre may lie on either axis without the object leaving the scene."""
-    return math.ceil(item.size_px / 2) + 1, size_px - math.ceil(item.size_px / 2) - 1
-
-
-def _move_inside(item: SceneObject, size_px: int) -> tuple[float, float]:
-    low, high = _bounds(item, size_px)
-    x, y = (min(max(value, low), high) for value in item.center)
-    return x, y
-
-
-def _sample_elsewhere(rng: np.random.Generator, item: SceneObject, size_px: int) -> tuple[float, float]:
-    """A centre whole pixels away, so that the object is drawn with the same bytes; from the farthest quarter."""
-    low, high = _bounds(item, size_px)
-    steps = [np.arange(math.ceil(low - c), math.floor(high - c) + 1) for c in item.center]
-    dx, dy = (axis.ravel() for axis in np.meshgrid(*steps))
-    far = np.argsort(dx**2 + dy**2, kind="stable")[len(dx) * 3 // 4 :]
-    chosen = rng.choice(far)
-    return item.center[0] + float(dx[chosen]), item.center[1] + float(dy[chosen])
-
-
-def _sample_other(rng: np.random.Generator, item: SceneObject) -> SceneObject:
-    """An object of another shape, texture and colours, as large and in the same place."""
-    shape = SHAPES.index(str(rng.choice([name for name in OBJECT_SHAPES if name != item.shape])))
-    texture = (TEXTURES.index(item.texture) + rng.integers(1, len(TEXTURES))) % len(TEXTURES)
-    return sample_object(rng, int(shape * len(TEXTURES) + texture), item.center, item.size_px, avoid=item.colors)
 
 
 # ------------------------------------------------------------------------------------------------------- measurement

@@ -1,22 +1,40 @@
-"""What region features hold, as pure functions of features: tensors in, numbers out.
+"""What features hold: pure functions of features, and `diagnose`, which asks any model about controlled pictures.
 
-Features are rows (N, D), one per region. Nothing here knows a model, a file or a device: whoever has features can
-measure them. A collapsed embedding gives the number of chance, or NaN where there is nothing to divide, never a find.
+The functions named here first take features as rows (N, D), one per region, and know no model, file or device.
+A collapsed embedding gives the number of chance, or NaN or None where there is nothing to divide, never a find.
 """
+
+import importlib
+from typing import Any
 
 from .context import ContextLeak, context_leak
 from .knn import KnnAccuracy, knn_accuracy, knn_neighbours, knn_predict
 from .position import position_r2
+from .ridge import ridge_predict
 from .spread import effective_rank, embedding_std
 
 __all__ = [
     "ContextLeak",
     "KnnAccuracy",
     "context_leak",
+    "diagnose",
     "effective_rank",
     "embedding_std",
     "knn_accuracy",
     "knn_neighbours",
     "knn_predict",
+    "load_debias",
+    "load_model",
     "position_r2",
+    "ridge_predict",
 ]
+
+
+_LATER = {"diagnose": "run", "load_debias": "debias", "load_model": "models"}
+
+
+def __getattr__(name: str) -> Any:
+    """What loads models comes when it is asked for: who measures features needs none of it."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)

@@ -42,6 +42,16 @@ def context_leak(regions: Tensor, other_surroundings: Tensor, other_content: Ten
         other_surroundings: (N, D), the same content in the same place in other surroundings.
         other_content: (N, D), other content in R's place, in the same surroundings A.
     """
+    content, context = (float(part.mean()) for part in exchange_cosines(regions, other_surroundings, other_content))
+    return ContextLeak(float(leak_ratio(torch.tensor(content), torch.tensor(context))), content, context)
+
+
+@torch.no_grad()
+def exchange_cosines(regions: Tensor, other_surroundings: Tensor, other_content: Tensor) -> tuple[Tensor, Tensor]:
+    """Two (N,) cosines of each region: with itself in other surroundings, and with other content in its surroundings.
+
+    The arguments are those of `context_leak`, which averages these.
+    """
     if not regions.shape == other_surroundings.shape == other_content.shape or regions.ndim != 2 or not len(regions):
         shapes = [tuple(rows.shape) for rows in (regions, other_surroundings, other_content)]
         raise ValueError(f"the features are {shapes}; expected the same (N, D) three times, N > 0.")
@@ -51,6 +61,11 @@ def context_leak(regions: Tensor, other_surroundings: Tensor, other_content: Ten
     mean = rows.mean((0, 1))
     centred = rows - mean
     centred = torch.where(centred.norm(dim=-1, keepdim=True) > _ROUNDING * mean.norm(), centred, 0.0)
-    content, context = (float(F.cosine_similarity(centred[0], centred[k], dim=-1).mean()) for k in (1, 2))
-    total = max(content, 0.0) + max(context, 0.0)
-    return ContextLeak(max(context, 0.0) / total if total > 0 else float("nan"), content, context)
+    content, context = (F.cosine_similarity(centred[0], centred[k], dim=-1) for k in (1, 2))
+    return content, context
+
+
+def leak_ratio(content: Tensor, context: Tensor) -> Tensor:
+    """context / (content + context) of mean cosines, both clipped at 0; NaN where neither is above 0."""
+    content, context = content.clamp(min=0.0), context.clamp(min=0.0)
+    return context / (content + context)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Strengths of the penalty per row, from none to one that leaves the mean only.
-_PENALTIES = tuple(10.0**power for power in torch.arange(-6, 3.01, 0.5).tolist())
+from .ridge import ridge_predict
+
 # A feature that varies by less than this share of its size holds the rounding of 32-bit numbers and nothing else.
 _ROUNDING = 1e-6
 
@@ -40,12 +40,7 @@ def position_r2(features: Tensor, centres: Tensor, held_out_features: Tensor, he
         return float("nan")
     x, y, x_test, y_test = (part.cpu().double() for part in (features, centres, held_out_features, held_out_centres))
     x, x_test = _standardise(x, x_test)
-    mean = y.mean(0)
-    left, singular, right = torch.linalg.svd(x, full_matrices=False)
-    target = left.T @ (y - mean)
-    penalty = _choose_penalty(left, singular, target, y - mean)
-    weights = right.T @ (target * (singular / (singular**2 + penalty))[:, None])
-    residual = (y_test - mean - x_test @ weights).square().sum(0)
+    residual = (y_test - ridge_predict(x, y, x_test)).square().sum(0)
     total = (y_test - y_test.mean(0)).square().sum(0)
     return float((1 - residual / total).mean()) if (total > 0).all() else float("nan")
 
@@ -55,15 +50,3 @@ def _standardise(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     mean, std = rows.mean(0), rows.std(0, correction=0)
     scale = torch.where(std > _ROUNDING * mean.abs(), 1 / std, 0.0)
     return (rows - mean) * scale, (others - mean) * scale
-
-
-def _choose_penalty(left: Tensor, singular: Tensor, target: Tensor, y: Tensor) -> float:
-    """The penalty with the least squared leave-one-out error, in closed form from the singular vectors."""
-    count = len(y)
-    errors = []
-    for penalty in (count * strength for strength in _PENALTIES):
-        shrink = singular**2 / (singular**2 + penalty)
-        influence = left.square() @ shrink + 1 / count  # of each row on its own prediction; 1 / count is the mean's
-        residual = (y - left @ (target * shrink[:, None])) / (1 - influence).clamp(min=1e-12)[:, None]
-        errors.append((float(residual.square().sum()), penalty))
-    return min(errors)[1]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from modeling_decodepos.diagnosis import position, position_r2
+from modeling_decodepos.diagnosis import position_r2, ridge
 
 
 def draw(count, seed=0):
@@ -37,7 +37,7 @@ def r2_slowly(x, y, x_test, y_test):
         left_out = [torch.arange(len(x)) != row for row in range(len(x))]
         return sum(((predict(x[~k], fit(x[k], y[k], penalty)) - y[~k]) ** 2).sum() for k in left_out)
 
-    best = min((len(x) * strength for strength in position._PENALTIES), key=error)
+    best = min((len(x) * strength for strength in ridge.PENALTIES), key=error)
     residual = ((predict(x_test, fit(x, y, best)) - y_test) ** 2).sum(0)
     return float((1 - residual / ((y_test - y_test.mean(0)) ** 2).sum(0)).mean())
 

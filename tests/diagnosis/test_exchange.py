@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from modeling_decodepos.diagnosis.exchange import exchange_content, exchange_surroundings, move_elsewhere
 from modeling_decodepos.regions import boxes_to_pixels, rasterise
-from training.exchange import exchange_content, exchange_surroundings, move_elsewhere
 
 SIZE = 32
 BOX, OTHER_BOX = np.array([0.25, 0.5, 0.75, 1.0]), np.array([0.0, 0.0, 0.5, 0.25])

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modeling_decodepos.background import foreground_mask, replace_background
-from modeling_decodepos.regions import boxes_to_pixels
-from modeling_decodepos.repositioning import (
+from ..background import foreground_mask, replace_background
+from ..regions import boxes_to_pixels
+from ..repositioning import (
     FOREGROUND_SCALES,
     place_boxes,
     placed_pixel_boxes,

@@ -1,0 +1,144 @@
+"""Every number of a diagnosis: what it is called, which protocol it follows, and how to read it in plain words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number per stage.
+
+    Attributes:
+        key: Its name in report.json.
+        measure: The measure it belongs to, as `--measures` names it.
+        title: For people.
+        protocol: Changes whenever the definition does; numbers of different protocols cannot be compared.
+        chance: The value that says "nothing found"; None where there is none.
+        better: lower, higher or neither.
+        reading: What it means, in one or two sentences.
+        percent: Whether it reads best as a percentage.
+    """
+
+    key: str
+    measure: str
+    title: str
+    protocol: str
+    chance: float | None
+    better: str
+    reading: str
+    percent: bool = True
+
+
+MEASURES = {
+    "position": "Position probe: can the place of a patch be read from its feature?",
+    "retrieval": "Position against content: which is nearer, the same object elsewhere or another object here?",
+    "border": "Border profile: how far do features drift towards the border, and what does the padding do?",
+    "subspace": "Positional subspace: in how many directions does the place lie, and what if they are removed?",
+    "context": "Context swap: how much of a region's feature comes from around the region?",
+    "neighbour": "Neighbour read-out: does a region's feature tell what stands beside it?",
+    "influence": "Gradient influence: which pixels does a region's feature answer to?",
+    "object_knn": "Object k-NN: is the object still recognised in other surroundings, or in another place?",
+    "norms": "Norm outliers: tokens that store something else than their patch.",
+    "debias": "Training-free debias: what projecting the place out gains, and what it costs.",
+}
+"""Measures by the name that `--measures` takes."""
+
+_READ_OUT = (
+    "R² of a linear read-out of the patch's x and y on held-out pictures. 0: the place cannot be read; 1: exactly."
+)
+
+METRICS = (
+    Metric(
+        "position_natural", "position", "Position, on pictures", "position-probe-natural/1", 0.0, "neither",
+        _READ_OUT + " Place is not always a fault: on photos, sky is above. Compare with the two controls.",
+    ),
+    Metric(
+        "position_noise", "position", "Position, on noise", "position-probe-noise/1", 0.0, "lower",
+        _READ_OUT + " Noise looks the same everywhere, so whatever is read comes from the network.",
+    ),
+    Metric(
+        "position_blank", "position", "Position, on blank pages", "position-probe-blank/1", 0.0, "lower",
+        _READ_OUT + " A blank page has nothing to see: this is the network's own coordinate system, such as the trace "
+        "of zero padding or a position embedding.",
+    ),
+    Metric(
+        "position_share", "subspace", "Variance that place explains", "position-variance/1", 0.0, "lower",
+        "Of all variance of patch features, the share that is the same in every picture and follows the place alone.",
+    ),
+    Metric(
+        "subspace_size", "subspace", "Positional directions", "positional-subspace/1", None, "neither",
+        "Directions that hold 95 % of what the place alone explains. Few directions are easily removed.",
+        percent=False,
+    ),
+    Metric(
+        "content_wins", "retrieval", "Same object elsewhere is nearer", "place-or-content/1", 0.5, "higher",
+        "An object on a plain canvas, in nine places: how often is it closer to itself elsewhere than to another "
+        "object in its own place? 50 % is a coin toss.",
+    ),
+    Metric(
+        "border_contrast", "border", "Drift at the border", "border-profile/1", 0.0, "lower",
+        "How far the mean feature of the outermost cells is from the centre's, squared, in units of how much pictures "
+        "differ at one place. 1: the border changes a feature as much as another picture does.", percent=False,
+    ),
+    Metric(
+        "context_leak", "context", "Context leak", "context-swap/1", 0.0, "lower",
+        "Surroundings exchanged, or content exchanged: what does the region's feature follow? 0: its content alone; "
+        "50 %: both alike; 100 %: its surroundings alone.",
+    ),
+    Metric(
+        "neighbour_advantage", "neighbour", "Neighbour named from the region", "neighbour-read-out/1", 0.0, "lower",
+        "A linear read-out of a region's feature is asked what stands beside it. 0: no better than the most frequent "
+        "answer; 100 %: always right.",
+    ),
+    Metric(
+        "influence_outside", "influence", "Gradient outside the box", "gradient-influence/1", None, "lower",
+        "Share of the input gradient's energy that falls on pixels outside the region's box.",
+    ),
+    Metric(
+        "knn_clean", "object_knn", "Object k-NN", "object-knn-probe/1", None, "higher",
+        "Share of probed objects whose class their 20 nearest neighbours among other pictures' objects tell.",
+    ),
+    Metric(
+        "knn_recontextualised", "object_knn", "… in other surroundings", "object-knn-recontextualised/1", None,
+        "higher", "The same objects, in the same place, everything outside their boxes from another picture.",
+    ),
+    Metric(
+        "knn_repositioned", "object_knn", "… in another place", "object-knn-repositioned/1", None, "higher",
+        "The same objects somewhere else.",
+    ),
+    Metric(
+        "norm_outliers", "norms", "Outlier tokens", "norm-outliers/1", 0.0, "lower",
+        "Share of cells whose feature is more than four times as long as the median of its picture.",
+    ),
+    Metric(
+        "norm_ratio", "norms", "Longest token, times the median", "norm-outliers/1", 1.0, "lower",
+        "How many times as long as the median the longest feature of a picture is.", percent=False,
+    ),
+)  # fmt: skip
+
+BY_KEY = {metric.key: metric for metric in METRICS}
+
+EXTRA_PROTOCOLS = {
+    "border_profile": "border-profile/1",
+    "padding": "padding-exchange/1",
+    "subspace_energy": "positional-subspace/1",
+    "removal": "removal-curve/1",
+    "debias": "debias-projection/1",
+    "context_content": "context-swap/1",
+    "context_context": "context-swap/1",
+    "knn_prior": "object-knn-probe/1",
+    "neighbour_accuracy": "neighbour-read-out/1",
+    "neighbour_prior": "neighbour-read-out/1",
+}
+
+
+def choose_measures(names: str | None) -> tuple[str, ...]:
+    """The measures that a comma-separated list names; all for None."""
+    if not names:
+        return tuple(MEASURES)
+    chosen = tuple(name.strip() for name in names.split(",") if name.strip())
+    unknown = [name for name in chosen if name not in MEASURES]
+    if unknown or not chosen:
+        raise ValueError(f"unknown measure {', '.join(unknown) or names!r}; expected some of {', '.join(MEASURES)}.")
+    return chosen

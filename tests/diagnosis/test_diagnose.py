@@ -1,0 +1,411 @@
+"""A diagnosis from end to end: what comes out, and what is said when something is missing or wrong."""
+
+import dataclasses
+import importlib
+import io
+import json
+import math
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from transformers import BertConfig, BertModel, Dinov2Config, ResNetConfig, ResNetModel, ViTConfig, ViTModel
+
+from benchmarks.known_cases import own_pixels, place_only, scenes, small_resnet, small_vit, with_place
+from modeling_decodepos import DecodePosConfig, DecodePosModel
+from modeling_decodepos.diagnosis import diagnose, load_debias, load_model
+from modeling_decodepos.diagnosis.command import build_parser, main
+from modeling_decodepos.diagnosis.debias import RemovalPoint, choose_count
+from modeling_decodepos.diagnosis.estimates import Estimate
+from modeling_decodepos.diagnosis.features import read_features
+from modeling_decodepos.diagnosis.measuring import StageResult, choose_removal, measure
+from modeling_decodepos.diagnosis.metrics import MEASURES
+from modeling_decodepos.diagnosis.padding import PADDING_MODES, padded_with
+from modeling_decodepos.diagnosis.photo_data import build_photo_data
+from modeling_decodepos.diagnosis.place import positional_subspace
+from modeling_decodepos.diagnosis.probe_data import Pictures, ProbeData
+from modeling_decodepos.diagnosis.report import is_guessing
+
+FEW = 8
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def first_images(pictures: Pictures, count: int) -> Pictures:
+    rows = sum(map(len, pictures.boxes[:count]))
+    labels = None if pictures.labels is None else pictures.labels[:rows]
+    return Pictures(pictures.pixels[:count], pictures.boxes[:count], labels)
+
+
+def without_classes(data: ProbeData) -> ProbeData:
+    return dataclasses.replace(
+        data,
+        gallery=dataclasses.replace(data.gallery, labels=None),
+        queries=dataclasses.replace(data.queries, labels=None),
+        groups=None,
+    )
+
+
+class NamedNet(nn.Sequential):
+    pass
+
+
+@pytest.fixture(scope="module")
+def diagnosis():
+    model = load_model(small_resnet(), size_px=64, name="<script>alert(1)</script>")
+    return diagnose([model, own_pixels], scenes(), size_px=64)
+
+
+def test_the_report_holds_every_number_with_its_protocol(diagnosis, tmp_path):
+    page = diagnosis.save(tmp_path).read_text(encoding="utf-8")
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    model, function = report["models"]
+    assert [stage["stage"] for stage in model["stages"]] == ["stage1", "stage2", "stage3"]
+    for stage in model["stages"]:
+        assert set(stage["numbers"]) <= set(report["protocols"])
+        assert all(v["value"] is not None or v["reason"] for v in stage["numbers"].values())
+    assert model["controls"]["random_init"] is not None and function["controls"]["random_init"] is None
+    assert set(model["stages"][-1]["padding"]) == set(PADDING_MODES) and not function["stages"][-1]["padding"]
+    assert report["settings"]["seed"] == 0 and report["settings"]["picture_size_px"] == 64
+    assert "<script>" not in page and "&lt;script&gt;" in page  # whatever a model is called
+    assert "http" not in page.replace("http-equiv", "")
+    for name in ("blank_pages", "influence", "swaps"):
+        with Image.open(tmp_path / "figures" / f"{name}.png") as image:
+            assert image.width > 600
+
+
+def test_numbers_do_not_depend_on_the_batch():
+    model = load_model(small_resnet(), size_px=64)
+    data = scenes()
+    one = read_features(model, data.queries.pixels[:6], data.queries.boxes[:6], cells=True, batch_size=1)
+    other = read_features(model, data.queries.pixels[:6], data.queries.boxes[:6], cells=True, batch_size=4)
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a.regions, b.regions, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a.cells, b.cells, rtol=1e-4, atol=1e-5)
+
+
+def test_two_runs_give_the_same_report():
+    found = [diagnose(own_pixels, scenes(), size_px=64, measures="position,context,object_knn") for _ in range(2)]
+    first, second = (item.to_dict()["models"][0]["stages"] for item in found)
+    assert first == second
+
+
+def test_removing_planted_place_costs_nothing_else():
+    model = with_place(0.5)
+    found = diagnose(model, scenes(), size_px=64, measures="position,subspace,object_knn,debias").models[0]
+    before, after = found.debias.changes["position_natural"]
+    assert before.value > 0.9 and after.value < 0.1
+    clean_before, clean_after = found.debias.changes["knn_clean"]
+    assert clean_after.value >= clean_before.value - 0.1
+    assert 1 <= found.debias.count <= 16
+    cells = found.asked.queries[-1].cells
+    maps = cells.transpose(1, 2).unflatten(2, found.asked.queries[-1].grid)
+    expected = found.stages[-1].subspace.remove(cells, found.debias.count)
+    torch.testing.assert_close(found.debias.layer(maps).flatten(2).transpose(1, 2), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_layer_survives_its_file(diagnosis, tmp_path):
+    diagnosis.save(tmp_path)
+    layer = load_debias(tmp_path / "debias_0.safetensors")
+    torch.testing.assert_close(layer.weight, diagnosis.models[0].debias.layer.weight)
+    torch.testing.assert_close(layer.bias, diagnosis.models[0].debias.layer.bias)
+
+
+def test_the_curve_decides_how_much_is_removed():
+    curve = [RemovalPoint(0, 0.8, 0.50), RemovalPoint(4, 0.3, 0.49), RemovalPoint(8, 0.295, 0.49)]
+    assert choose_count([*curve, RemovalPoint(16, 0.0, 0.10)], objects=100) == 4  # 16 would cost too much
+    assert choose_count([*curve, RemovalPoint(16, 0.0, 0.49)], objects=100) == 16
+    assert choose_count([RemovalPoint(0, 0.1, 0.5), RemovalPoint(4, 0.4, 0.5)], objects=100) == 0
+
+
+def test_a_subspace_holds_the_planted_directions():
+    code = torch.zeros(64, 20)
+    code[:, 3], code[:, 7] = torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64).square()
+    cells = code + 0.01 * torch.randn(30, 64, 20, generator=torch.Generator().manual_seed(0))
+    subspace = positional_subspace(cells)
+    assert subspace.size == 2
+    planted = torch.zeros(20)
+    planted[3] = 1
+    assert (subspace.directions[:2] @ planted).norm() > 0.999
+    assert subspace.remove(cells, 0).equal(cells)
+
+
+def test_padding_is_put_back_and_nothing_else_changes():
+    model = small_resnet()
+    pixels = torch.rand(1, 3, 64, 64)
+    before = model(pixels).feature_maps[-1]
+    with padded_with(model, "circular"):
+        assert not torch.allclose(model(pixels).feature_maps[-1], before)
+    assert torch.equal(model(pixels).feature_maps[-1], before)
+    with pytest.raises(ValueError, match="expected one of zeros"), padded_with(model, "mirror"):
+        pass
+
+
+def test_the_own_padding_is_not_measured_twice_and_not_differently():
+    model = load_model(small_resnet(), size_px=64)
+    reused, anew = (measure(model, scenes(), names)[0][-1].padding for names in (("position", "border"), ("border",)))
+    assert reused == anew and reused["zeros"] != reused["circular"]
+
+
+# ----------------------------------------------------------------------------------------------------------- models
+
+
+@pytest.mark.parametrize("position", [0.0, 0.5])
+def test_a_vit_is_read_layer_by_layer(position):
+    model = load_model(small_vit(position), size_px=64, layers=2)
+    assert [tuple(part.shape) for part in model(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))] == [(2, 48, 8, 8)] * 4
+
+
+def test_the_size_is_one_that_a_vit_can_take(tmp_path):
+    Dinov2Config(hidden_size=32, num_hidden_layers=8, num_attention_heads=2, patch_size=14).save_pretrained(tmp_path)
+    model = load_model(f"random:{tmp_path}", size_px=64, layers=2)
+    assert model.size_px == 70 and "70" in model.note
+    assert model.stages == ("stage4", "stage8")
+    assert model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))[0].shape == (1, 32, 5, 5)
+
+
+def test_a_folder_gives_the_same_features_as_the_model(tmp_path):
+    model = ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=64)).eval()
+    model.save_pretrained(tmp_path)
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    for a, b in zip(load_model(model, size_px=64)(pixels), load_model(str(tmp_path), size_px=64)(pixels), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_our_own_checkpoint_gives_the_features_of_its_backbone(tmp_path):
+    backbone = ResNetConfig(hidden_sizes=[8, 8, 8, 12], depths=[1, 1, 1, 1], embedding_size=8)
+    trained = DecodePosModel(DecodePosConfig(backbone_config=backbone)).eval()
+    trained.save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), size_px=64)
+    assert model.stages == ("stage1", "stage2", "stage3", "stage4")
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = trained.backbone(model.prepare(pixels)).feature_maps[-1]
+        torch.testing.assert_close(model(pixels)[-1], expected)
+
+
+def test_random_weights_follow_from_their_seed():
+    pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    whole = ResNetModel(ResNetConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], embedding_size=8))
+    for spec in (small_resnet(), whole, small_vit(0.5), NamedNet(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())):
+        model = load_model(spec, size_px=64)
+        first, same, other = (model.fresh(seed)(pixels)[-1] for seed in (3, 3, 4))
+        assert torch.equal(first, same) and not torch.equal(first, other)
+        own = model(pixels)[-1]
+        assert model.fresh(3).stages == model.stages and own.shape == first.shape and not torch.equal(own, first)
+
+
+class OneSize(ViTModel):
+    """A ViT that takes pictures of its own size only."""
+
+    def forward(self, pixel_values, output_hidden_states=None):
+        return super().forward(pixel_values, output_hidden_states=output_hidden_states)
+
+
+def test_a_vit_that_takes_one_size_gets_it_or_says_so():
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=48)
+    model = load_model(OneSize(config), size_px=64)
+    assert model.size_px == 48 and model.note == "pictures are resized from 64 to 48 pixels, which this model takes"
+    assert model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))[0].shape == (1, 16, 3, 3)
+    broken = OneSize(config)
+    broken.config.image_size = 32  # neither the wanted size nor the one that it names
+    with pytest.raises(ValueError, match=r"no feature maps at 64 or 32 pixels. Give a --size .* patch size 16"):
+        load_model(broken, size_px=64)
+
+
+def test_a_model_type_needs_no_download():
+    model = load_model("random:mobilevit", size_px=64)
+    assert model.name == "random:mobilevit" and model.module.config.model_type == "mobilevit"
+
+
+def not_a_map(pixels):
+    return pixels.mean((2, 3))
+
+
+def gives_nan(pixels):
+    found = own_pixels(pixels)
+    return torch.where(pixels.mean((1, 2, 3), keepdim=True) == 0, found, math.nan)
+
+
+def test_bad_models_are_refused_by_name(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="'nobody/nothing' is neither a folder nor"):
+        load_model("nobody/nothing")
+    with pytest.raises(ValueError, match=r"not_a_map gives no feature maps: it returned \(1, 3\)"):
+        load_model(not_a_map)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match="timm:resnet50 needs timm"):
+        load_model("timm:resnet50")
+    with pytest.raises(ValueError, match="cannot import 'there'"):
+        load_model("json:there")
+    with pytest.raises(ValueError, match="NaN"):
+        diagnose(gives_nan, scenes(), measures="norms")
+    words = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    with pytest.raises(ValueError, match="a BertModel takes input_ids, not pixel_values"):
+        load_model(BertModel(words))
+    ResNetConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], embedding_size=8).save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="random:"):
+        load_model(str(tmp_path))
+
+
+def test_the_command_says_what_is_wrong_and_ends_with_2(tmp_path, capsys):
+    output = ["--output", str(tmp_path / "out")]
+    assert main(["nobody/nothing", *output]) == 2
+    assert "nobody/nothing" in capsys.readouterr().err
+    assert main(["json:loads", "--measures", "posture", *output]) == 2
+    assert "posture" in capsys.readouterr().err
+
+
+def test_the_installed_command_and_the_documented_lines_are_real(capsys):
+    root = Path(__file__).parents[2]
+    script = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    module, _, function = script["decodepos-diagnose"].partition(":")
+    assert getattr(importlib.import_module(module), function) is main
+    text = (root / "docs" / "diagnosis.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("decodepos-diagnose ")]
+    assert len(lines) >= 3
+    for line in lines:
+        assert build_parser().parse_args(shlex.split(line, comments=True)[1:]).models
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0 and all(name in shown for name in (*MEASURES, "random:", "timm:", "scenes"))
+
+
+def test_the_command_writes_a_report(tmp_path, capsys, monkeypatch):
+    (tmp_path / "my_network.py").write_text("from benchmarks.known_cases import own_pixels as features\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    function = "my_network:features"
+    options = ["--images", "6", "--size", "64", "--measures", "position,context", "--output", str(tmp_path)]
+    assert main([function, *options]) == 0
+    assert "wrote" in capsys.readouterr().out
+    assert (tmp_path / "report.html").is_file() and (tmp_path / "report.json").is_file()
+
+
+# ------------------------------------------------------------------------------------------------------------- data
+
+
+def test_a_place_only_network_is_not_called_unbiased():
+    found = diagnose(place_only, scenes(), size_px=64, measures="position,subspace,context,object_knn,debias")
+    assert found.models[0].last.verdict == "content-blind"
+    assert found.models[0].last.numbers["position_natural"].value > 0.9
+    assert found.models[0].debias is None
+
+
+def test_without_classes_the_rest_is_measured_and_the_gap_is_named():
+    found = diagnose(own_pixels, without_classes(scenes()), size_px=64)
+    assert set(found.skipped) == {"object_knn", "neighbour", "debias"}
+    assert "no classes" in found.skipped["object_knn"]
+    numbers = found.models[0].last.numbers
+    assert "context_leak" in numbers and "knn_clean" not in numbers
+
+
+def test_object_knn_that_guesses_is_said_to_guess():
+    data = scenes()
+    stage = StageResult("last", numbers={"knn_prior": Estimate(0.2), "knn_clean": Estimate(0.4, 0.3, 0.5)})
+    assert not is_guessing(stage)
+    stage.numbers["knn_clean"] = Estimate(0.25, 0.15, 0.35)
+    assert is_guessing(stage)
+    found = diagnose(own_pixels, data, size_px=64, measures="object_knn").models[0].last
+    most = data.gallery.labels.bincount().argmax()
+    expected = (data.queries.labels[data.swaps.regions] == most).double().mean()
+    assert found.numbers["knn_prior"].value == pytest.approx(float(expected))
+
+
+def test_one_class_and_a_small_gallery_are_named():
+    data = scenes()
+    same = dataclasses.replace(data.gallery, labels=torch.zeros_like(data.gallery.labels))
+    one_class = dataclasses.replace(data, gallery=same)
+    assert "one class" in diagnose(own_pixels, one_class, measures="norms").skipped["object_knn"]
+    small = dataclasses.replace(data, gallery=first_images(data.gallery, 2))
+    assert "fewer than the k = 20" in diagnose(own_pixels, small, measures="norms").skipped["object_knn"]
+
+
+def write_rows(folder, name, rows, kept=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows).slice(0, kept), folder / f"{name}-00000-of-00001.parquet")
+
+
+def row(number, objects=None):
+    pixels = np.random.default_rng(number).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    values = {"image": {"bytes": buffer.getvalue(), "path": None}, "image_id": str(number), "width": 60, "height": 40}
+    return values | ({} if objects is None else {"objects": objects})
+
+
+def objects(*boxes, categories=None):
+    labels = list(range(len(boxes))) if categories is None else categories
+    return {"bbox": [list(map(float, box)) for box in boxes], "category": labels, "iscrowd": [False] * len(boxes)}
+
+
+def test_parquet_boxes_and_classes_arrive_as_they_are(tmp_path):
+    annotated = objects((6, 4, 30, 20), (30, 10, 12, 16), (1, 1, 2, 2), categories=[3, 5, 1])
+    write_rows(tmp_path / "data", "train", [row(k, annotated) for k in range(6)])
+    write_rows(tmp_path / "data", "validation", [row(10 + k, annotated) for k in range(5)])
+    data = build_photo_data(str(tmp_path), 8, 64, 0)
+    assert len(data.gallery) == 6 and len(data.queries) == 5
+    torch.testing.assert_close(data.queries.boxes[0], torch.tensor([[0.1, 0.1, 0.6, 0.6], [0.5, 0.25, 0.7, 0.65]]))
+    assert data.queries.labels[:2].tolist() == [3, 5]  # the third is a few pixels
+    assert len(data.swaps.regions) == 5 and data.grid.pixels.shape[:2] == (5, 9)
+    found = diagnose(own_pixels, data, size_px=64)
+    assert "fewer than the k" in found.skipped["object_knn"]
+    assert found.models[0].last.numbers["context_leak"].value is not None
+
+
+def test_pictures_without_boxes_are_asked_about_place_only(tmp_path):
+    for number in range(8):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    found = diagnose(own_pixels, str(tmp_path), images=8, size_px=64)
+    assert "the data has no boxes" in found.skipped["context"]
+    assert any("1 pictures could not be read" in note and "torn.png" in note for note in found.settings["notes"])
+    numbers = found.models[0].last.numbers
+    assert numbers["position_blank"].value is not None and "context_leak" not in numbers
+    page = found.save(tmp_path / "out").read_text(encoding="utf-8")
+    assert "Not measured: the data has no boxes" in page
+
+
+def test_bad_data_names_file_and_image(tmp_path):
+    ragged = objects((6, 4, 30, 20), (1, 1, 20, 20), categories=[1])
+    write_rows(tmp_path / "ragged", "train", [row(k, ragged) for k in range(4)])
+    with pytest.raises(ValueError, match=r"train-00000.*image \d: 2 boxes with 1 categories"):
+        build_photo_data(str(tmp_path / "ragged"), 4, 64, 0)
+    write_rows(tmp_path / "short", "train", [row(0, {"bbox": [[1.0, 2.0, 3.0]], "category": [0], "iscrowd": [False]})])
+    with pytest.raises(ValueError, match="four finite numbers"):
+        build_photo_data(str(tmp_path / "short"), 4, 64, 0)
+    write_rows(tmp_path / "empty", "train", [row(0, objects((1, 1, 20, 20)))])
+    with pytest.raises(ValueError, match="at least 2"):
+        build_photo_data(str(tmp_path / "empty"), 4, 64, 0)
+    write_rows(tmp_path / "unasked", "train", [row(k, objects((1, 1, 20, 20))) for k in range(4)])
+    write_rows(tmp_path / "unasked", "validation", [row(0)], kept=0)
+    with pytest.raises(ValueError, match="4 pictures for the gallery and 0 to ask about.*Is the split empty"):
+        build_photo_data(str(tmp_path / "unasked"), 4, 64, 0)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(FileNotFoundError, match="neither .parquet files nor pictures"):
+        build_photo_data(str(tmp_path / "nothing"), 4, 64, 0)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        build_photo_data("nobody/nothing", 4, 64, 0)
+
+
+def test_the_choice_of_directions_never_sees_the_queries():
+    data = scenes()
+    model = with_place(0.5)
+    seen = choose_removal(measure(model, data, ("subspace",))[0][-1], data)
+    other = dataclasses.replace(data, queries=data.gallery, swaps=None)
+    assert choose_removal(measure(model, other, ("subspace",))[0][-1], other) == seen
