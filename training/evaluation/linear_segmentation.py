@@ -1,0 +1,110 @@
+"""`linear_segmentation`: a frozen backbone, and one 1x1 convolution that reads classes from its map. mIoU.
+
+The map is standardised per channel by the training images, then a linear layer is trained with AdamW on the class of the
+pixel in the middle of each cell. Scores are enlarged to the label map's own size before the best is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.evaluation.evaluation import Evaluation
+from training.evaluation.learning import learn
+from training.evaluation.results import Measured
+from training.evaluation.segmentation_data import (
+    SegmentationData,
+    ignore_index,
+    open_segmentation,
+    read_batches,
+    score,
+    stack_labels,
+    stack_pixels,
+)
+
+
+@dataclass(frozen=True)
+class LinearSegmentationSettings:
+    """Settings of `linear_segmentation`."""
+
+    steps: int = field(default=4000, metadata={"help": "updates of the head"})
+    head_batch_size: int = field(default=16, metadata={"help": "images per update"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak, of AdamW"})
+    weight_decay: float = field(default=1e-4, metadata={"help": "of AdamW"})
+
+
+class LinearHead(nn.Module):
+    """Standardise channels by fixed statistics, then one 1x1 convolution."""
+
+    def __init__(self, mean: Tensor, std: Tensor, classes: int):
+        super().__init__()
+        self.register_buffer("mean", mean.view(1, -1, 1, 1))
+        # A channel that does not vary says nothing, and must not become noise.
+        self.register_buffer("scale", torch.where(std > 1e-6 * mean.abs(), 1 / std, 0.0).view(1, -1, 1, 1))
+        self.classify = nn.Conv2d(mean.numel(), classes, 1)
+        nn.init.zeros_(self.classify.weight)
+        nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """(B, C, h, w) scores."""
+        return self.classify((feature_map - self.mean) * self.scale)
+
+
+def run(evaluation: Evaluation, settings: LinearSegmentationSettings) -> Mapping[str, Measured]:
+    """mIoU of one seed."""
+    data = open_segmentation(evaluation)
+    head = train_head(evaluation, data, settings)
+    return score(evaluation, data, lambda pixels: head(evaluation.model.dense(pixels)))
+
+
+def train_head(evaluation: Evaluation, data: SegmentationData, settings: LinearSegmentationSettings) -> LinearHead:
+    """The trained head, equal on every process."""
+    mean, std = channel_statistics(evaluation, data)
+    head = LinearHead(mean, std, data.classes).to(evaluation.model.device)
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+
+    def part_loss(items: list[int], step: int) -> tuple[Tensor, Tensor]:
+        total, count = mean.new_zeros(()), torch.zeros(())
+        for batch in read_batches(evaluation, data.train, items, max(1, len(items))):
+            feature_map = evaluation.model.dense(stack_pixels(batch))
+            labels = stack_labels(batch, *feature_map.shape[2:]).to(feature_map.device)
+            total = F.cross_entropy(head(feature_map), labels, ignore_index=ignore_index(), reduction="sum")
+            count = (labels != ignore_index()).sum().cpu()
+        return total, count
+
+    learn(
+        evaluation,
+        head,
+        optimizer,
+        part_loss,
+        items=len(data.train),
+        steps=settings.steps,
+        batch_size=settings.head_batch_size,
+        what="linear head",
+    )
+    return head.eval().requires_grad_(False)
+
+
+def channel_statistics(evaluation: Evaluation, data: SegmentationData, most: int = 1000) -> tuple[Tensor, Tensor]:
+    """(C,) mean and standard deviation of the map's channels over (up to `most` of) the training images."""
+    places = evaluation.processes.own(range(0, len(data.train), max(1, len(data.train) // most)))
+    sums: list[Tensor] = []
+    count = torch.zeros(1, dtype=torch.float64)
+    batches = read_batches(evaluation, data.train, places, evaluation.common.batch_size)
+    total = -(-len(places) // evaluation.common.batch_size)
+    for batch in evaluation.progress(batches, "statistics", total, "batch"):
+        rows = evaluation.model.dense(stack_pixels(batch)).transpose(0, 1).flatten(1).double().cpu()
+        sums.append(torch.stack([rows.sum(1), rows.square().sum(1)]))
+        count += rows.shape[1]
+    width = max(evaluation.processes.collect([sums[0].shape[1] if sums else 0]))
+    own = torch.stack(sums).sum(0) if sums else torch.zeros((2, width), dtype=torch.float64)
+    whole, cells = evaluation.processes.total(own), evaluation.processes.total(count)
+    mean = whole[0] / cells
+    std = (whole[1] / cells - mean.square()).clamp(min=0).sqrt()
+    return mean.float().to(evaluation.model.device), std.float().to(evaluation.model.device)

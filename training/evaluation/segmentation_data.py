@@ -1,0 +1,111 @@
+"""What the three segmentation protocols share: pictures with label maps, and how predictions are scored on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modeling_decodepos.schema import SEGMENTATION_IGNORE
+from training.evaluation.evaluation import Evaluation
+from training.evaluation.miou import confusion, segmentation_score
+from training.evaluation.pictures import AnnotatedImages, Picture, batched, count_classes
+from training.evaluation.results import Measured
+
+_ROUNDS = 200  # of the bootstrap: each adds up a table per image
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """Both sides, and the number of classes, "no class" (0) among them."""
+
+    train: AnnotatedImages
+    validation: AnnotatedImages
+    classes: int
+
+
+def open_segmentation(evaluation: Evaluation) -> SegmentationData:
+    """The images with label maps."""
+    train, validation = (evaluation.images(side, masks=True, objects=False) for side in ("train", "validation"))
+    return SegmentationData(train, validation, count_classes(train, validation) + 1)
+
+
+def read_batches(
+    evaluation: Evaluation, images: AnnotatedImages, places: list[int], size: int
+) -> Iterator[list[Picture]]:
+    """Batches of pictures that can be read."""
+    reader = evaluation.reader(images)
+
+    def make(place: int) -> Picture:
+        return images.picture(place, evaluation.common.size_px)
+
+    yield from batched((picture for picture in reader.read(places, make) if picture is not None), size)
+    for message in reader.broken:
+        evaluation.note(f"an image of {images.name} is not counted: {message}")
+
+
+def stack_pixels(batch: list[Picture]) -> Tensor:
+    """(B, 3, S, S) uint8."""
+    return torch.stack([picture.pixels for picture in batch])
+
+
+def stack_labels(batch: list[Picture], height: int, width: int) -> Tensor:
+    """(B, height, width) int64: the class of the pixel in the middle of each cell."""
+    maps = []
+    for picture in batch:
+        assert picture.label_map is not None
+        maps.append(F.interpolate(picture.label_map[None, None].float(), (height, width), mode="nearest-exact")[0, 0])
+    return torch.stack(maps).long()
+
+
+def score(
+    evaluation: Evaluation, data: SegmentationData, predict: Callable[[Tensor], Tensor]
+) -> Mapping[str, Measured]:
+    """mIoU and pixel accuracy on the validation images, compared at the resolution of the label maps.
+
+    Args:
+        evaluation: Its processes share the images.
+        data: The images and the number of classes.
+        predict: (B, C, h, w) scores from (B, 3, S, S) uint8; resized to each label map before the best is taken.
+    """
+    places = evaluation.processes.own(range(len(data.validation)))
+    tables: list[Tensor] = []
+    batches = read_batches(evaluation, data.validation, places, evaluation.common.batch_size)
+    total = -(-len(places) // evaluation.common.batch_size)
+    for batch in evaluation.progress(batches, "validation", total, "batch"):
+        for scores, picture in zip(predict(stack_pixels(batch)).float().cpu(), batch, strict=True):
+            assert picture.label_map is not None
+            full = F.interpolate(scores[None], picture.size, mode="bilinear", align_corners=False)[0]
+            tables.append(confusion(full.argmax(0), picture.label_map, data.classes))
+    every = [table for part in evaluation.processes.collect([tables]) for table in part]
+    return _summary(every)
+
+
+def _summary(tables: list[Tensor]) -> Mapping[str, Measured]:
+    whole = torch.stack(tables)
+    found = segmentation_score(whole.sum(0))
+    rng = np.random.default_rng(0)
+    flat = whole.double()
+    mious, accuracies = [], []
+    for _ in range(_ROUNDS):
+        weights = torch.from_numpy(np.bincount(rng.integers(0, len(flat), len(flat)), minlength=len(flat))).double()
+        drawn = torch.einsum("i,ijk->jk", weights, flat)
+        if drawn.sum():
+            again = segmentation_score(drawn)
+            mious.append(again.miou)
+            accuracies.append(again.pixel_accuracy)
+    intervals = [tuple(float(v) for v in np.quantile(values, [0.025, 0.975])) for values in (mious, accuracies)]
+    return {
+        "miou": Measured(found.miou, (intervals[0][0], intervals[0][1]), len(tables)),
+        "pixel_accuracy": Measured(found.pixel_accuracy, (intervals[1][0], intervals[1][1]), len(tables)),
+        "miou_objects": Measured(float(found.by_class[1:].nanmean()), None, len(tables)),
+    }
+
+
+def ignore_index() -> int:
+    """The label that no loss counts."""
+    return SEGMENTATION_IGNORE
