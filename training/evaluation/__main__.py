@@ -139,9 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if processes.is_main:
             hashes = _data_hash(common)
             arm = args.arm or find_arm(args.model)
-            origin = Origin(
-                args.model, arm, protocol_id(args.protocol, entry, common, settings), hashes, args.label
-            )
+            origin = Origin(args.model, arm, protocol_id(args.protocol, entry, common, settings), hashes, args.label)
             rows = build_rows(origin, found, dataclasses.asdict(settings))
             merge_results(args.output, rows)
             print(f"{args.model} [{arm}]\n{origin.protocol}, seeds {', '.join(map(str, args.seeds))}")

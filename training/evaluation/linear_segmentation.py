@@ -27,6 +27,10 @@ from training.evaluation.segmentation_data import (
 )
 
 
+MOST_CACHED = 2 * 2**30
+"""Bytes of frozen maps that a process keeps."""
+
+
 @dataclass(frozen=True)
 class LinearSegmentationSettings:
     """Settings of `linear_segmentation`."""
@@ -35,6 +39,35 @@ class LinearSegmentationSettings:
     head_batch_size: int = field(default=16, metadata={"help": "images per update"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak, of AdamW"})
     weight_decay: float = field(default=1e-4, metadata={"help": "of AdamW"})
+
+
+class FrozenCells:
+    """Maps and labels of training images; as many as fit into `MOST_CACHED` bytes are computed once."""
+
+    def __init__(self, evaluation: Evaluation, data: SegmentationData):
+        self.evaluation, self.data = evaluation, data
+        self.known: dict[str, tuple[Tensor, Tensor]] = {}
+        self.held = 0
+
+    def of(self, items: list[int]) -> tuple[Tensor, Tensor]:
+        """(B, C, h, w) maps and (B, h, w) labels on the model's device; images that cannot be read are left out."""
+        images, device = self.data.train, self.evaluation.model.device
+        missing = [item for item in dict.fromkeys(items) if images.ids[item] not in self.known]
+        made: dict[str, tuple[Tensor, Tensor]] = {}
+        for batch in read_batches(self.evaluation, images, missing, max(1, len(missing))):
+            maps = self.evaluation.model.dense(stack_pixels(batch)).cpu()
+            labels = stack_labels(batch, *maps.shape[2:])
+            made |= {p.image_id: (maps[n].clone(), labels[n].clone()) for n, p in enumerate(batch)}
+        for image_id, (own_map, own_labels) in made.items():
+            self.held += own_map.nbytes + own_labels.nbytes
+            if self.held <= MOST_CACHED:
+                self.known[image_id] = own_map, own_labels
+        every = self.known | made
+        found = [every[images.ids[item]] for item in items if images.ids[item] in every]
+        if not found:
+            return torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+        maps, labels = zip(*found, strict=True)
+        return torch.stack(maps).to(device), torch.stack(labels).to(device)
 
 
 class LinearHead(nn.Module):
@@ -65,18 +98,16 @@ def train_head(evaluation: Evaluation, data: SegmentationData, settings: LinearS
     """The trained head, equal on every process."""
     mean, std = channel_statistics(evaluation, data)
     head = LinearHead(mean, std, data.classes).to(evaluation.model.device)
-    optimizer = torch.optim.AdamW(
-        head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    optimizer = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+    cells = FrozenCells(evaluation, data)
 
     def part_loss(items: list[int], step: int) -> tuple[Tensor, Tensor]:
-        total, count = mean.new_zeros(()), torch.zeros(())
-        for batch in read_batches(evaluation, data.train, items, max(1, len(items))):
-            feature_map = evaluation.model.dense(stack_pixels(batch))
-            labels = stack_labels(batch, *feature_map.shape[2:]).to(feature_map.device)
-            total = F.cross_entropy(head(feature_map), labels, ignore_index=ignore_index(), reduction="sum")
-            count = (labels != ignore_index()).sum().cpu()
-        return total, count
+        feature_map, labels = cells.of(items)
+        if not len(labels):
+            return mean.new_zeros(()), torch.zeros(())
+        total = F.cross_entropy(head(feature_map), labels, ignore_index=ignore_index(), reduction="sum")
+        return total, (labels != ignore_index()).sum().cpu()
 
     learn(
         evaluation,

@@ -1,8 +1,8 @@
 """Any backbone as evaluation sees it: region features, a dense map, and the bare backbone to fine-tune.
 
-    PATH_OR_ID          a folder or Hub id: our exports, any AutoBackbone, and other vision models that AutoModel reads
-    random:NAME         an untrained network by name (random:resnet18, random:vit_small …)
-    random:PATH_OR_ID   an untrained network of the same architecture as a checkpoint
+PATH_OR_ID          a folder or Hub id: our exports, any AutoBackbone, and other vision models that AutoModel reads
+random:NAME         an untrained network by name (random:resnet18, random:vit_small …)
+random:PATH_OR_ID   an untrained network of the same architecture as a checkpoint
 """
 
 from __future__ import annotations
@@ -139,7 +139,9 @@ def load_model(name: str, seed: int, device: torch.device | str = "cpu", region_
     torch.manual_seed(seed)
     bins = {"region_bins": region_bins} if region_bins else {}
     if name.removeprefix(RANDOM) in BACKBONES and not name.startswith(RANDOM):
-        raise ValueError(f"model: {name!r} names an architecture, not weights; say {RANDOM}{name} for an untrained one.")
+        raise ValueError(
+            f"model: {name!r} names an architecture, not weights; say {RANDOM}{name} for an untrained one."
+        )
     try:
         if name.startswith(RANDOM):
             loaded = EvaluatedModel(name, _untrained(name.removeprefix(RANDOM), bins))

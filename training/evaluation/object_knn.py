@@ -30,7 +30,7 @@ from training.evaluation.object_features import (
     ShowRePositioned,
     embed_objects,
 )
-from training.evaluation.results import Measured, bootstrap_interval
+from training.evaluation.results import Measured, bootstrap_interval, jackknife_interval
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ def run(evaluation: Evaluation, settings: ObjectKnnSettings) -> Mapping[str, Mea
     refuse_one_class(gallery.labels, gallery_images.name)
     asked = _possible(settings.neighbours, len(gallery), evaluation)
     right = _right(evaluation, gallery, queries, asked, settings.temperature)
-    measures = {"commonest_class": mean_over_objects((queries.labels == gallery.labels.mode().values).double(), queries)}
+    measures = {
+        "commonest_class": mean_over_objects((queries.labels == gallery.labels.mode().values).double(), queries)
+    }
     for k in asked:
         measures |= _accuracy("", k, right[k], queries)
     if not settings.variants:
@@ -106,9 +108,7 @@ def _right(
     """Which of the queries are classified rightly, for each k."""
     processes = evaluation.processes
     own = queries.features[processes.rank :: processes.count]
-    cosines, rows = nearest(
-        gallery.features, own, max(asked), device=processes.device, progress=processes.is_main
-    )
+    cosines, rows = nearest(gallery.features, own, max(asked), device=processes.device, progress=processes.is_main)
     labels = gallery.labels[rows]
     own_predictions = torch.stack([vote(cosines[:, :k], labels[:, :k], temperature) for k in asked], 1)
     predictions = torch.cat(processes.collect_rows(list(own_predictions[:, None])))
@@ -116,11 +116,22 @@ def _right(
 
 
 def _accuracy(prefix: str, k: int, right: Tensor, queries: Objects) -> dict[str, Measured]:
-    accuracy = knn_accuracy(torch.where(right, queries.labels, -1), queries.labels)
     return {
         f"{prefix}micro_k{k}": mean_over_objects(right.double(), queries),
-        f"{prefix}class_mean_k{k}": Measured(accuracy.class_mean, None, len(queries)),
+        f"{prefix}class_mean_k{k}": class_mean(right, queries),
     }
+
+
+def class_mean(right: Tensor, queries: Objects) -> Measured:
+    """The mean over the classes of the queries, with its interval over images."""
+    images, owners = queries.owners.unique(return_inverse=True)
+
+    def score(kept: np.ndarray) -> float:
+        chosen = torch.from_numpy(kept)[owners]
+        predictions = torch.where(right[chosen], queries.labels[chosen], -1)
+        return knn_accuracy(predictions, queries.labels[chosen]).class_mean
+
+    return Measured(score(np.ones(len(images), bool)), jackknife_interval(score, len(images)), len(queries))
 
 
 def mean_over_objects(scores: Tensor, queries: Objects) -> Measured:

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modeling_decodepos.diagnosis.knn import KnnAccuracy, knn_accuracy
+from modeling_decodepos.diagnosis.knn import knn_accuracy
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.learning import batch_items, learning_rate_share
 from training.evaluation.object_features import embed_objects
-from training.evaluation.object_knn import mean_over_objects, refuse_one_class
+from training.evaluation.object_knn import class_mean, mean_over_objects, refuse_one_class
 from training.evaluation.results import Measured
 
 _HELD_OUT = 0.1
@@ -48,7 +48,9 @@ class Classifier:
     def predict(self, features: Tensor) -> Tensor:
         """(N,) classes."""
         device = self.weight.device
-        parts = [((p.to(device) - self.mean) * self.scale @ self.weight + self.bias).argmax(1) for p in features.split(8192)]
+        parts = [
+            ((p.to(device) - self.mean) * self.scale @ self.weight + self.bias).argmax(1) for p in features.split(8192)
+        ]
         return torch.cat(parts).cpu()
 
 
@@ -77,13 +79,12 @@ def run(evaluation: Evaluation, settings: ObjectLinearSettings) -> Mapping[str, 
         + ", ".join(f"{rate:g} ({found:.3f})" for rate, found in rates.items())
     )
     predictions = fit(torch.arange(len(train)), best).predict(queries.features)
-    accuracy: KnnAccuracy = knn_accuracy(predictions, queries.labels)
-    right = (predictions == queries.labels).double()
+    right = predictions == queries.labels
     commonest = (queries.labels == train.labels.mode().values).double()
     return {
         "commonest_class": mean_over_objects(commonest, queries),
-        "micro": mean_over_objects(right, queries),
-        "class_mean": Measured(accuracy.class_mean, None, len(queries)),
+        "micro": mean_over_objects(right.double(), queries),
+        "class_mean": class_mean(right, queries),
         "learning_rate": Measured(best),
     }
 

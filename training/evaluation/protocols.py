@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from training.evaluation import linear_segmentation, object_knn, object_linear, patch_retrieval
+from training.evaluation import (
+    detection,
+    linear_segmentation,
+    object_knn,
+    object_linear,
+    patch_retrieval,
+    segmentation,
+)
 from training.evaluation.evaluation import ProtocolEntry
 
 QUICK = {"size_px": 96, "train_images": 400, "validation_images": 150}
@@ -39,5 +46,21 @@ PROTOCOLS: dict[str, ProtocolEntry] = {
         quick=QUICK | {"memory_patches": 20_000},
         needs="masks",
         summary="segmentation by nearest patches of training images, nothing is trained; mIoU",
+    ),
+    "segmentation": ProtocolEntry(
+        version=1,
+        settings=segmentation.SegmentationSettings,
+        run=segmentation.run,
+        quick=QUICK | {"steps": 150, "head_width": 64, "learning_rate": 1e-3},
+        needs="masks",
+        summary="fine-tuned inside UperNet; mIoU",
+    ),
+    "detection": ProtocolEntry(
+        version=1,
+        settings=detection.DetectionSettings,
+        run=detection.run,
+        quick=QUICK | {"steps": 300, "width": 128, "layers": 2, "queries": 50},
+        needs="objects",
+        summary="fine-tuned inside Deformable DETR; COCO average precision",
     ),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,9 +13,7 @@ from modeling_decodepos.schema import SEGMENTATION_IGNORE
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.miou import confusion, segmentation_score
 from training.evaluation.pictures import AnnotatedImages, Picture, batched, count_classes
-from training.evaluation.results import Measured
-
-_ROUNDS = 200  # of the bootstrap: each adds up a table per image
+from training.evaluation.results import Measured, jackknife_interval
 
 
 @dataclass(frozen=True)
@@ -88,21 +85,19 @@ def score(
 def _summary(tables: list[Tensor]) -> Mapping[str, Measured]:
     whole = torch.stack(tables)
     found = segmentation_score(whole.sum(0))
-    rng = np.random.default_rng(0)
-    flat = whole.double()
-    mious, accuracies = [], []
-    for _ in range(_ROUNDS):
-        weights = torch.from_numpy(np.bincount(rng.integers(0, len(flat), len(flat)), minlength=len(flat))).double()
-        drawn = torch.einsum("i,ijk->jk", weights, flat)
-        if drawn.sum():
-            again = segmentation_score(drawn)
-            mious.append(again.miou)
-            accuracies.append(again.pixel_accuracy)
-    intervals = [tuple(float(v) for v in np.quantile(values, [0.025, 0.975])) for values in (mious, accuracies)]
+
+    def objects(table: Tensor) -> float:
+        return float(segmentation_score(table).by_class[1:].nanmean())
+
+    def interval(score: Callable[[Tensor], float]) -> tuple[float, float] | None:
+        return jackknife_interval(lambda kept: score(whole[torch.from_numpy(kept)].sum(0)), len(whole))
+
     return {
-        "miou": Measured(found.miou, (intervals[0][0], intervals[0][1]), len(tables)),
-        "pixel_accuracy": Measured(found.pixel_accuracy, (intervals[1][0], intervals[1][1]), len(tables)),
-        "miou_objects": Measured(float(found.by_class[1:].nanmean()), None, len(tables)),
+        "miou": Measured(found.miou, interval(lambda table: segmentation_score(table).miou), len(tables)),
+        "miou_objects": Measured(float(found.by_class[1:].nanmean()), interval(objects), len(tables)),
+        "pixel_accuracy": Measured(
+            found.pixel_accuracy, interval(lambda table: segmentation_score(table).pixel_accuracy), len(tables)
+        ),
     }
 
 
