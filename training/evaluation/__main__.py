@@ -15,6 +15,7 @@ from transformers import logging as transformers_logging
 
 from training.evaluation.evaluation import Common, Evaluation, ProtocolEntry
 from training.evaluation.models import RANDOM
+from training.evaluation.pictures import MissingAnnotations
 from training.evaluation.processes import Processes, start_processes
 from training.evaluation.protocols import PROTOCOLS
 from training.evaluation.results import LABELS, Measured, Origin, build_rows, load_results, merge_results, print_rows
@@ -147,6 +148,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for note in notes:
                 print(f"note: {note}")
             print(f"wrote {args.output}")
+    except MissingAnnotations as error:
+        others = what_runs(error.what)
+        raise SystemExit(
+            f"error: {error}\nWithout, these protocols can run if the rest is there: {others}."
+        ) from error
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -97,7 +97,8 @@ def find_tools(wanted: str = "") -> Tools:
 
 
 def _annotations(truth: Sequence[ImageTruth], classes: int) -> dict[str, Any]:
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, image in enumerate(truth):
         images.append({"id": number + 1, "width": image.width, "height": image.height})
         for box, category, crowd in zip(image.boxes, image.classes, image.crowd, strict=True):

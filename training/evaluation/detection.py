@@ -1,13 +1,14 @@
 """`detection`: the backbone fine-tuned inside transformers' Deformable DETR. COCO average precision of boxes.
 
-Deformable DETR takes maps of any number and stride, so CNNs and plain ViTs fit in, and it needs neither torchvision nor timm.
-It is not the paper's detector: docs/detectron2.md says how to run that one. AdamW on everything, the backbone at a tenth of the
-learning rate, mirrored images as the only augmentation; batch norms keep learning.
+Deformable DETR takes maps of any number and stride, so CNNs and plain ViTs fit in, and it needs neither torchvision
+nor timm. It is not the paper's detector: docs/detectron2.md says how to run that one. AdamW on everything, the
+backbone at a tenth of the learning rate, mirrored images as the only augmentation; batch norms keep learning.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,9 +72,8 @@ def build_detector(evaluation: Evaluation, classes: int, settings: DetectionSett
     maps = settings.maps if getattr(source.config, "depths", None) else 1
     backbone = build_backbone(evaluation.model, maps)
     torch.manual_seed(evaluation.seed)
-    config = DeformableDetrConfig(
+    config: Any = DeformableDetrConfig(
         backbone_config=backbone.config,
-        num_labels=classes,
         num_queries=settings.queries,
         num_feature_levels=len(choose_maps(source.config, maps)),
         d_model=settings.width,
@@ -85,11 +85,28 @@ def build_detector(evaluation: Evaluation, classes: int, settings: DetectionSett
         auxiliary_loss=True,
         disable_custom_kernels=True,
     )
-    net = DeformableDetrForObjectDetection(config)
+    config.num_labels = classes
+    net: Any = DeformableDetrForObjectDetection(config)
+    start_modestly(net)
     # transformers freezes batch norms, which would leave an untrained network with no statistics at all.
     (holder,) = [part for part in net.modules() if isinstance(part, DeformableDetrConvEncoder)]
     holder.model = backbone
     return net.to(evaluation.model.device)
+
+
+@torch.no_grad()
+def start_modestly(net: Any) -> None:
+    """Start as the original does, which transformers leaves to its checkpoints: rare objects, boxes at their anchors.
+
+    Without, every query begins by seeing every class with probability 1/2, and short trainings only unlearn that.
+    """
+    for layer in net.class_embed:
+        layer.bias.fill_(-math.log(99.0))  # a probability of 1 %
+    for layer in net.bbox_embed:
+        last = layer.layers[-1]
+        last.weight.zero_()
+        last.bias.zero_()
+    net.bbox_embed[0].layers[-1].bias[2:] = -2.0
 
 
 def train_detector(

@@ -84,7 +84,9 @@ class Evaluation:
 class Run(Protocol):
     """How a protocol measures: the numbers of one seed, by name."""
 
-    def __call__(self, evaluation: Evaluation, settings: Any) -> Mapping[str, Measured]: ...
+    def __call__(self, evaluation: Evaluation, settings: Any) -> Mapping[str, Measured]:
+        """The numbers."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,6 @@ class ProtocolEntry:
     version: int
     settings: Callable[..., Any]
     run: Run
-    quick: Mapping[str, Any]
+    quick: dict[str, Any]
     needs: str
     summary: str

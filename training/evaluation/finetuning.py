@@ -51,7 +51,7 @@ def flip_some(pixels: Tensor, seed: int, step: int, items: list[int]) -> tuple[T
 
 @torch.no_grad()
 def share_buffers(processes: Processes, module: nn.Module) -> None:
-    """Give every process the batch-norm statistics of the main one: they are the one thing that training leaves apart."""
+    """Give every process the main one's batch-norm statistics: the one thing in which training leaves them apart."""
     if processes.count > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
@@ -61,6 +61,6 @@ def refuse_small_batch(name: str, batch_size: int, processes: Processes, least: 
     """Each process needs images of its own in every batch."""
     if batch_size < least * processes.count:
         raise ValueError(
-            f"{name} is {batch_size}; expected at least {least * processes.count}: {least} per process, of which there "
-            f"are {processes.count}."
+            f"{name} is {batch_size}; expected at least {least * processes.count}: {least} for each of "
+            f"{processes.count} processes."
         )

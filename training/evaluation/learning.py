@@ -30,8 +30,9 @@ def learn(
 ) -> None:
     """Make `steps` updates with a learning rate that rises for the first 5 % and then falls to zero along a cosine.
 
-    The items of a step depend on (seed, step). Each process takes its part of them; the loss is the mean over the whole
-    batch, and gradients are added up, so that two processes make the updates of one (but for batch norm's statistics).
+    The items of a step depend on (seed, step). Each process takes its part of them; the loss is the mean over the
+    whole batch, and gradients are added up, so that two processes make the updates of one (but for the statistics of
+    batch norms).
 
     Args:
         evaluation: Seed and processes.

@@ -1,7 +1,7 @@
 """`linear_segmentation`: a frozen backbone, and one 1x1 convolution that reads classes from its map. mIoU.
 
-The map is standardised per channel by the training images, then a linear layer is trained with AdamW on the class of the
-pixel in the middle of each cell. Scores are enlarged to the label map's own size before the best is taken.
+The map is standardised per channel by the training images, then a linear layer is trained with AdamW on the class of
+the pixel in the middle of each cell. Scores are enlarged to the label map's own size before the best is taken.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from training.evaluation.segmentation_data import (
     stack_labels,
     stack_pixels,
 )
-
 
 MOST_CACHED = 2 * 2**30
 """Bytes of frozen maps that a process keeps."""
@@ -66,12 +65,15 @@ class FrozenCells:
         found = [every[images.ids[item]] for item in items if images.ids[item] in every]
         if not found:
             return torch.zeros(0), torch.zeros(0, dtype=torch.int64)
-        maps, labels = zip(*found, strict=True)
-        return torch.stack(maps).to(device), torch.stack(labels).to(device)
+        every_map, every_label = zip(*found, strict=True)
+        return torch.stack(every_map).to(device), torch.stack(every_label).to(device)
 
 
 class LinearHead(nn.Module):
     """Standardise channels by fixed statistics, then one 1x1 convolution."""
+
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, mean: Tensor, std: Tensor, classes: int):
         super().__init__()

@@ -40,8 +40,8 @@ def confusion(predicted: Tensor, true: Tensor, classes: int) -> Tensor:
     rows, columns = true[counted].long(), predicted[counted].long()
     if rows.numel() and (int(rows.max()) >= classes or int(columns.max()) >= classes):
         raise ValueError(
-            f"a map holds class {max(int(rows.max()), int(columns.max()))}, but there are {classes} (0 = no class, k = "
-            "class k - 1, 255 = ignore). The `segmentation` maps and the names of objects.category do not fit together."
+            f"a map holds class {max(int(rows.max()), int(columns.max()))}, but there are {classes} (0 = no class, k "
+            "= class k - 1, 255 = ignore): `segmentation` and the names of objects.category do not fit together."
         )
     return torch.bincount(rows * classes + columns, minlength=classes**2).view(classes, classes)
 

@@ -48,8 +48,8 @@ class MapModel(nn.Module):
         patch = getattr(config, "patch_size", None)
         if last.ndim != 3 or not isinstance(patch, int):
             raise ValueError(
-                f"a {config.model_type!r} model gives {tuple(last.shape)} for {tuple(pixel_values.shape)} and no patch "
-                "size: it has no feature map to evaluate. Use a backbone such as resnet, convnext, swin, dinov2, vit."
+                f"a {config.model_type!r} model gives {tuple(last.shape)} for {tuple(pixel_values.shape)} and no "
+                "patch size: it has no feature map to evaluate. Use one such as resnet, convnext, swin, dinov2, vit."
             )
         height, width = (side // patch for side in pixel_values.shape[2:])
         return last[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
@@ -137,7 +137,7 @@ def load_model(name: str, seed: int, device: torch.device | str = "cpu", region_
         region_bins: Bins per side that regions are pooled to; 0 takes the checkpoint's, or the paper's 14.
     """
     torch.manual_seed(seed)
-    bins = {"region_bins": region_bins} if region_bins else {}
+    bins: dict[str, Any] = {"region_bins": region_bins} if region_bins else {}
     if name.removeprefix(RANDOM) in BACKBONES and not name.startswith(RANDOM):
         raise ValueError(
             f"model: {name!r} names an architecture, not weights; say {RANDOM}{name} for an untrained one."
@@ -153,11 +153,12 @@ def load_model(name: str, seed: int, device: torch.device | str = "cpu", region_
             f"({str(error).splitlines()[0]}) Give a folder, a Hub id that is in the cache or online, or one of "
             f"{', '.join(RANDOM + known for known in BACKBONES)}."
         ) from error
-    loaded.net = loaded.net.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    net: Any = loaded.net
+    loaded.net = net.to(device=device, memory_format=torch.channels_last).eval()
     return loaded
 
 
-def _trained(name: str, bins: dict[str, int]) -> DecodePosModel | MapModel:
+def _trained(name: str, bins: dict[str, Any]) -> DecodePosModel | MapModel:
     config = AutoConfig.from_pretrained(name)
     if isinstance(config, DecodePosConfig):
         return DecodePosModel.from_pretrained(name, **bins)
@@ -166,7 +167,7 @@ def _trained(name: str, bins: dict[str, int]) -> DecodePosModel | MapModel:
     return MapModel(AutoModel.from_pretrained(name), bins.get("region_bins", 14))
 
 
-def _untrained(name: str, bins: dict[str, int]) -> DecodePosModel | MapModel:
+def _untrained(name: str, bins: dict[str, Any]) -> DecodePosModel | MapModel:
     config: Any = BACKBONES[name]() if name in BACKBONES else AutoConfig.from_pretrained(name)
     if isinstance(config, DecodePosConfig):
         config = DecodePosConfig(**(config.to_dict() | bins | {"zero_init_residual": False}))

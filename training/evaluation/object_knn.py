@@ -6,9 +6,10 @@ Gallery: objects of the training split. Queries: objects of the validation split
     re-contextualised      before another image, in their place: what is lost, is what came from the surroundings
     re-positioned          elsewhere in their image, with their surroundings: what is lost, is what came from the place
 
-`commonest_class` is what calling every object by the commonest class of the gallery reaches. `…_drop_k20` is the accuracy as they are minus that of the variant, over the same objects (those that cover at most half
-of their image). The gallery stays as it is. The follow-up paper (ICLR 2024) reports such a pair; its exact definition is not
-public, so these numbers compare with each other and not with its table.
+`…_drop_k20` is the accuracy as they are minus that of the variant, over the same objects (those that cover at most
+half of their image). `commonest_class` is what calling every object by the gallery's commonest class reaches. The
+gallery stays as it is. The follow-up paper (ICLR 2024) reports such a pair; its exact definition is not public, so these
+numbers compare with each other and not with its table.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ def refuse_one_class(labels: Tensor, name: str) -> None:
     classes = labels.unique()
     if len(classes) < 2:
         raise ValueError(
-            f"{name} holds objects of one class only (class {int(classes[0])}): every model would be right. Bring data "
-            "with at least two classes."
+            f"{name} holds objects of one class only (class {int(classes[0])}): every model would be right. Bring "
+            "data with at least two classes."
         )
 
 

@@ -1,7 +1,8 @@
 """`object_linear`: a linear classifier on frozen object features.
 
-Softmax regression on standardised features by SGD with momentum. The learning rate is the best of a few on a tenth of the
-training images that is held out for this; then the classifier is trained on all of them. Validation data chooses nothing.
+Softmax regression on standardised features by SGD with momentum. The learning rate is the best of a few on a tenth of
+the training images that is held out for this; then the classifier is trained on all of them. Validation data chooses
+nothing.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def run(evaluation: Evaluation, settings: ObjectLinearSettings) -> Mapping[str, 
 
     held_out = hold_out(train.owners, evaluation.seed)
     rest, tenth = torch.nonzero(~held_out)[:, 0], torch.nonzero(held_out)[:, 0]
-    rates = {rate: 0.0 for rate in settings.learning_rates}
+    rates = dict.fromkeys(settings.learning_rates, 0.0)
     if len(rates) > 1 and len(tenth) and len(rest):
         for rate in evaluation.progress(list(rates), "learning rates", len(rates), "rate"):
             predictions = fit(rest, rate).predict(train.features[tenth])

@@ -1,8 +1,8 @@
 """`patch_retrieval`: segmentation by looking up similar patches, without any training. mIoU.
 
-A memory holds patches (map cells) of training images with their share of each class. A patch of a validation image gets
-the mean of the shares of its nearest neighbours, weighted by softmax(cosine / temperature); shares are enlarged to the
-label map's own size before the best is taken. After in-context scene understanding (arXiv 2306.01667), in our own words and with our
+A memory holds patches (map cells) of training images with their share of each class. A patch of a validation image
+gets the mean of the shares of its nearest neighbours, weighted by softmax(cosine / temperature); shares are enlarged
+to the label map's own size before the best is taken. After in-context scene understanding (arXiv 2306.01667), with our
 own sampling: numbers compare with each other, not with its tables.
 """
 

@@ -29,6 +29,14 @@ LEAST_SIDE = 16 / 224
 T = TypeVar("T")
 
 
+class MissingAnnotations(ValueError):
+    """The data lack what a protocol needs: "objects" (boxes with classes) or "masks"."""
+
+    def __init__(self, message: str, what: str):
+        super().__init__(message)
+        self.what = what
+
+
 @dataclass(frozen=True)
 class Picture:
     """One image and its annotations.
@@ -70,9 +78,10 @@ class AnnotatedImages:
             raise ValueError(f"{self.name}: {twice} images have an image_id that another one has; ids must be unique.")
         found = [index for index in range(len(ids)) if not masks or self._has_map[index]]
         if not found:
-            raise ValueError(
-                f"{self.name} has no image with a `segmentation` map; {len(ids)} images have none. This protocol needs "
-                "maps (one-channel PNG: 0 = no class, k = class k - 1, 255 = ignore)."
+            raise MissingAnnotations(
+                f"{self.name} has no image with a `segmentation` map, of {len(ids)} images. This protocol needs maps "
+                "(one-channel PNG: 0 = no class, k = class k - 1, 255 = ignore).",
+                "masks",
             )
         if limit and limit < len(found):
             found = sorted(found, key=lambda index: seed_of(0, ids[index]))[:limit]
@@ -97,10 +106,11 @@ class AnnotatedImages:
         labels = self.source.classes(index)
         if labels is None:
             if len(boxes):
-                raise ValueError(
+                raise MissingAnnotations(
                     f"{self.name}, image {self.ids[place]}: its {len(boxes)} boxes have no class, or an unknown one "
                     "(objects.category). This protocol needs classes; position and context can be measured without: "
-                    "decodepos-diagnose."
+                    "decodepos-diagnose.",
+                    "objects",
                 )
             labels = np.zeros(0, np.int64)
         if len(labels) != len(boxes):
@@ -245,15 +255,24 @@ def count_classes(*splits: AnnotatedImages) -> int:
 
 def _open(path: str, split: str, objects: bool) -> ParquetImages:
     # Label maps need no boxes: a provider that asks for none keeps data without them.
-    source = open_images(path, split, "objects" if objects else "grid")
+    source = open_images(path, split, "grid")
     if isinstance(source, FolderImages):
         raise ValueError(
             f"{path} is a folder of plain pictures without annotations: no protocol can run on it. Bring Parquet in "
             "the layout of modeling_decodepos/schema.py."
         )
     assert isinstance(source, ParquetImages)
-    if objects and not source.is_annotated:
-        raise ValueError(f"{source.name}: its `objects` hold no box at all. This protocol needs boxes with classes.")
+    if not objects:
+        return source
+    if "objects" not in source.rows.column_names:
+        raise MissingAnnotations(
+            f"{source.name} has no column `objects`. This protocol needs boxes with classes.", "objects"
+        )
+    source = ParquetImages(source.rows, path, split, "objects")
+    if not source.is_annotated:
+        raise MissingAnnotations(
+            f"{source.name}: its `objects` hold no box at all. This protocol needs boxes with classes.", "objects"
+        )
     return source
 
 

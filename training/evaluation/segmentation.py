@@ -1,6 +1,7 @@
 """`segmentation`: the backbone fine-tuned inside transformers' UperNet. mIoU.
 
-AdamW on everything, mirrored images as the only augmentation. Batch norms keep learning, each process from its own images.
+AdamW on everything, mirrored images as the only augmentation. Batch norms keep learning, each process from its own
+images.
 """
 
 from __future__ import annotations
@@ -84,9 +85,8 @@ def build_segmenter(evaluation: Evaluation, classes: int, width: int) -> Any:
     """UperNet around the model's backbone; the head starts from the seed."""
     backbone = build_backbone(evaluation.model, 4)
     torch.manual_seed(evaluation.seed)
-    config = UperNetConfig(
-        backbone_config=backbone.config, hidden_size=width, num_labels=classes, use_auxiliary_head=False
-    )
+    config: Any = UperNetConfig(backbone_config=backbone.config, hidden_size=width, use_auxiliary_head=False)
+    config.num_labels = classes
     net: Any = UperNetForSemanticSegmentation(config)
     net.backbone = backbone
     return net.to(evaluation.model.device)
