@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -86,6 +87,11 @@ def batch_items(seed: int, step: int, items: int, size: int) -> list[int]:
     first = step * size
     while len(found) < size:
         epoch, place = divmod(first + len(found), items)
-        order = np.random.default_rng([seed, epoch]).permutation(items)
-        found += order[place : place + size - len(found)].tolist()
+        found += epoch_order(seed, epoch, items)[place : place + size - len(found)].tolist()
     return found
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, items: int) -> np.ndarray:
+    """The order in which an epoch visits its items."""
+    return np.random.default_rng([seed, epoch]).permutation(items)

@@ -8,8 +8,8 @@ Gallery: objects of the training split. Queries: objects of the validation split
 
 `…_drop_k20` is the accuracy as they are minus that of the variant, over the same objects (those that cover at most
 half of their image). `commonest_class` is what calling every object by the gallery's commonest class reaches. The
-gallery stays as it is. The follow-up paper (ICLR 2024) reports such a pair; its exact definition is not public, so these
-numbers compare with each other and not with its table.
+gallery stays as it is. The follow-up paper (ICLR 2024) reports such a pair; its exact definition is not public, so
+these numbers compare with each other and not with its table.
 """
 
 from __future__ import annotations

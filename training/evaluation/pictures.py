@@ -102,6 +102,12 @@ class AnnotatedImages:
         index = self.indices[place]
         if not self.objects:
             return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+        lengths = {name: len(values) for name, values in self.raw_objects(place).items() if values}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(
+                f"{self.name}, image {self.ids[place]}: the lists of objects differ in length: {lengths}; expected "
+                "one entry per box. `python -m dataset_scripts.prepare check DIR` lists such rows."
+            )
         boxes = self.source.boxes(index, 0).astype(np.float32)
         labels = self.source.classes(index)
         if labels is None:
@@ -113,11 +119,6 @@ class AnnotatedImages:
                     "objects",
                 )
             labels = np.zeros(0, np.int64)
-        if len(labels) != len(boxes):
-            raise ValueError(
-                f"{self.name}, image {self.ids[place]}: objects holds {len(boxes)} boxes and {len(labels)} classes; "
-                "expected one class per box. `python -m dataset_scripts.prepare check DIR` lists such rows."
-            )
         return boxes, labels
 
     def raw_objects(self, place: int) -> dict[str, Any]:
