@@ -45,6 +45,10 @@ class DetectionSettings:
 
 def run(evaluation: Evaluation, settings: DetectionSettings) -> Mapping[str, Measured]:
     """Average precision of one seed."""
+    if settings.width % 32 or settings.width < 32:
+        raise ValueError(
+            f"width is {settings.width}; expected a multiple of 32 (the detector's group norms), such as 256."
+        )
     find_tools()  # better missed before the training than after it
     if importlib.util.find_spec("scipy") is None:
         raise ValueError(
