@@ -49,6 +49,8 @@ def run(evaluation: Evaluation, settings: DetectionSettings) -> Mapping[str, Mea
         raise ValueError(
             f"width is {settings.width}; expected a multiple of 32 (the detector's group norms), such as 256."
         )
+    if settings.layers < 2:
+        raise ValueError(f"layers is {settings.layers}; expected at least 2: boxes are refined from layer to layer.")
     find_tools()  # better missed before the training than after it
     if importlib.util.find_spec("scipy") is None:
         raise ValueError(

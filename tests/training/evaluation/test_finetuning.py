@@ -93,7 +93,7 @@ def test_the_best_detections_are_in_pixels_of_the_stored_image():
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_detector_of_any_backbone_takes_a_step(kind, squares):
     built = small(kind, squares)
-    settings = DetectionSettings(steps=2, images_per_update=4, width=32, layers=1, queries=5)
+    settings = DetectionSettings(steps=2, images_per_update=4, width=32, layers=2, queries=5)
     images = built.images("train")
     net = detection.build_detector(built, 3, settings)
     before = {name: value.clone() for name, value in net.named_parameters()}
@@ -119,6 +119,8 @@ def test_a_detector_learns_squares(squares):
 def test_what_the_detector_cannot_be_is_refused(squares):
     with pytest.raises(ValueError, match="width is 48; expected a multiple of 32"):
         detection.run(small("resnet", squares), DetectionSettings(width=48))
+    with pytest.raises(ValueError, match="layers is 1; expected at least 2"):
+        detection.run(small("resnet", squares), DetectionSettings(layers=1))
 
 
 def test_a_segmenter_learns_squares(squares):

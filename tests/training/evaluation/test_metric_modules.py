@@ -10,7 +10,6 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 METRICS = ROOT / "training" / "evaluation" / "metrics"
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("evaluate") is None, reason="needs evaluate")
 
 # In a process of its own: `evaluate` imports what it finds, and its warnings are not ours.
 SCRIPT = """
@@ -40,6 +39,8 @@ print("as it should be")
 """
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("evaluate") is None, reason="needs evaluate")
 def test_modules_load_offline_and_equal_the_functions(tmp_path: Path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run(
