@@ -24,7 +24,7 @@ from training.evaluation.finetuning import build_backbone, choose_maps, flip_som
 from training.evaluation.learning import learn
 from training.evaluation.pictures import AnnotatedImages, Picture, count_classes
 from training.evaluation.results import Measured
-from training.evaluation.segmentation_data import read_batches, stack_pixels
+from training.evaluation.segmentation_data import read_all, read_batches, stack_pixels
 
 _MOST_DETECTIONS = 100  # per image, as COCO counts them
 
@@ -128,10 +128,8 @@ def train_detector(
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
 
     def part_loss(items: list[int], step: int) -> tuple[Tensor, Tensor]:
-        batch = [picture for part in read_batches(evaluation, images, items, len(items)) for picture in part]
-        if not batch:
-            raise ValueError(f"{images.name}: no image of a batch can be read ({evaluation.notes[-1]}).")
-        pixels, flips = flip_some(stack_pixels(batch), evaluation.seed, step, items[: len(batch)])
+        batch = read_all(evaluation, images, items)
+        pixels, flips = flip_some(stack_pixels(batch), evaluation.seed, step, items)
         targets = [target(picture, flip, net.device) for picture, flip in zip(batch, flips, strict=True)]
         # transformers divides by the boxes of all processes, as a mean over processes.
         loss = net(evaluation.model.prepare(pixels), labels=targets).loss / processes.count

@@ -22,7 +22,7 @@ from training.evaluation.results import Measured
 from training.evaluation.segmentation_data import (
     ignore_index,
     open_segmentation,
-    read_batches,
+    read_all,
     score,
     stack_labels,
     stack_pixels,
@@ -50,10 +50,8 @@ def run(evaluation: Evaluation, settings: SegmentationSettings) -> Mapping[str, 
     optimizer = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
     def part_loss(items: list[int], step: int) -> tuple[Tensor, Tensor]:
-        batch = [picture for part in read_batches(evaluation, data.train, items, len(items)) for picture in part]
-        if len(batch) < 2:
-            raise ValueError(f"{data.train.name}: too few images of a batch can be read ({evaluation.notes[-1]}).")
-        pixels, flips = flip_some(stack_pixels(batch), evaluation.seed, step, items[: len(batch)])
+        batch = read_all(evaluation, data.train, items)
+        pixels, flips = flip_some(stack_pixels(batch), evaluation.seed, step, items)
         labels = stack_labels(batch, size, size)
         labels = torch.stack([p.flip(-1) if flip else p for p, flip in zip(labels, flips, strict=True)])
         scores = net(evaluation.model.prepare(pixels)).logits

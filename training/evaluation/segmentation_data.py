@@ -45,6 +45,27 @@ def read_batches(
         evaluation.note(f"an image of {images.name} is not counted: {message}")
 
 
+def read_all(evaluation: Evaluation, images: AnnotatedImages, places: list[int]) -> list[Picture]:
+    """A picture for each place; one that cannot be read lends its place to the next one that can."""
+    reader = evaluation.reader(images)
+
+    def make(place: int) -> Picture:
+        return images.picture(place, evaluation.common.size_px)
+
+    pictures = []
+    for place, found in zip(places, reader.read(places, make), strict=True):
+        picture, further = found, 0
+        while picture is None:
+            further += 1
+            if further == len(images):
+                raise ValueError(f"{images.name}: not a single image can be read ({reader.broken[0]}).")
+            (picture,) = reader.read([(place + further) % len(images)], make)
+        pictures.append(picture)
+    for message in reader.broken:
+        evaluation.note(f"an image of {images.name} is replaced by the next: {message}")
+    return pictures
+
+
 def stack_pixels(batch: list[Picture]) -> Tensor:
     """(B, 3, S, S) uint8."""
     return torch.stack([picture.pixels for picture in batch])
