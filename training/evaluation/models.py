@@ -37,6 +37,9 @@ class MapModel(nn.Module):
 
     def __init__(self, net: nn.Module, region_bins: int):
         super().__init__()
+        if (reads := getattr(net, "main_input_name", "pixel_values")) != "pixel_values":
+            kind = net.config.model_type  # type: ignore[union-attr]
+            raise ValueError(f"model: this is a {kind!r} model, which reads {reads}, not pictures.")
         self.net, self.region_bins = net, region_bins
 
     def feature_map(self, pixel_values: Tensor) -> Tensor:
