@@ -1,7 +1,7 @@
 """How much of a region's feature comes from its surroundings, as a module of Hugging Face `evaluate`.
 
 metric = evaluate.load("./training/evaluation/metrics/coupling")
-metric.compute(predictions=features, references=features_in_other_surroundings, other_content=features_of_other_content)
+metric.compute(predictions=features, references=in_other_surroundings, other_content=of_other_content)
 """
 
 import datasets
