@@ -192,8 +192,8 @@ def measure_coco(width: int, threads: int) -> dict[str, object]:
     whole = clock() - start
     print(
         f"COCO's size, {len(gallery)} x {COCO_QUERIES} rows, {asked} of the queries asked: {searched:.0f} s for the "
-        f"search, {whole - searched:.1f} s for the votes of 4 k. EXTRAPOLATED to all queries: {COCO_SHARE * whole:.0f} "
-        f"s. The fp16 gallery holds {gallery.nbytes / 1e6:.0f} MB; the search took up to {_peak() - before:.0f} MB more."
+        f"search, {whole - searched:.1f} s for the votes of 4 k. EXTRAPOLATED to all queries: {COCO_SHARE * whole:.0f}"
+        f" s. The fp16 gallery holds {gallery.nbytes / 1e6:.0f} MB; the search took up to {_peak() - before:.0f} MB."
     )
     return {"coco_tenth_seconds": whole, "coco_extrapolated_seconds": COCO_SHARE * whole}
 

@@ -1,6 +1,7 @@
 """The command from flags to results, and what it says where data or model cannot be measured."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,3 +200,11 @@ def test_an_unknown_model_while_offline(squares: Path, tmp_path: Path):
     flags = ["--data", str(squares), "--output", str(tmp_path / "r.json"), "--device", "cpu"]
     with pytest.raises(SystemExit, match="no folder and no reachable Hub id 'nobody/nothing'"):
         main(["object_knn", "--model", "nobody/nothing", *flags])
+
+
+def test_commands_of_the_page_parse():
+    page = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if "-m training.evaluation " in line and "PROTOCOL" not in line]
+    assert {parse(shlex.split(line.split("training.evaluation ")[1]))[0].protocol for line in lines} == set(PROTOCOLS)
+    for name, entry in PROTOCOLS.items():
+        assert f"| `{name}-{entry.version}` |" in page
