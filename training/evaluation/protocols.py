@@ -35,7 +35,7 @@ PROTOCOLS: dict[str, ProtocolEntry] = {
         version=1,
         settings=linear_segmentation.LinearSegmentationSettings,
         run=linear_segmentation.run,
-        quick=QUICK | {"steps": 300},
+        quick=QUICK | {"steps": 300, "learning_rate": 1e-2},
         needs="masks",
         summary="frozen backbone, one 1x1 convolution; mIoU",
     ),
