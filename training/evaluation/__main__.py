@@ -101,7 +101,8 @@ def evaluate(
     for seed in dict.fromkeys(seeds):
         evaluation = Evaluation(dataclasses.replace(common, seed=seed), processes)
         found[seed] = entry.run(evaluation, settings)
-        notes += [note for note in evaluation.notes if note not in notes]
+        told = [note for own in processes.collect([evaluation.notes]) for note in own]  # a process knows its images
+        notes += [note for note in dict.fromkeys(told) if note not in notes]
     return found, notes
 
 

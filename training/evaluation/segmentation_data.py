@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
+from training.decoding import BrokenImage
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.miou import confusion, segmentation_score
 from training.evaluation.pictures import AnnotatedImages, Picture, batched, count_classes
@@ -46,23 +48,28 @@ def read_batches(
 
 
 def read_all(evaluation: Evaluation, images: AnnotatedImages, places: list[int]) -> list[Picture]:
-    """A picture for each place; one that cannot be read lends its place to the next one that can."""
-    reader = evaluation.reader(images)
+    """A picture for each place; one that cannot be read lends its place to the next one that can.
 
-    def make(place: int) -> Picture:
-        return images.picture(place, evaluation.common.size_px)
+    In threads: worker processes would have to be started for every batch.
+    """
 
-    pictures = []
-    for place, found in zip(places, reader.read(places, make), strict=True):
-        picture, further = found, 0
-        while picture is None:
-            further += 1
-            if further == len(images):
-                raise ValueError(f"{images.name}: not a single image can be read ({reader.broken[0]}).")
-            (picture,) = reader.read([(place + further) % len(images)], make)
-        pictures.append(picture)
-    for message in reader.broken:
-        evaluation.note(f"an image of {images.name} is replaced by the next: {message}")
+    def read(place: int) -> Picture | BrokenImage:
+        try:
+            return images.picture(place, evaluation.common.size_px)
+        except BrokenImage as error:
+            return error
+
+    pictures: list[Picture] = []
+    with ThreadPoolExecutor(max(1, evaluation.common.num_workers)) as pool:
+        for place, found in zip(places, pool.map(read, places), strict=True):
+            further = 0
+            while isinstance(found, BrokenImage):
+                evaluation.note(f"an image of {images.name} is replaced by the next: {found}")
+                further += 1
+                if further == len(images):
+                    raise ValueError(f"{images.name}: not a single image can be read ({found}).")
+                found = read((place + further) % len(images))
+            pictures.append(found)
     return pictures
 
 

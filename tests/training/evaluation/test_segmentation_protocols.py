@@ -10,7 +10,7 @@ from training.evaluation.learning import batch_items, learning_rate_share
 from training.evaluation.linear_segmentation import LinearSegmentationSettings
 from training.evaluation.patch_retrieval import PatchRetrievalSettings, class_shares, look_up
 from training.evaluation.pictures import AnnotatedImages, MissingAnnotations
-from training.evaluation.segmentation_data import stack_labels
+from training.evaluation.segmentation_data import read_all, stack_labels
 
 LINEAR = LinearSegmentationSettings(steps=60, learning_rate=0.1)
 
@@ -113,6 +113,26 @@ def test_only_images_with_maps_count(tmp_path, evaluation):
     built = evaluation(FakeModel(cell=colours), write_squares(tmp_path / "half", change))
     measures = patch_retrieval.run(built, PatchRetrievalSettings(5))
     assert measures["miou"].count == 6
+
+
+def test_pictures_that_cannot_be_read_are_replaced_whatever_the_batch(tmp_path, evaluation):
+    def change(rows):
+        for number in (3, 4):
+            rows[number]["image"] = {"bytes": b"no picture", "path": None}
+        return rows
+
+    data = write_squares(tmp_path / "broken", change)
+    built, threads = (evaluation(FakeModel(), data, num_workers=n) for n in (0, 3))
+    ids = [picture.image_id for picture in read_all(built, built.images("train"), [2, 3, 4, 23])]
+    assert ids == ["train-002", "train-005", "train-005", "train-023"]
+    assert [p.image_id for p in read_all(threads, threads.images("train"), [3])] == ids[1:2]
+    assert "is replaced by the next" in built.notes[0] and "train-003" in built.notes[0]
+    nothing = write_squares(
+        tmp_path / "none", lambda rows: [r | {"image": {"bytes": b"no", "path": None}} for r in rows]
+    )
+    built = evaluation(FakeModel(), nothing)
+    with pytest.raises(ValueError, match="not a single image can be read"):
+        read_all(built, built.images("train"), [0])
 
 
 def test_batches_visit_every_item_of_an_epoch_once():
