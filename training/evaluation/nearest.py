@@ -73,12 +73,22 @@ def nearest(
 
 
 def _best(products: Tensor, known: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The best of a block, as few per query as can matter beside the `known` k best."""
-    count = min(k, products.shape[1])
-    if known.shape[1] == k:
-        # Only what beats the worst of the best so far can enter: after some blocks, hardly anything.
-        count = min(count, int((products > known[:, -1:]).sum(1).max()))
-    return products.topk(count, dim=1)
+    """(Q, n) cosines and columns of a block that can matter beside the `known` k best, as few as there are.
+
+    Where a query has fewer than others, the rest of its row is -inf.
+    """
+    if known.shape[1] < k:
+        return products.topk(min(k, products.shape[1]), dim=1)
+    # Only what beats the worst of the best so far can enter: after some blocks, hardly anything.
+    queries, columns = (products > known[:, -1:]).nonzero(as_tuple=True)
+    if len(queries) > products.numel() // 8:
+        return products.topk(min(k, products.shape[1]), dim=1)
+    counts = queries.bincount(minlength=len(products))
+    place = torch.arange(len(queries), device=queries.device) - (counts.cumsum(0) - counts)[queries]
+    size = (len(products), int(counts.max()))
+    found, places = products.new_full(size, -torch.inf), columns.new_zeros(size)
+    found[queries, place], places[queries, place] = products[queries, columns], columns
+    return found, places
 
 
 def _unit(rows: Tensor, device: torch.device | str) -> Tensor:

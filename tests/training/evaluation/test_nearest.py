@@ -62,6 +62,16 @@ def test_equal_rows_in_many_blocks_are_all_found():
     assert [len(set(row)) for row in places.tolist()] == [7, 7]
 
 
+@pytest.mark.parametrize("order", ["best last", "best first"])
+def test_neighbours_that_come_last_or_first_are_found(order: str):
+    """Every row of a block enters, or none does."""
+    angles = torch.linspace(0, 1.5, 400)
+    gallery = torch.stack([angles.cos(), angles.sin()], 1)
+    query = gallery[-1:] if order == "best last" else gallery[:1]
+    expected = list(range(399, 391, -1)) if order == "best last" else list(range(8))
+    assert nearest(gallery, query, 8, gallery_block=50)[1].tolist() == [expected]
+
+
 def test_half_precision_galleries_and_empty_queries(rows):
     gallery, _, queries = rows
     assert torch.equal(nearest(gallery.half(), queries, 3)[1], nearest(gallery.half().float(), queries, 3)[1])
