@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from modeling_decodepos.diagnosis.knn import TEMPERATURE
 
-QUERY_BLOCK, GALLERY_BLOCK = 512, 8192
+QUERY_BLOCK, GALLERY_BLOCK = 1024, 4096
 """16 MiB of cosines at a time: they stay in a CPU's cache on their way from the product to the selection."""
 
 _MOST_PAIRS = 2**24  # neighbour against neighbour, when they vote
