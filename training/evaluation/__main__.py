@@ -18,7 +18,16 @@ from training.evaluation.models import RANDOM
 from training.evaluation.pictures import MissingAnnotations
 from training.evaluation.processes import Processes, start_processes
 from training.evaluation.protocols import PROTOCOLS
-from training.evaluation.results import LABELS, Measured, Origin, build_rows, load_results, merge_results, print_rows
+from training.evaluation.results import (
+    LABELS,
+    Measured,
+    Origin,
+    build_rows,
+    commit,
+    load_results,
+    merge_results,
+    print_rows,
+)
 
 # Of `Common`, those that change a number.
 _COMMON_SETTINGS = ("size_px", "region_bins", "train_split", "validation_split", "train_images", "validation_images")
@@ -135,13 +144,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         args, entry, common, settings = parse(sys.argv[1:] if arguments is None else arguments)
         processes = start_processes(args.device)
+        code = commit()
         load_results(args.output)  # a file that is something else is better refused before the work than after it
         with torch.random.fork_rng(devices=[]):
             found, notes = evaluate(entry, common, settings, args.seeds, processes)
         if processes.is_main:
             hashes = _data_hash(common)
             arm = args.arm or find_arm(args.model)
-            origin = Origin(args.model, arm, protocol_id(args.protocol, entry, common, settings), hashes, args.label)
+            identity = protocol_id(args.protocol, entry, common, settings)
+            origin = Origin(args.model, arm, identity, hashes, args.label, code)
             rows = build_rows(origin, found, dataclasses.asdict(settings))
             merge_results(args.output, rows)
             print(f"{args.model} [{arm}]\n{origin.protocol}, seeds {', '.join(map(str, args.seeds))}")

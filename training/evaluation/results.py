@@ -55,6 +55,7 @@ class Origin:
     protocol: str
     data_hash: str
     label: str
+    commit: str  # when the measuring began: a checkout may move on meanwhile
 
 
 def bootstrap_interval(totals: np.ndarray, counts: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -129,7 +130,7 @@ def build_rows(
                 "count": first.count,
                 "settings": dict(settings),
                 "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
-                "commit": commit(),
+                "commit": origin.commit,
                 "data_hash": origin.data_hash,
                 "machine": machine(),
                 "label": origin.label,

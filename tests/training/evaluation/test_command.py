@@ -69,6 +69,14 @@ def test_a_row_says_what_it_is(measure: Measure, squares: Path, capsys: pytest.C
     assert len(measure("object_knn", squares, "--neighbours", "1", "--seeds", "0", "--no-variants")) == 5 + 3
 
 
+def test_the_commit_is_the_one_that_measured(measure: Measure, squares: Path, monkeypatch: pytest.MonkeyPatch):
+    """A checkout that moves on during a measurement, as it does when somebody pulls."""
+    state = iter(["before", "after", "after"])
+    monkeypatch.setattr("training.evaluation.__main__.commit", lambda: next(state))
+    rows = measure("object_knn", squares, "--neighbours", "1", "--no-variants")
+    assert {row["commit"] for row in rows} == {"before"}
+
+
 def test_what_changes_a_number_changes_the_id_and_nothing_else_does(squares: Path):
     def name(*flags: str) -> str:
         given = ["object_knn", *FLAGS, "--data", str(squares), "--output", "x.json", *flags]
