@@ -11,7 +11,7 @@ import pytest
 
 from modeling_decodepos.schema import build_features
 from tests.training.evaluation.conftest import NAMES, SIDE, squares_row, write_squares
-from training.evaluation.__main__ import find_arm, main, parse, protocol_id
+from training.evaluation.__main__ import evaluate, find_arm, main, parse, protocol_id
 from training.evaluation.protocols import PROTOCOLS
 
 FLAGS = ["--model", "random:resnet_tiny", "--size_px", str(SIDE), "--device", "cpu"]
@@ -71,8 +71,14 @@ def test_a_row_says_what_it_is(measure: Measure, squares: Path, capsys: pytest.C
 
 def test_the_commit_is_the_one_that_measured(measure: Measure, squares: Path, monkeypatch: pytest.MonkeyPatch):
     """A checkout that moves on during a measurement, as it does when somebody pulls."""
-    state = iter(["before", "after", "after"])
-    monkeypatch.setattr("training.evaluation.__main__.commit", lambda: next(state))
+    state = ["before"]
+
+    def measure_while_it_moves(*arguments: Any) -> Any:
+        state[0] = "after"
+        return evaluate(*arguments)
+
+    monkeypatch.setattr("training.evaluation.__main__.commit", lambda: state[0])
+    monkeypatch.setattr("training.evaluation.__main__.evaluate", measure_while_it_moves)
     rows = measure("object_knn", squares, "--neighbours", "1", "--no-variants")
     assert {row["commit"] for row in rows} == {"before"}
 
