@@ -50,6 +50,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.views
 	$(BIN)/python -m benchmarks.loader
+	$(BIN)/python -m benchmarks.object_knn
 
 clean:
 	rm -rf $(VENV) $(DATA) $(RUN)

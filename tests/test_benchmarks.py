@@ -13,6 +13,7 @@ from PIL import Image
 import benchmarks.csv
 import benchmarks.diagnose
 import benchmarks.loader
+import benchmarks.object_knn
 import benchmarks.views
 from benchmarks.photos import Photo, decode_each_time, decode_once, random_boxes, synthetic_jpeg
 from benchmarks.pil_views import PilViews
@@ -75,6 +76,18 @@ def test_the_diagnosis_benchmark_ends_with_its_result(monkeypatch: pytest.Monkey
     _, result = run(benchmarks.diagnose.main, options, monkeypatch, capsys)
     assert result["name"] == "diagnose" and result["ratio"] > 0
     assert result["cases"]["ViT-S/16"]["processor_s"] > 0
+
+
+def test_the_neighbour_benchmark_ends_with_its_result(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(benchmarks.object_knn, "peak_mb", lambda name, sizes, threads: 1.0)
+    monkeypatch.setattr(benchmarks.object_knn, "COCO_GALLERY", 85_000)
+    monkeypatch.setattr(benchmarks.object_knn, "COCO_QUERIES", 40)
+    options = "--rounds 1 --gallery 500 --queries 20 --width 8"
+    printed, result = run(benchmarks.object_knn.main, options, monkeypatch, capsys)
+    assert result["name"] == "object_knn" and result["ratio"] > 0
+    assert {"ours", "naive"} <= set(result["ratios"])
+    assert "EXTRAPOLATED to all queries" in printed
+    assert result["coco_extrapolated_seconds"] == pytest.approx(10 * result["coco_tenth_seconds"], rel=1e-3)
 
 
 def test_both_sides_show_the_same_pixels(photos: list[Photo]):

@@ -1,0 +1,133 @@
+"""object_knn and object_linear: models whose features are known give the numbers that they must."""
+
+import pytest
+import torch
+
+from tests.training.evaluation.conftest import FakeModel, inside, write_squares
+from training.evaluation import object_knn, object_linear
+from training.evaluation.object_knn import ObjectKnnSettings
+from training.evaluation.object_linear import ObjectLinearSettings, fit_linear, hold_out
+
+KNN = ObjectKnnSettings(neighbours=(1, 5))
+
+
+def outside(pixels, box):
+    """The colours of the squares that are not in a box."""
+    x1, y1, x2, y2 = (box * pixels.shape[-1]).round().int().tolist()
+    rest = (pixels - 160).clip(min=0)  # the noise around the squares is darker
+    rest[:, y1:y2, x1:x2] = 0
+    return rest.mean((1, 2))
+
+
+def place(pixels, box):
+    """Where a box is, and a little of its colour: enough to classify it in its place."""
+    x, y = float(box[0] + box[2]) / 2, float(box[1] + box[3]) / 2
+    return torch.tensor([x - 0.5, y - 0.5, 1.0])
+
+
+def test_a_model_of_content_loses_nothing(evaluation):
+    measures = object_knn.run(evaluation(FakeModel(inside)), KNN)
+    for variant in ("", "recontextualised_", "repositioned_"):
+        assert measures[f"{variant}micro_k5"].value == 1
+        assert measures[f"{variant}class_mean_k5"].value == 1
+    assert measures["recontextualised_drop_k5"].value == measures["repositioned_drop_k1"].value == 0
+    assert measures["micro_k5"].count == 24
+    assert 0.2 < measures["commonest_class"].value < 0.6
+
+
+def swap(rows):
+    """Each square gets the class of the other one in its image: only the surroundings tell."""
+    for row in rows:
+        row["objects"]["category"] = row["objects"]["category"][::-1]
+    return rows
+
+
+def test_a_model_of_surroundings_loses_with_them_and_not_with_the_place(tmp_path, evaluation):
+    measures = object_knn.run(evaluation(FakeModel(outside), write_squares(tmp_path / "swapped", swap)), KNN)
+    assert measures["micro_k5"].value == 1
+    assert measures["recontextualised_drop_k5"].value > 0.3
+    assert measures["repositioned_drop_k5"].value == 0
+    content = object_knn.run(evaluation(FakeModel(inside), tmp_path / "swapped"), KNN)
+    assert content["micro_k5"].value < 0.8
+
+
+def test_a_model_of_places_loses_when_the_place_changes(tmp_path, evaluation):
+    def change(rows):
+        for row in rows:  # what is on top is red, below is blue: the place tells the class
+            row["objects"]["category"] = [0, 2]
+        return rows
+
+    measures = object_knn.run(evaluation(FakeModel(place), write_squares(tmp_path / "placed", change)), KNN)
+    assert measures["micro_k5"].value > 0.9
+    assert abs(measures["recontextualised_drop_k5"].value) < 1e-9
+    assert measures["repositioned_drop_k5"].value > 0.2
+
+
+def test_neither_batch_size_nor_the_order_of_rows_changes_a_number(tmp_path, evaluation):
+    backwards = write_squares(tmp_path / "backwards", lambda rows: rows[::-1])
+    first, *others = (
+        object_knn.run(evaluation(FakeModel(outside), **changes), KNN)
+        for changes in ({}, {"batch_size": 1, "num_workers": 1}, {"batch_size": 64, "data": backwards})
+    )
+    assert all(first == other for other in others)
+
+
+def test_ks_beyond_the_gallery_are_left_out_and_said(evaluation):
+    found = evaluation(FakeModel(inside))
+    measures = object_knn.run(found, ObjectKnnSettings(neighbours=(10, 48, 49, 200), variants=False))
+    assert set(measures) == {"commonest_class", "micro_k10", "class_mean_k10", "micro_k48", "class_mean_k48"}
+    assert "k = 49, 200 is left out: the gallery holds 48 objects only" in found.notes[0]
+    with pytest.raises(ValueError, match="the gallery holds 48 objects, fewer than every k of 100"):
+        object_knn.run(found, ObjectKnnSettings(neighbours=(100,)))
+
+
+def test_one_class_only_is_refused(tmp_path, evaluation):
+    def change(rows):
+        for row in rows:
+            row["objects"]["category"] = [1, 1]
+        return rows
+
+    found = evaluation(FakeModel(inside), write_squares(tmp_path / "one", change))
+    for run, settings in ((object_knn.run, KNN), (object_linear.run, ObjectLinearSettings())):
+        with pytest.raises(ValueError, match="objects of one class only"):
+            run(found, settings)
+
+
+def test_the_linear_probe_finds_content_and_not_more(evaluation):
+    settings = ObjectLinearSettings(epochs=40, objects_per_update=16)
+    measures = object_linear.run(evaluation(FakeModel(inside)), settings)
+    assert measures["micro"].value == measures["class_mean"].value == 1
+    noise = object_linear.run(evaluation(FakeModel(lambda pixels, box: torch.ones(3))), settings)
+    assert noise["micro"].value <= measures["commonest_class"].value + 1e-9
+
+
+def test_the_linear_probe_reaches_the_optimum_of_a_second_order_solver():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(300, 5, generator=generator) * torch.tensor([1.0, 10.0, 0.1, 1.0, 3.0]) + 4
+    labels = ((features - features.mean(0)) / features.std(0) @ torch.randn(5, 3, generator=generator)).argmax(1)
+    labels[::7] = 1
+    settings = ObjectLinearSettings(epochs=200, objects_per_update=300, weight_decay=1e-2)
+    ours = fit_linear(features, labels, 3, 1.0, settings, 0)
+    rows = (features - features.mean(0)) / features.std(0, correction=0)
+    weight, bias = torch.zeros(5, 3, requires_grad=True), torch.zeros(3, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe")
+
+    def loss():
+        solver.zero_grad()
+        value = torch.nn.functional.cross_entropy(rows @ weight + bias, labels)
+        value = value + 0.5e-2 * (weight.square().sum() + bias.square().sum())
+        value.backward()
+        return value
+
+    solver.step(loss)
+    assert torch.allclose(ours.weight, weight, atol=2e-3)
+    assert torch.allclose(ours.bias, bias, atol=2e-3)
+    assert torch.equal(ours.predict(features), (rows @ weight + bias).argmax(1))
+
+
+def test_the_learning_rate_is_chosen_on_whole_training_images():
+    owners = torch.arange(50).repeat_interleave(4)
+    held_out = hold_out(owners, 0).view(50, 4)
+    assert held_out.all(1).sum() == 5
+    assert not (held_out.any(1) & ~held_out.all(1)).any()
+    assert not torch.equal(held_out, hold_out(owners, 1).view(50, 4))

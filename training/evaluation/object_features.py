@@ -1,0 +1,209 @@
+"""Features of all annotated objects of a split: as they are, before another image, or elsewhere in their image."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modeling_decodepos.diagnosis.exchange import exchange_surroundings, resize
+from modeling_decodepos.regions import boxes_to_pixels
+from training.decoding import BrokenImage
+from training.evaluation.evaluation import Evaluation
+from training.evaluation.pictures import LEAST_SIDE, AnnotatedImages, Picture, batched, seed_of
+
+LARGEST_AREA = 0.5
+"""Of the view: a larger object has hardly any surroundings, and nowhere to go."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects of a split, image by image in the order of ids, however many processes looked at them.
+
+    Attributes:
+        features: (N, D) float32.
+        labels: (N,) classes.
+        owners: (N,) number of the image.
+        numbers: (N,) number of the object in its image, among those that are large enough.
+        boxes: (N, 4) unit boxes.
+    """
+
+    features: Tensor
+    labels: Tensor
+    owners: Tensor
+    numbers: Tensor
+    boxes: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def have_elsewhere(self) -> Tensor:
+        """(N,) whether an object has surroundings, and room to move."""
+        return (self.boxes[:, 2:] - self.boxes[:, :2]).prod(1) <= LARGEST_AREA
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Some regions of an image with the pictures that show them: one for all, or one for each."""
+
+    pixels: Tensor  # (1 or R, 3, S, S) uint8
+    boxes: Tensor  # (R, 4)
+    labels: Tensor  # (R,)
+    numbers: Tensor  # (R,)
+
+
+Show = Callable[[Picture], Shown]
+
+
+def embed_objects(evaluation: Evaluation, images: AnnotatedImages, what: str, show: Show | None = None) -> Objects:
+    """All objects that are at least `LEAST_SIDE` wide and high.
+
+    Args:
+        evaluation: Model and processes.
+        images: The split.
+        what: For the progress bar.
+        show: What to show of a picture; its objects as they are by default.
+    """
+    common, processes = evaluation.common, evaluation.processes
+    reader, shower = evaluation.reader(images), show or show_as_they_are
+
+    def make(place: int) -> Shown:
+        return shower(images.picture(place, common.size_px))
+
+    found: list[list[Tensor]] = [[], [], [], []]
+    places = processes.own(range(len(images)))
+    read = evaluation.progress(reader.read(places, make), what, len(places))
+    for batch in batched((item or _nothing(common.size_px) for item in read), common.batch_size):
+        for column, part in zip(found, _embed(evaluation, batch), strict=True):
+            column += part
+    evaluation.finish_reading(reader)
+    width = max(processes.collect([max((rows.shape[1] for rows in found[0]), default=0)]))
+    found[0] = [rows if rows.shape[1] == width else rows.new_zeros((0, width)) for rows in found[0]]
+    columns = [processes.collect_rows(column) for column in found]
+    if not columns[0] or not sum(map(len, columns[0])):
+        raise ValueError(
+            f"{images.name} has no object of at least {LEAST_SIDE:.1%} of its image on both sides: nothing to measure."
+        )
+    features, labels, numbers, boxes = (torch.cat(column) for column in columns)
+    owners = torch.arange(len(columns[1])).repeat_interleave(torch.tensor([len(rows) for rows in columns[1]]))
+    return Objects(features, labels, owners, numbers, boxes)
+
+
+def _nothing(size: int) -> Shown:
+    """What an image shows that cannot be read."""
+    none = torch.zeros(0, dtype=torch.int64)
+    return Shown(torch.zeros((0, 3, size, size), dtype=torch.uint8), torch.zeros((0, 4)), none, none)
+
+
+def _embed(evaluation: Evaluation, batch: list[Shown]) -> tuple[list[Tensor], ...]:
+    """Features, labels, numbers and boxes of the regions, one tensor per image."""
+    pictures: list[Tensor] = []
+    boxes: list[Tensor] = []
+    for item in batch:
+        pictures += list(item.pixels)
+        boxes += [item.boxes] if len(item.pixels) == 1 else list(item.boxes[:, None])
+    size = evaluation.common.batch_size
+    parts = [
+        evaluation.model.embed(torch.stack(pictures[start : start + size]), boxes[start : start + size])
+        for start in range(0, len(pictures), size)
+    ]
+    counts = [len(item.labels) for item in batch]
+    rows = list(torch.cat(parts).split(counts)) if parts else [torch.zeros((0, 0))] * len(batch)
+    return rows, [item.labels for item in batch], [item.numbers for item in batch], [item.boxes for item in batch]
+
+
+def show_as_they_are(picture: Picture) -> Shown:
+    """One picture with all its objects."""
+    kept = _large_enough(picture)
+    return Shown(picture.pixels[None], picture.boxes[kept], picture.labels[kept], torch.arange(int(kept.sum())))
+
+
+@dataclass(frozen=True)
+class ShowReContextualised:
+    """Each object where it is, before another image of the same split; that image is drawn from (seed, id, object)."""
+
+    images: AnnotatedImages
+    seed: int
+
+    def __call__(self, picture: Picture) -> Shown:
+        """One picture per object."""
+
+        def show(number: int, box: np.ndarray) -> tuple[Tensor, np.ndarray]:
+            other = self._other(picture.image_id, number, picture.pixels.shape[-1])
+            return exchange_surroundings(picture.pixels, box, other), box
+
+        return _show_each(picture, show)
+
+    def _other(self, image_id: str, number: int, size: int) -> Tensor:
+        rng = np.random.default_rng(seed_of(self.seed, "surroundings", image_id, number))
+        own, count = bisect.bisect_left(self.images.ids, image_id), len(self.images)
+        if count < 2:
+            raise ValueError(f"{self.images.name} holds one image: there is no other to lend its surroundings.")
+        place = (own + int(rng.integers(1, count))) % count
+        for further in range(count):
+            candidate = (place + further) % count
+            if candidate != own:
+                try:
+                    return resize(self.images.pixels(candidate), size, size)
+                except BrokenImage:  # it is named where it is measured
+                    continue
+        raise ValueError(f"{self.images.name}: no other image can be read.")
+
+
+@dataclass(frozen=True)
+class ShowRePositioned:
+    """Each object elsewhere, with all its surroundings: the image is rolled around its borders.
+
+    What stands beside the object stays beside it, but for what a border cut off; the object itself is never cut. The
+    new place is drawn from (seed, id, object), among all that are possible.
+    """
+
+    seed: int
+
+    def __call__(self, picture: Picture) -> Shown:
+        """One picture per object."""
+
+        def show(number: int, box: np.ndarray) -> tuple[Tensor, np.ndarray]:
+            rng = np.random.default_rng(seed_of(self.seed, "position", picture.image_id, number))
+            return roll_elsewhere(picture.pixels, box, rng)
+
+        return _show_each(picture, show)
+
+
+def roll_elsewhere(pixels: Tensor, box: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
+    """The image rolled by whole pixels so that the box lies in another place, uncut; and the box there.
+
+    Args:
+        pixels: (3, S, S).
+        box: (4,) unit xyxy.
+        rng: Source of randomness.
+    """
+    side = pixels.shape[-1]
+    left, top, right, bottom = boxes_to_pixels(box[None], (side, side))[0].tolist()
+    dx, dy = 0, 0
+    room = (side - (right - left) + 1) * (side - (bottom - top) + 1)
+    while room > 1 and (dx, dy) == (0, 0):
+        dx, dy = int(rng.integers(-left, side - right + 1)), int(rng.integers(-top, side - bottom + 1))
+    shift = np.array([dx, dy, dx, dy], dtype=np.float32) / side
+    return pixels.roll((dy, dx), dims=(1, 2)), (box + shift).clip(0.0, 1.0).astype(np.float32)
+
+
+def _show_each(picture: Picture, show: Callable[[int, np.ndarray], tuple[Tensor, np.ndarray]]) -> Shown:
+    """The regions that have surroundings and room, each in a picture of its own."""
+    large = picture.boxes[_large_enough(picture)]
+    labels = picture.labels[_large_enough(picture)]
+    chosen = torch.nonzero((large[:, 2:] - large[:, :2]).prod(1) <= LARGEST_AREA)[:, 0]
+    made = [show(number, large[number].numpy()) for number in chosen.tolist()]
+    if not made:
+        return Shown(picture.pixels[None][:0], large[:0], labels[:0], chosen)
+    pixels, boxes = torch.stack([made_pixels for made_pixels, _ in made]), np.stack([box for _, box in made])
+    return Shown(pixels, torch.from_numpy(boxes), labels[chosen], chosen)
+
+
+def _large_enough(picture: Picture) -> Tensor:
+    return (picture.boxes[:, 2:] - picture.boxes[:, :2] >= LEAST_SIDE).all(1)

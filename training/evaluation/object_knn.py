@@ -1,0 +1,146 @@
+"""`object_knn`: is an object's class what its nearest neighbours among training objects are?
+
+Gallery: objects of the training split. Queries: objects of the validation split, asked three times:
+
+    as they are            micro_k20, class_mean_k20 …
+    re-contextualised      before another image, in their place: what is lost, is what came from the surroundings
+    re-positioned          elsewhere in their image, with their surroundings: what is lost, is what came from the place
+
+`…_drop_k20` is the accuracy as they are minus that of the variant, over the same objects (those that cover at most
+half of their image). `commonest_class` is what calling every object by the gallery's commonest class reaches. The
+gallery stays as it is. The follow-up paper (ICLR 2024) reports such a pair; its exact definition is not public, so
+these numbers compare with each other and not with its table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modeling_decodepos.diagnosis.knn import TEMPERATURE, knn_accuracy
+from training.evaluation.evaluation import Evaluation
+from training.evaluation.nearest import nearest, vote
+from training.evaluation.object_features import (
+    Objects,
+    Show,
+    ShowReContextualised,
+    ShowRePositioned,
+    embed_objects,
+)
+from training.evaluation.results import Measured, bootstrap_interval, jackknife_interval
+
+
+@dataclass(frozen=True)
+class ObjectKnnSettings:
+    """Settings of `object_knn`."""
+
+    neighbours: tuple[int, ...] = field(default=(10, 20, 100, 200), metadata={"help": "numbers of neighbours, k"})
+    temperature: float = field(default=TEMPERATURE, metadata={"help": "a neighbour votes with exp(cosine / this)"})
+    variants: bool = field(default=True, metadata={"help": "whether to re-contextualise and re-position too"})
+
+
+def run(evaluation: Evaluation, settings: ObjectKnnSettings) -> Mapping[str, Measured]:
+    """Accuracies of one seed."""
+    gallery_images, query_images = evaluation.images("train"), evaluation.images("validation")
+    gallery = embed_objects(evaluation, gallery_images, "gallery")
+    queries = embed_objects(evaluation, query_images, "queries")
+    refuse_one_class(gallery.labels, gallery_images.name)
+    asked = _possible(settings.neighbours, len(gallery), evaluation)
+    right = _right(evaluation, gallery, queries, asked, settings.temperature)
+    measures = {
+        "commonest_class": mean_over_objects((queries.labels == gallery.labels.mode().values).double(), queries)
+    }
+    for k in asked:
+        measures |= _accuracy("", k, right[k], queries)
+    if not settings.variants:
+        return measures
+    shows: dict[str, Show] = {
+        "recontextualised": ShowReContextualised(query_images, evaluation.seed),
+        "repositioned": ShowRePositioned(evaluation.seed),
+    }
+    movable = queries.have_elsewhere
+    if not movable.any():
+        evaluation.note("no object covers at most half of its image: none can be re-contextualised or re-positioned.")
+        return measures
+    for name, show in shows.items():
+        others = embed_objects(evaluation, query_images, name, show)
+        assert torch.equal(others.numbers, queries.numbers[movable])
+        found = _right(evaluation, gallery, others, asked, settings.temperature)
+        for k in asked:
+            measures |= _accuracy(f"{name}_", k, found[k], others)
+            lost = right[k][movable].double() - found[k].double()
+            measures[f"{name}_drop_k{k}"] = mean_over_objects(lost, others)
+    return measures
+
+
+def refuse_one_class(labels: Tensor, name: str) -> None:
+    """With a single class every model is right."""
+    classes = labels.unique()
+    if len(classes) < 2:
+        raise ValueError(
+            f"{name} holds objects of one class only (class {int(classes[0])}): every model would be right. Bring "
+            "data with at least two classes."
+        )
+
+
+def _possible(neighbours: tuple[int, ...], count: int, evaluation: Evaluation) -> list[int]:
+    """The ks that the gallery has enough objects for."""
+    if not neighbours or min(neighbours) < 1:
+        raise ValueError(f"neighbours is {neighbours}; expected numbers of at least 1, such as 10 20 100 200.")
+    asked = [k for k in sorted(set(neighbours)) if k <= count]
+    skipped = [k for k in neighbours if k > count]
+    if not asked:
+        raise ValueError(
+            f"the gallery holds {count} objects, fewer than every k of {', '.join(map(str, neighbours))}. Give "
+            f"--neighbours {max(1, count // 10)}, or more training images."
+        )
+    if skipped:
+        evaluation.note(f"k = {', '.join(map(str, skipped))} is left out: the gallery holds {count} objects only.")
+    return asked
+
+
+def _right(
+    evaluation: Evaluation, gallery: Objects, queries: Objects, asked: list[int], temperature: float
+) -> dict[int, Tensor]:
+    """Which of the queries are classified rightly, for each k."""
+    processes = evaluation.processes
+    own = queries.features[processes.rank :: processes.count]
+    cosines, rows = nearest(gallery.features, own, max(asked), device=processes.device, progress=processes.is_main)
+    labels = gallery.labels[rows]
+    own_predictions = torch.stack([vote(cosines[:, :k], labels[:, :k], temperature) for k in asked], 1)
+    predictions = torch.cat(processes.collect_rows(list(own_predictions[:, None])))
+    return {k: predictions[:, column] == queries.labels for column, k in enumerate(asked)}
+
+
+def _accuracy(prefix: str, k: int, right: Tensor, queries: Objects) -> dict[str, Measured]:
+    return {
+        f"{prefix}micro_k{k}": mean_over_objects(right.double(), queries),
+        f"{prefix}class_mean_k{k}": class_mean(right, queries),
+    }
+
+
+def class_mean(right: Tensor, queries: Objects) -> Measured:
+    """The mean over the classes of the queries, with its interval over images."""
+    images, owners = queries.owners.unique(return_inverse=True)
+
+    def score(kept: np.ndarray) -> float:
+        chosen = torch.from_numpy(kept)[owners]
+        predictions = torch.where(right[chosen], queries.labels[chosen], -1)
+        return knn_accuracy(predictions, queries.labels[chosen]).class_mean
+
+    return Measured(score(np.ones(len(images), bool)), jackknife_interval(score, len(images)), len(queries))
+
+
+def mean_over_objects(scores: Tensor, queries: Objects) -> Measured:
+    """The mean over objects, with its interval when images are drawn again."""
+    owners = queries.owners.numpy()
+    images = owners.max() + 1
+    totals = np.bincount(owners, weights=scores.numpy(), minlength=images)
+    counts = np.bincount(owners, minlength=images)
+    has = counts > 0
+    interval = bootstrap_interval(totals[has], counts[has])
+    return Measured(float(scores.mean()), interval, len(scores))

@@ -1,0 +1,226 @@
+"""results.json: every number with its protocol, seeds, spread, command, commit, data, machine and label.
+
+A file holds one row per (model, arm, protocol, metric, seeds): a number that is measured again replaces the old one,
+everything else in the file stays.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from training.monitoring import now, write_json
+
+KEY = ("model", "arm", "protocol", "metric", "seeds")
+FIELDS = (*KEY, "value", "spread", "command", "commit", "data_hash", "machine", "label")
+LABELS = ("reduced scale", "reproduced", "quoted")
+_ROUNDS, _ROUNDS_AT_A_TIME = 1000, 100
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number of one seed.
+
+    Attributes:
+        value: The number.
+        interval: Its 95 % bootstrap interval over images, where one was computed.
+        count: How many things it is the mean of (regions, images), where that makes sense.
+    """
+
+    value: float
+    interval: tuple[float, float] | None = None
+    count: int | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What all rows of one call share."""
+
+    model: str
+    arm: str
+    protocol: str
+    data_hash: str
+    label: str
+    commit: str  # when the measuring began: a checkout may move on meanwhile
+
+
+def bootstrap_interval(totals: np.ndarray, counts: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of sum(totals) / sum(counts) when images are drawn again.
+
+    Args:
+        totals: (I,) sum of a score over the items of each image, such as right predictions.
+        counts: (I,) number of items of each image, at least one.
+        seed: Of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(0, _ROUNDS, _ROUNDS_AT_A_TIME):
+        drawn = rng.integers(0, len(counts), (_ROUNDS_AT_A_TIME, len(counts)))
+        values.append(totals[drawn].sum(1) / counts[drawn].sum(1))
+    low, high = np.quantile(np.concatenate(values), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def jackknife_interval(
+    score: Callable[[np.ndarray], float], images: int, groups: int = 20
+) -> tuple[float, float] | None:
+    """95 % interval over images of a score that is no mean, such as a mean over classes: delete-a-group jackknife.
+
+    Drawing images again would lose rare classes in most draws, and the interval would miss the score itself. None for
+    fewer than two images, or where a part has no score.
+
+    Args:
+        score: Of the images whose flag is true, from (images,) flags.
+        images: Number of images.
+        groups: Number of parts that are left out in turn.
+    """
+    groups = min(groups, images)
+    if groups < 2:
+        return None
+    whole = score(np.ones(images, dtype=bool))
+    parts = np.array([score(np.arange(images) % groups != group) for group in range(groups)])
+    error = math.sqrt((groups - 1) / groups * float(((parts - parts.mean()) ** 2).sum()))
+    return (whole - 1.96 * error, whole + 1.96 * error) if math.isfinite(error) else None
+
+
+def build_rows(
+    origin: Origin, by_seed: Mapping[int, Mapping[str, Measured]], settings: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The rows of results.json for what each seed measured.
+
+    `value` is the mean over seeds, `spread` their standard deviation (null for a single seed) and the bootstrap
+    interval over images of the first seed.
+    """
+    seeds = sorted(by_seed)
+    metrics = list(dict.fromkeys(name for seed in seeds for name in by_seed[seed]))
+    rows = []
+    for metric in metrics:
+        found = {seed: by_seed[seed][metric] for seed in seeds if metric in by_seed[seed]}
+        values = [measured.value for measured in found.values()]
+        if not all(map(math.isfinite, values)):
+            continue  # nothing could be measured, which the protocol has said
+        first = next(iter(found.values()))
+        rows.append(
+            {
+                "model": origin.model,
+                "arm": origin.arm,
+                "protocol": origin.protocol,
+                "metric": metric,
+                "value": statistics.fmean(values),
+                "spread": {
+                    "std_over_seeds": statistics.stdev(values) if len(values) > 1 else None,
+                    "interval_95_over_images": list(first.interval) if first.interval else None,
+                },
+                "seeds": list(found),
+                "values": values,
+                "count": first.count,
+                "settings": dict(settings),
+                "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+                "commit": origin.commit,
+                "data_hash": origin.data_hash,
+                "machine": machine(),
+                "label": origin.label,
+                "measured": now(),
+            }
+        )
+    return rows
+
+
+def merge_results(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Put rows into a results file, which never is seen half written; rows with equal keys are replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path):
+        kept = {_key(row): row for row in load_results(path)}
+        kept |= {_key(row): dict(row) for row in rows}
+        write_json(path, {"results": list(kept.values())})
+
+
+def load_results(path: Path) -> list[dict[str, Any]]:
+    """The rows of a results file; none if there is no such file."""
+    if not path.is_file():
+        return []
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["results"]
+        assert isinstance(rows, list) and all(set(KEY) <= set(row) for row in rows)
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise ValueError(
+            f'{path} is no results file ({error!r}); expected {{"results": [{{"model": …}}]}}. Give another --output, '
+            "or move the file away."
+        ) from error
+    return rows
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A small table of the measured numbers."""
+    table = [("metric", "value", "± over seeds", "95 % over images", "count")]
+    for row in rows:
+        spread = row["spread"]
+        deviation, interval = spread["std_over_seeds"], spread["interval_95_over_images"]
+        table.append(
+            (
+                row["metric"],
+                f"{row['value']:.4f}",
+                "-" if deviation is None else f"{deviation:.4f}",
+                "-" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}",
+                "-" if row["count"] is None else str(row["count"]),
+            )
+        )
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def commit() -> str:
+    """The commit of this code, marked where the checkout has changes that no commit has."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:  # there is no git here
+        return "unknown"
+    return (found.stdout.strip() or "unknown") + ("+changes" if changed.stdout.strip() else "")
+
+
+def machine() -> dict[str, Any]:
+    """What a number was measured on."""
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    return json.dumps([row[name] for name in KEY])
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Two evaluations may end at the same time: each reads what the other has written."""
+    folder = os.open(path.parent, os.O_RDONLY)  # a lock that leaves no file behind
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
