@@ -50,6 +50,9 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.views
 	$(BIN)/python -m benchmarks.loader
+	$(BIN)/python -m benchmarks.csv
+	$(BIN)/python -m benchmarks.known_cases
+	$(BIN)/python -m benchmarks.diagnose
 	$(BIN)/python -m benchmarks.object_knn
 
 clean:

@@ -1,6 +1,6 @@
 """What the README tells a newcomer to type is what exists."""
 
-import importlib
+import importlib.util
 import re
 import shlex
 import sys
@@ -18,6 +18,8 @@ from training.export import export_backbone, export_pretraining
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+WITH_SUBCOMMANDS = {"dataset_scripts.prepare", "training.evaluation"}
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -26,11 +28,10 @@ def blocks(language: str, text: str = README) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    """Every command line in the blocks and the inline code of the README and of docs/training.md."""
-    inline = re.findall(
-        r"`((?:make|python -m|accelerate launch|ACCELERATE_USE_CPU=true torchrun)[^`]*)`", README + TRAINING
-    )
-    lines = [line for block in blocks("bash") + blocks("bash", TRAINING) for line in block.splitlines()] + inline
+    """Every command line in the blocks and the inline code of the README, docs/training.md and docs/data.md."""
+    text = README + TRAINING + DATA
+    inline = re.findall(r"`((?:make|python -m|accelerate launch|ACCELERATE_USE_CPU=true torchrun)[^`]*)`", text)
+    lines = [line for block in blocks("bash", text) for line in block.splitlines()] + inline
     return [shlex.split(line.split("  #")[0].split(" | ")[0], comments=True) for line in lines if line.strip()]
 
 
@@ -66,12 +67,14 @@ def test_modules_take_the_flags_shown(monkeypatch: pytest.MonkeyPatch, capsys: p
         if words[:2] != ["python", "-m"]:
             continue
         module, *arguments = words[2:]
-        sub = [a for a in arguments[:1] if module == "dataset_scripts.prepare" and a in ("scenes", "check")]
+        sub = arguments[:1] if module in WITH_SUBCOMMANDS else []
         monkeypatch.setattr(sys, "argv", [module, *sub, "--help"])
         with pytest.raises(SystemExit) as stop:
-            importlib.import_module(module).main()
+            is_package = importlib.util.find_spec(module).submodule_search_locations
+            importlib.import_module(f"{module}.__main__" if is_package else module).main()
         assert stop.value.code == 0, module
         shown = capsys.readouterr().out
+        assert not sub or f"{module} {sub[0]} " in shown
         for argument in arguments:
             if argument.startswith("--"):
                 assert argument in shown, f"{module} knows no {argument}"
