@@ -69,9 +69,10 @@ def test_modules_take_the_flags_shown(monkeypatch: pytest.MonkeyPatch, capsys: p
         module, *arguments = words[2:]
         sub = arguments[:1] if module in WITH_SUBCOMMANDS else []
         monkeypatch.setattr(sys, "argv", [module, *sub, "--help"])
+        is_package = importlib.util.find_spec(module).submodule_search_locations
+        program = importlib.import_module(f"{module}.__main__" if is_package else module)
         with pytest.raises(SystemExit) as stop:
-            is_package = importlib.util.find_spec(module).submodule_search_locations
-            importlib.import_module(f"{module}.__main__" if is_package else module).main()
+            program.main()
         assert stop.value.code == 0, module
         shown = capsys.readouterr().out
         assert not sub or f"{module} {sub[0]} " in shown
