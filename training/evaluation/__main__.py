@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 from transformers import logging as transformers_logging
 
+from training.evaluation.ablation.command import main as ablate
 from training.evaluation.evaluation import Common, Evaluation, ProtocolEntry
 from training.evaluation.models import RANDOM
 from training.evaluation.pictures import MissingAnnotations
@@ -39,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m training.evaluation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = parser.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
+    commands.add_parser("ablation", help="train the arms of a sweep file, measure and compare them")
     for name, entry in PROTOCOLS.items():
         command = commands.add_parser(name, help=entry.summary, description=entry.summary)
         _add_common(command)
@@ -141,8 +143,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one protocol and write its numbers."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["ablation"]:  # not a protocol: it trains what the protocols then measure
+        ablate(words[1:])
+        return
     try:
-        args, entry, common, settings = parse(sys.argv[1:] if arguments is None else arguments)
+        args, entry, common, settings = parse(words)
         processes = start_processes(args.device)
         code = commit()
         load_results(args.output)  # a file that is something else is better refused before the work than after it

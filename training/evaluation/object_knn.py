@@ -7,9 +7,10 @@ Gallery: objects of the training split. Queries: objects of the validation split
     re-positioned          elsewhere in their image, with their surroundings: what is lost, is what came from the place
 
 `…_drop_k20` is the accuracy as they are minus that of the variant, over the same objects (those that cover at most
-half of their image). `commonest_class` is what calling every object by the gallery's commonest class reaches. The
-gallery stays as it is. The follow-up paper (ICLR 2024) reports such a pair; its exact definition is not public, so
-these numbers compare with each other and not with its table.
+half of their image). `commonest_class` is what calling every object by the gallery's commonest class reaches;
+`effective_rank`, how many directions the queries' features fill. The gallery stays as it is. The follow-up paper (ICLR
+2024) reports such a pair; its exact definition is not public, so these numbers compare with each other and not with
+its table.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modeling_decodepos.diagnosis import effective_rank
 from modeling_decodepos.diagnosis.knn import TEMPERATURE, knn_accuracy
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.nearest import nearest, vote
@@ -52,7 +54,8 @@ def run(evaluation: Evaluation, settings: ObjectKnnSettings) -> Mapping[str, Mea
     asked = _possible(settings.neighbours, len(gallery), evaluation)
     right = _right(evaluation, gallery, queries, asked, settings.temperature)
     measures = {
-        "commonest_class": mean_over_objects((queries.labels == gallery.labels.mode().values).double(), queries)
+        "commonest_class": mean_over_objects((queries.labels == gallery.labels.mode().values).double(), queries),
+        "effective_rank": Measured(float(effective_rank(queries.features.float())), count=len(queries)),
     }
     for k in asked:
         measures |= _accuracy("", k, right[k], queries)

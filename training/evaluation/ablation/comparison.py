@@ -1,0 +1,87 @@
+"""What the rows of a sweep say: mean and spread of each arm, and its difference from the baseline, seed by seed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from training.evaluation.ablation.queue import find_value
+
+# Two-sided 95 % quantiles of Student's t for 1, 2, 3 … degrees of freedom.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of one arm.
+
+    Attributes:
+        values: By seed.
+        differences: From the baseline with the same seed, where both are known.
+    """
+
+    values: Mapping[int, float]
+    differences: Sequence[float]
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return statistics.fmean(self.values.values())
+
+    @property
+    def deviation(self) -> float | None:
+        """Over seeds."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+
+    @property
+    def difference(self) -> float | None:
+        """Mean difference from the baseline."""
+        return statistics.fmean(self.differences) if self.differences else None
+
+    @property
+    def half_width(self) -> float | None:
+        """Of the 95 % interval of the mean difference (Student's t over seeds)."""
+        count = len(self.differences)
+        if count < 2:
+            return None
+        quantile = _T[min(count - 1, len(_T)) - 1]
+        return quantile * statistics.stdev(self.differences) / math.sqrt(count)
+
+    @property
+    def verdict(self) -> str:
+        """Whether the interval leaves zero out."""
+        if self.half_width is None or self.difference is None:
+            return "one seed"
+        if abs(self.difference) <= self.half_width:
+            return "not told apart"
+        return "higher" if self.difference > 0 else "lower"
+
+
+def compare(rows: Sequence[Mapping[str, Any]], baseline: str, names: Sequence[str]) -> dict[str, dict[str, Cell]]:
+    """Arm -> name of the number -> what is known of it."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for row in rows:
+        for name in names:
+            value = find_value(row["results"], name)
+            if value is not None:
+                found.setdefault(row["arm"], {}).setdefault(name, {})[row["seed"]] = value
+    table: dict[str, dict[str, Cell]] = {}
+    for arm, by_name in found.items():
+        for name, values in by_name.items():
+            base = found.get(baseline, {}).get(name, {})
+            paired = [values[seed] - base[seed] for seed in values if seed in base] if arm != baseline else []
+            table.setdefault(arm, {})[name] = Cell(values, paired)
+    return table
+
+
+def all_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every number that any row has, as `protocol/metric`."""
+    names: dict[str, None] = {}
+    for row in rows:
+        for result in row["results"]:
+            protocol = result["protocol"].split("-")[0].split(":")[0]
+            names[f"{protocol}/{result['metric']}"] = None
+    return list(names)

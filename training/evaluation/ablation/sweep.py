@@ -1,0 +1,118 @@
+"""What a sweep file says: a base recipe, arms that each change some of its keys, seeds, and what is measured.
+
+name: arms_scenes                             # of the results file and of the folder
+recipe: training/recipes/ablation_both.yaml   # what all arms share …
+keys: {view_size_px: 64, max_steps: 1500}     # … and what differs from that file in all of them
+seeds: [0, 1, 2]
+baseline: byol_region                         # every arm is compared with this one, seed by seed
+arms:
+  untrained: null                             # the network as it starts
+  byol_region: {objective: byol_region}
+  both: {objective: both}
+measures:                                     # flags of `python -m training.evaluation` and `decodepos-diagnose`
+  object_knn: {size_px: 64}
+show: [object_knn/class_mean_k20]             # the numbers of the table, in this order
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from training.arguments import Recipe, load_recipe
+
+Keys = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file, read and checked."""
+
+    name: str
+    recipe: Path
+    arms: Mapping[str, Keys | None]
+    seeds: tuple[int, ...]
+    baseline: str
+    measures: Mapping[str, Keys]
+    keys: Keys = field(default_factory=dict)
+    show: tuple[str, ...] = ()
+
+    def rows(self) -> list[Row]:
+        """What is to be trained and measured, all arms of a seed before the next seed: a sweep cut short is fair."""
+        return [Row(self, arm, seed) for seed in self.seeds for arm in self.arms]
+
+    @property
+    def trained(self) -> str:
+        """An arm that is trained; an untrained network takes its architecture."""
+        return next(arm for arm, keys in self.arms.items() if keys is not None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm with one seed."""
+
+    sweep: Sweep
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.arm}-seed{self.seed}"
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Recipe keys beside those of the recipe file."""
+        return {**self.sweep.keys, **(self.sweep.arms[self.arm] or {}), "seed": self.seed}
+
+    def build_recipe(self) -> Recipe:
+        """The whole recipe."""
+        return load_recipe(self.sweep.recipe, self.values)
+
+
+def load_sweep(path: Path, changes: Keys | None = None, only: Sequence[str] | None = None) -> Sweep:
+    """Read a sweep file.
+
+    Args:
+        path: The YAML file.
+        changes: Recipe keys for all arms, over those of the file.
+        only: These arms only, and the baseline.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read as a sweep file: {error}") from None
+    known = Sweep.__dataclass_fields__
+    if not isinstance(values, dict) or (unknown := sorted(set(values) - set(known))):
+        found = f"the key {unknown[0]!r}" if isinstance(values, dict) else f"a {type(values).__name__}"
+        raise ValueError(f"{path} holds {found}; a sweep file has the keys {', '.join(known)}.")
+    if missing := [
+        name for name in ("name", "recipe", "arms", "seeds", "baseline", "measures") if not values.get(name)
+    ]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}.")
+    values["keys"] = {**(values.get("keys") or {}), **(changes or {})}
+    if only:
+        if unknown := sorted(set(only) - set(values["arms"])):
+            raise ValueError(f"{path} has no arm {unknown[0]!r}; it has {', '.join(values['arms'])}.")
+        values["arms"] = {arm: keys for arm, keys in values["arms"].items() if arm in {*only, values["baseline"]}}
+    sweep = Sweep(
+        **values
+        | {"recipe": Path(values["recipe"]), "seeds": tuple(values["seeds"]), "show": tuple(values.get("show", ()))}
+    )
+    if sweep.baseline not in sweep.arms:
+        close = get_close_matches(sweep.baseline, sweep.arms, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{path}: baseline is {sweep.baseline!r}, the arms are {', '.join(sweep.arms)}{hint}")
+    if all(keys is None for keys in sweep.arms.values()):
+        raise ValueError(f"{path}: no arm is trained; give one a mapping of recipe keys.")
+    for row in sweep.rows():
+        try:
+            row.build_recipe()
+        except ValueError as error:
+            raise ValueError(f"{path}, arm {row.arm}: {error}") from None
+    return sweep
