@@ -18,7 +18,7 @@ from training.exporting.checkpoint_files import check_finite
 from training.exporting.folders import Page, new_folder, write_page
 from training.exporting.graphs import write_onnx, write_torch_export
 from training.exporting.key_layouts import LIBRARIES, RELEASES
-from training.exporting.native import export_backbone, export_pretraining, native_backbone, save_backbone
+from training.exporting.native import export_backbone, export_pretraining, save_backbone
 from training.exporting.pixel_forms import PIXEL_FORMS
 from training.exporting.sources import Source, load_foreign, load_source
 from training.exporting.state_dicts import describe_native, write_library
@@ -43,7 +43,7 @@ def _write(extractor: DecodePosModel, format_name: str, folder: Path, place: str
     if format_name == "onnx":
         return write_onnx(extractor, folder, place, image_size_px)
     if format_name != "backbone":
-        return write_library(native_backbone(extractor), format_name, folder, place)
+        return write_library(extractor.backbone, format_name, folder, place)
     save_backbone(extractor, folder, image_size_px)
     code = (
         "from transformers import AutoImageProcessor, AutoModel\n\n"

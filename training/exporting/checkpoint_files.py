@@ -24,6 +24,11 @@ AVERAGES = ("model_ema", "state_dict_ema", "ema", "teacher")
 # What data-parallel training, compilation, and transformers' classifiers put before every key.
 OUTER_PREFIXES = ("module.", "_orig_mod.")
 
+# How files of torch.save begin, new and old, and how any pickle does.
+ZIP_HEAD = b"PK"
+LEGACY_HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+PICKLE_HEAD = b"\x80"
+
 
 @dataclass
 class Unpacked:
@@ -53,13 +58,17 @@ def read_checkpoint(path: Path) -> Any:
     Raises:
         ValueError: It is no checkpoint, or one that only running foreign code could open.
     """
-    if path.suffix in (".pkl", ".pickle"):
-        raise ValueError(
-            f"{path} is a plain pickle, which can run any code when it is opened, so it is not opened here. Where you "
-            "trust it, turn it into tensors in its own environment:\n"
-            "  data = pickle.load(open('model.pkl', 'rb'))\n"
-            "  torch.save({'model': {k: torch.as_tensor(v) for k, v in data['model'].items()}}, 'model.pth')"
-        )
+    with path.open("rb") as file:
+        head = file.read(len(LEGACY_HEAD))
+    if path.suffix != ".safetensors" and not head.startswith((ZIP_HEAD, LEGACY_HEAD)):
+        if head.startswith(PICKLE_HEAD):
+            raise ValueError(
+                f"{path} is a plain pickle, which can run any code when it is opened, so it is not opened here. Where "
+                "you trust it, turn it into tensors in its own environment:\n"
+                "  data = pickle.load(open('model.pkl', 'rb'))\n"
+                "  torch.save({'model': {k: torch.as_tensor(v) for k, v in data['model'].items()}}, 'model.pth')"
+            )
+        raise ValueError(f"{path} is not a checkpoint: it begins with {head!r}.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -72,7 +81,7 @@ def read_checkpoint(path: Path) -> Any:
             f"{path} cannot be read as tensors and plain values ({reason.strip()}). If it is a checkpoint that you "
             "trust, save its tensors alone where it was made: torch.save({'state_dict': model.state_dict()}, path)."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError, UnicodeDecodeError) as error:
+    except (SafetensorError, RuntimeError, OSError, EOFError) as error:
         reason = (str(error).splitlines() or [repr(error)])[0]
         raise ValueError(f"{path} is not a checkpoint, or an incomplete download of one ({reason}).") from error
 
@@ -90,9 +99,9 @@ def unpack(loaded: Any, network: Network, path: Path) -> Unpacked:
         beside += [str(key) for key in loaded if key != inner]
         loaded = loaded[inner]
     if not isinstance(loaded, Mapping) or not _is_weights(loaded):
-        held = f"the keys {', '.join(map(str, list(loaded)[:6]))}" if isinstance(loaded, Mapping) else type(loaded)
         raise ValueError(
-            f"{path} holds no tensors by name: found {held}; expected them at the top or under {', '.join(WRAPPERS)}."
+            f"{path} holds no tensors by name: found {_describe(loaded)}; expected them at the top or under "
+            f"{', '.join(WRAPPERS)}."
         )
     weights = {str(key): value for key, value in loaded.items()}
     for prefix in OUTER_PREFIXES * 2:  # either may be the outer one
@@ -119,3 +128,13 @@ def sha256(path: Path) -> str:
 
 def _is_weights(loaded: Mapping[Any, Any]) -> bool:
     return bool(loaded) and all(isinstance(value, Tensor) for value in loaded.values())
+
+
+def _describe(loaded: Any) -> str:
+    if not isinstance(loaded, Mapping):
+        return f"a {type(loaded).__name__}"
+    if any(isinstance(value, Tensor) for value in loaded.values()):
+        return (
+            f"among tensors {next(k for k, value in loaded.items() if not isinstance(value, Tensor))}, which is none"
+        )
+    return f"the keys {', '.join(map(str, list(loaded)[:6])) or '(none)'}"
