@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+import yaml
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, ModelCard
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -169,7 +170,7 @@ def _upload(repository: Repository, files: Mapping[str, LocalFile], is_stale: Ca
     todo = changed_files(files, remote)
     stale = [path for path in remote if path not in files and is_stale(path)]
     total = sum(files[path].size for path in todo)
-    with tqdm(total=total, desc="uploading", unit="B", unit_scale=True) as progress:
+    with tqdm(total=total, desc="uploading", unit="B", unit_scale=True, disable=not todo) as progress:
         for paths in _batches(todo):
             is_last = paths[-1] == todo[-1]
             _commit(repository, files, paths, stale if is_last else [])
@@ -257,11 +258,30 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def card_problems(text: str) -> list[str]:
+def card_problems(text: str, kind: type[DatasetCard] | type[ModelCard] = DatasetCard) -> list[str]:
     """Why a card is not fit to be published; empty if it is."""
     problems = []
-    if not re.match(r"---\n.*?\n---\n", text, re.DOTALL):
+    header = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    if header is None:
         problems.append("it has no YAML header between two lines of ---")
+    elif trouble := _header_trouble(header[1], text, kind):
+        problems.append(trouble)
     for number, line in enumerate(text.splitlines(), start=1):
         problems += [f"line {number} still says {word}" for word in PLACEHOLDERS if word in line]
     return problems
+
+
+def _header_trouble(header: str, text: str, kind: type[DatasetCard] | type[ModelCard]) -> str:
+    """How the header, read and written as the Hub's library does, would become another one; empty if it does not."""
+    try:
+        written = yaml.safe_load(header)
+        card = kind(text)
+        again = yaml.safe_load(card.data.to_yaml())
+    except Exception as error:  # yaml's, and whatever the library makes of a value it does not expect
+        return f"its YAML header cannot be read ({_one_line(error)})"
+    if not isinstance(written, dict) or not written:
+        return "its YAML header has no `key: value`"
+    if again != written:
+        names = [str(key) for key in {**written, **again} if written.get(key) != again.get(key)]
+        return f"its YAML header does not come back as it was written: {', '.join(names)}"
+    return ""

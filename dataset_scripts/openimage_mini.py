@@ -395,6 +395,13 @@ A set of photos with several objects each, chosen from Open Images by a fixed ru
 the paper that names OpenImage-MINI (arXiv 2303.16947) never released its list, and how it was made is not known.
 Numbers on this set cannot be compared with the paper's.
 
+The paper's: the name, and that there is such a benchmark. Open Images': the photos, boxes, masks, classes and the
+official splits. Ours: the rule below, every number in it, and the columns. The authors of the paper had no part in it.
+
+## Composition
+
+{_composition(index, kept)}
+
 Two configurations: `default`, all {kept["train"].num_rows:,} training images, and `small`, its first {small:,}, for
 cheap runs. Both have the same {kept["validation"].num_rows:,} validation images, of the official validation split.
 
@@ -417,11 +424,23 @@ Photos and boxes are as Open Images stores them. {turned:,} of the photos are li
 which is how far they would have to be turned to stand upright; it was not applied. Where a file's metadata asks
 viewers to turn it, the metadata was removed, for boxes refer to the pixels as they are stored.
 
-## Licences
+## Biases and use
 
-Photos: each has its own licence and author in its row; Open Images lists them as CC BY 2.0 and gives no warranty for
-that. Annotations: CC BY 4.0, by Google LLC. To have a photo taken down, write to {TAKEDOWN_CONTACT} with its
-`image_id`.
+- Photos that Flickr users shared, which lean towards North America and Europe (arXiv 1711.08536). People are in many,
+  and were not asked.
+- The rule prefers what it can count: photos with several annotated objects of several classes. It drops groups,
+  drawings and views from inside, classes without masks, and classes that are rare in Open Images.
+- Balancing by class changes how often things are seen: shares of classes here are no shares of anything else.
+- Where classes of people are among them, they say what annotators believed to see. Do not teach them as the truth.
+- Meant for research on features of objects among others. Not meant for identifying people.
+
+## Licences and attribution
+
+Photos: each has its own licence in `license`, its author in `author`, and its page in `landing_url`; whoever shows a
+photo names them. Open Images lists all as CC BY 2.0 and gives no warranty for that; a photo may have changed its
+licence since. Annotations: CC BY 4.0, by Google LLC. The selection, as ours, is under CC BY 4.0 as well.
+
+To have a photo taken down, as its author or as somebody in it, write to {TAKEDOWN_CONTACT} with its `image_id`.
 
 ## Classes
 
@@ -433,6 +452,19 @@ that. Annotations: CC BY 4.0, by Google LLC. To have a photo taken down, write t
 
 {read}
 """
+
+
+def _composition(index: Index, kept: Mapping[str, pa.Table]) -> str:
+    """A table of what the splits hold."""
+    lines = ["| split | photos | boxes | boxes per photo: least, median, most | authors | without an author |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for split, table in kept.items():
+        per_photo = pc.list_value_length(table["categories"]).to_numpy(zero_copy_only=False)
+        spread = f"{per_photo.min()}, {np.median(per_photo):g}, {per_photo.max()}" if len(per_photo) else "-"
+        authors = [author for author in table["author"].to_pylist() if author]
+        counts = f"{table.num_rows:,} | {per_photo.sum():,} | {spread} | {len(set(authors)):,}"
+        lines.append(f"| {split} | {counts} | {table.num_rows - len(authors):,} |")
+    return "\n".join([*lines, "", f"{len(index.classes)} classes, listed with their boxes at the end."])
 
 
 def _categories(table: pa.Table) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training.building import Data, Run
-from training.export import export_backbone, export_pretraining
+from training.exporting.native import export_backbone, export_pretraining
 from training.monitoring import describe_data, describe_run, now, write_json
 from training.neighbours import draw_neighbours
 from training.online import Neighbours, OnlineMeasures, build_online

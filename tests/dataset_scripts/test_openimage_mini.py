@@ -19,6 +19,7 @@ from PIL import Image
 
 from dataset_scripts import openimage_mini
 from dataset_scripts.check import check_dataset
+from dataset_scripts.hub_release import card_problems
 from dataset_scripts.parquet import load_manifest
 from dataset_scripts.prepare import main
 from tests.dataset_scripts import test_openimage_mini_selection as by_hand
@@ -143,6 +144,25 @@ def test_rows_hold_what_the_tables_say(server, tmp_path):
     card = (tmp_path / "mini" / "README.md").read_text()
     for part in ("our reconstruction", "never released its list", "CC BY 2.0", "TAKEDOWN-CONTACT", "16 of the photos"):
         assert part in card
+    for title in (
+        "Composition",
+        "Selection",
+        "Biases and use",
+        "Licences and attribution",
+        "Classes",
+        "What was read",
+    ):
+        assert f"\n## {title}\n" in card
+    assert "The paper's: the name" in card and "Ours: the rule below" in card
+    per_photo = sorted(len(row["objects"]["bbox"]) for row in rows.values())
+    authors = {row["author"] for row in rows.values()}
+    spread = f"{per_photo[0]}, {np.median(per_photo):g}, {per_photo[-1]}"
+    assert f"| train | {len(rows)} | {sum(per_photo)} | {spread} | {len(authors)} | 0 |" in card
+    assert card_problems(card) == [
+        f"line {number} still says TAKEDOWN-CONTACT"
+        for number, line in enumerate(card.splitlines(), start=1)
+        if "TAKEDOWN-CONTACT" in line
+    ]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

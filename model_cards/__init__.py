@@ -1,0 +1,1 @@
+"""Cards and the results page: everything that is said about a model, rendered from JSON."""

@@ -1,0 +1,95 @@
+"""The card of a model, a YAML header and Markdown, from the facts of a release and its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from model_cards.results import Row, measured_on, protocol_name
+from model_cards.tables import cell, code, number_table, origin_table
+
+TEMPLATE = "model_card.md.jinja"
+MISSING = "[More Information Needed]"
+TASK = "image-feature-extraction"
+
+Facts = Mapping[str, Any]
+
+
+def render_card(facts: Facts, rows: Sequence[Row]) -> str:
+    """The text of a card.
+
+    Args:
+        facts: What `release.json` of the release holds.
+        rows: The model's numbers and those beside them, checked by `refuse_unfounded`.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,  # the default writes nothing where a name is unknown, and says nothing
+        autoescape=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"cell": cell, "code": code, "or_missing": lambda text: text or MISSING}
+    return environment.get_template(TEMPLATE).render(
+        header=card_data(facts, rows).to_yaml(),
+        numbers=number_table(rows) if rows else "",
+        origins=origin_table(rows) if rows else "",
+        **facts,
+    )
+
+
+def card_data(facts: Facts, rows: Sequence[Row]) -> ModelCardData:
+    """The header of a card, with its numbers in the legacy form `model-index`."""
+    about, is_backbone = facts["about"], facts["kind"] == "backbone"
+    tags = ["decodepos", "self-supervised-learning", "dense-features", "vision", "arxiv:2303.16947"]
+    own = own_rows(facts, rows)
+    return ModelCardData(
+        license=about["license"] or MISSING,
+        library_name="transformers",
+        pipeline_tag=TASK,
+        tags=tags if is_backbone else [*tags, "custom_code"],
+        base_model=about["base_model"] or None,
+        datasets=sorted(set(about["hub_datasets"].values())) or None,
+        model_name=facts["repo"].partition("/")[2] if own else None,
+        eval_results=[_legacy_result(row, about["hub_datasets"]) for row in own] or None,
+    )
+
+
+def eval_entries(facts: Facts, rows: Sequence[Row]) -> list[EvalResultEntry]:
+    """The numbers for `.eval_results`: those that were measured on a data set of the Hub."""
+    known: Mapping[str, str] = facts["about"]["hub_datasets"]
+    return [
+        EvalResultEntry(
+            dataset_id=known[measured_on(row)],
+            task_id=f"{protocol_name(row)}_{row['metric']}",
+            value=row["value"],
+            date=row.get("measured"),
+            notes=f"{row['label']}; seeds {', '.join(map(str, row['seeds']))}; {row['protocol']}; "
+            f"`{row['command']}` at commit {row['commit']}",
+        )
+        for row in own_rows(facts, rows)
+        if measured_on(row) in known
+    ]
+
+
+def own_rows(facts: Facts, rows: Sequence[Row]) -> list[Row]:
+    """The numbers of the released weights, without those beside them for comparison."""
+    return [row for row in rows if row["model"] == facts["model"] and row.get("arm") == facts["arm"]]
+
+
+def _legacy_result(row: Row, hub_datasets: Mapping[str, str]) -> EvalResult:
+    name = measured_on(row)
+    return EvalResult(
+        task_type=TASK,
+        dataset_type=hub_datasets.get(name, name),
+        dataset_name=name,
+        metric_type=row["metric"],
+        metric_name=f"{protocol_name(row)} {row['metric']} ({row['label']})",
+        metric_value=row["value"],
+        metric_args={name: row[name] for name in ("protocol", "seeds", "command", "commit", "label")},
+    )

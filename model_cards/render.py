@@ -1,0 +1,80 @@
+"""Cards and the results page from JSON.
+
+    python -m model_cards.render            # writes model_cards/RESULTS.md and model_cards/cards/*.md
+    python -m model_cards.render --check    # says which of them are not what the JSON says, and changes nothing
+
+Numbers are in results/*.json. A released model has its `release.json` in models/, and `results.json` of the release in
+results/, both copied from the folder that `python -m training.publish` built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from model_cards.cards import render_card
+from model_cards.results import LABELS, Row, load_rows
+from model_cards.tables import number_table, origin_table
+
+HERE = Path(__file__).parent
+MEANINGS = {
+    "reproduced": "A published number that was met under its own protocol.",
+    "reduced scale": "Measured by us, on less data, for fewer steps or on smaller pictures than published work.",
+    "quoted": "Read elsewhere, in the text that is named, and not measured by us.",
+}
+
+
+def render_all(folder: Path) -> dict[Path, str]:
+    """The text of every page, by where it belongs."""
+    rows = {path.stem: load_rows(path) for path in sorted((folder / "results").glob("*.json"))}
+    pages = {folder / "RESULTS.md": results_page([row for found in rows.values() for row in found])}
+    for path in sorted((folder / "models").glob("*.json")):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        name = facts["repo"].partition("/")[2]
+        if facts["model"] not in rows:
+            raise ValueError(
+                f"{path} is of {facts['model']}, whose numbers are not there: no results/{facts['model']}.json."
+            )
+        pages[folder / "cards" / f"{name}.md"] = render_card(facts, rows[facts["model"]])
+    return pages
+
+
+def results_page(rows: Sequence[Row]) -> str:
+    """Every number, under its label."""
+    parts = [
+        "# Results",
+        "Written by `python -m model_cards.render` from `results/*.json`; change those. There is no number of the "
+        "paper (arXiv 2303.16947) here, because none could be read.",
+    ]
+    for label in LABELS:
+        chosen = [row for row in rows if row["label"] == label]
+        parts += [f"## {label.capitalize()}", MEANINGS[label]]
+        parts += [number_table(chosen, with_model=True), origin_table(chosen)] if chosen else ["None yet."]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 written, or as they should be; 1 not as they should be; 2 the JSON cannot be shown."""
+    parser = argparse.ArgumentParser(prog="python -m model_cards.render", description="Write cards from JSON.")
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    args = parser.parse_args(arguments)
+    try:
+        pages = render_all(HERE)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    stale = [path for path, text in pages.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    stale += [path for path in (HERE / "cards").glob("*.md") if path not in pages]
+    for path in stale:
+        print(f"{'differs' if args.check else 'written'}: {path}")
+        if not args.check:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(pages[path], encoding="utf-8") if path in pages else path.unlink()
+    return 1 if args.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

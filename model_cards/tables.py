@@ -1,0 +1,85 @@
+"""Markdown tables of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from model_cards.results import Row, measured_on, protocol_name
+
+
+def cell(value: Any) -> str:
+    """Text that stays in its cell and starts no markup, whatever it is."""
+    text = " ".join(str(value).split())
+    for sign, written in (
+        ("&", "&amp;"),
+        ("<", "&lt;"),
+        ("|", "&#124;"),
+        ("`", "&#96;"),
+        ("[", "&#91;"),
+        ("]", "&#93;"),
+    ):
+        text = text.replace(sign, written)
+    return text
+
+
+def code(value: Any) -> str:
+    """The same, set as code. In backticks nothing is markup but the bar that ends a cell, and a backtick."""
+    text = " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")
+    return f"`{text}`" if text else ""
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are written already."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def number_table(rows: Sequence[Row], with_model: bool = False) -> str:
+    """Each number with its spread and label, and the number of the line that says how it was made."""
+    header = [*(["model"] if with_model else []), "what", "metric", "value", "spread", "seeds", "on", "label", "how"]
+    origins = _origins(rows)
+    lines = []
+    for row in rows:
+        what = " ".join(filter(None, [protocol_name(row), f"({row['arm']})" if row.get("arm") else ""]))
+        line = [cell(what), cell(row["metric"]), _value(row), _spread(row)]
+        line += [", ".join(map(str, row.get("seeds") or [])) or "not stated"]
+        line += [cell(measured_on(row)), f"*{row['label']}*", f"[{origins.index(_origin(row)) + 1}]"]
+        lines.append([*([cell(row["model"])] if with_model else []), *line])
+    return markdown_table(header, lines)
+
+
+def origin_table(rows: Sequence[Row]) -> str:
+    """How the numbers of `number_table` were made: a line per command, or per text they are quoted from."""
+    lines = []
+    for number, (protocol, made, at) in enumerate(_origins(rows), start=1):
+        place = f"[{cell(made)}]({at})" if at.startswith("https://") else code(made)
+        commit = "" if at.startswith("https://") else code(at)
+        lines.append([f"[{number}]", place, commit, code(protocol)])
+    return markdown_table(["", "command or source", "commit", "protocol"], lines)
+
+
+def _origin(row: Row) -> tuple[str, str, str]:
+    if row["label"] == "quoted":
+        source = row["source"]
+        return str(row["protocol"]), f"{source['title']}, {source['place']}, read {source['read']}", source["url"]
+    return str(row["protocol"]), str(row["command"]), str(row["commit"])
+
+
+def _origins(rows: Iterable[Row]) -> list[tuple[str, str, str]]:
+    return list(dict.fromkeys(_origin(row) for row in rows))
+
+
+def _value(row: Row) -> str:
+    return str(row["value"]) if row["label"] == "quoted" else f"{row['value']:.4g}"
+
+
+def _spread(row: Row) -> str:
+    spread = row.get("spread") or {}
+    parts = []
+    if spread.get("std_over_seeds") is not None:
+        parts.append(f"± {spread['std_over_seeds']:.2g} over seeds")
+    if spread.get("interval_95_over_images") is not None:
+        low, high = spread["interval_95_over_images"]
+        parts.append(f"95 % in {low:.4g} to {high:.4g}")
+    return ", ".join(parts) or "–"  # noqa: RUF001

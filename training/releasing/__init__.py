@@ -1,0 +1,1 @@
+"""What `python -m training.publish` is made of: facts, numbers, folders, checks."""
