@@ -207,7 +207,7 @@ def _candidates(boxes: Boxes, kept: NDArray[np.bool_], rule: Rule) -> _Candidate
     ids, image = np.unique(boxes.image[mine], return_inverse=True)
     class_count = len(kept)
     pairs = np.sort(image * class_count + boxes.category[mine])  # np.unique would hash them, many times slower
-    pairs = pairs[np.r_[True, pairs[1:] != pairs[:-1]]]  # one per image and class
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]  # one per image and class
     place, category = pairs // class_count, pairs % class_count
     good = (
         (np.bincount(image, minlength=len(ids)) >= rule.least_boxes)

