@@ -63,7 +63,8 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask-model", help="for --proposals masks: folder or Hub id of a SAM-type model")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line, a subcommand per builder."""
     parser = argparse.ArgumentParser(
         prog="python -m dataset_scripts.prepare", description="Build a data set folder of Parquet files, or check one."
     )
@@ -129,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done; 1 the data set has problems, or a row could not be made; 2 the command cannot be carried out as asked; 75
     not finished, and the same command goes on (a full disk, a lost worker); 130 Ctrl-C, 143 SIGTERM: likewise.
     """
-    parsed = _parser().parse_args(arguments)
+    parsed = build_parser().parse_args(arguments)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         if parsed.command == "check":

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import benchmarks.build
 import benchmarks.csv
 import benchmarks.diagnose
 import benchmarks.loader
@@ -18,6 +19,7 @@ import benchmarks.views
 from benchmarks.photos import Photo, decode_each_time, decode_once, random_boxes, synthetic_jpeg
 from benchmarks.pil_views import PilViews
 from modeling_decodepos.region_cutout import sample_grid_boxes, sample_region_cut
+from tests.dataset_scripts.sources import annotation_entry, coco, image_entry
 from training.arguments import ViewArguments
 from training.pixels import IMAGE_MEAN, IMAGE_STD
 
@@ -61,6 +63,13 @@ def test_the_loader_benchmark_ends_with_its_result(monkeypatch: pytest.MonkeyPat
     ours, theirs = result["cases"]["JPEG"], result["cases"]["theirs"]
     assert theirs["kilobytes_per_image"] == pytest.approx(4 * ours["kilobytes_per_image"], rel=0.01)
     assert 0 < ours["worker_peak_mb"] < 100_000
+
+
+def test_the_build_benchmark_ends_with_its_result(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys):
+    source = coco(tmp_path / "coco", [image_entry(1), image_entry(2)], [annotation_entry(1, 1, [2, 3, 20, 15])])
+    printed, result = run(benchmarks.build.main, f"--source {source} --rounds 1", monkeypatch, capsys)
+    assert result["name"] == "build" and result["ratio"] > 0
+    assert "regions: selective_320" in printed and "EXTRAPOLATED" in printed
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCard
 
 from dataset_scripts.check import check_dataset
 from dataset_scripts.parquet import build_dataset, load_manifest
-from dataset_scripts.prepare import _parser, main
+from dataset_scripts.prepare import build_parser, main
 from dataset_scripts.proposals import PROVIDERS, Proposals
 from dataset_scripts.regions import regions_source
 from dataset_scripts.scenes import scenes_source
@@ -125,4 +125,4 @@ def test_the_page_on_regions_names_every_provider_and_types_what_exists():
     for command in commands:
         python, _, module, *arguments = shlex.split(command)
         assert (python, module) == ("python", "dataset_scripts.prepare")
-        _parser().parse_args(arguments)
+        build_parser().parse_args(arguments)
