@@ -8,7 +8,8 @@ Gallery: objects of the training split. Queries: objects of the validation split
 
 `…_drop_k20` is the accuracy as they are minus that of the variant, over the same objects (those that cover at most
 half of their image). `commonest_class` is what calling every object by the gallery's commonest class reaches;
-`effective_rank`, how many directions the queries' features fill. The gallery stays as it is. The follow-up paper (ICLR
+`effective_rank`, how many directions the queries' features fill. `supercategory_…` (COCO), `shape_…` and `texture_…`
+(scenes) ask for the group of the class. The gallery stays as it is. The follow-up paper (ICLR
 2024) reports such a pair; its exact definition is not public, so these numbers compare with each other and not with
 its table.
 """
@@ -16,7 +17,7 @@ its table.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from modeling_decodepos.diagnosis import effective_rank
 from modeling_decodepos.diagnosis.knn import TEMPERATURE, knn_accuracy
+from training.evaluation.class_groups import class_groups
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.nearest import nearest, vote
 from training.evaluation.object_features import (
@@ -52,13 +54,13 @@ def run(evaluation: Evaluation, settings: ObjectKnnSettings) -> Mapping[str, Mea
     queries = embed_objects(evaluation, query_images, "queries")
     refuse_one_class(gallery.labels, gallery_images.name)
     asked = _possible(settings.neighbours, len(gallery), evaluation)
-    right = _right(evaluation, gallery, queries, asked, settings.temperature)
+    groups = {name: torch.tensor(of) for name, of in class_groups(gallery_images.class_names).items()}
+    right = _right(evaluation, gallery, queries, asked, settings.temperature, groups)
     measures = {
         "commonest_class": mean_over_objects((queries.labels == gallery.labels.mode().values).double(), queries),
         "effective_rank": Measured(float(effective_rank(queries.features.float())), count=len(queries)),
+        **_accuracies("", right, queries, groups),
     }
-    for k in asked:
-        measures |= _accuracy("", k, right[k], queries)
     if not settings.variants:
         return measures
     shows: dict[str, Show] = {
@@ -72,11 +74,11 @@ def run(evaluation: Evaluation, settings: ObjectKnnSettings) -> Mapping[str, Mea
     for name, show in shows.items():
         others = embed_objects(evaluation, query_images, name, show)
         assert torch.equal(others.numbers, queries.numbers[movable])
-        found = _right(evaluation, gallery, others, asked, settings.temperature)
-        for k in asked:
-            measures |= _accuracy(f"{name}_", k, found[k], others)
-            lost = right[k][movable].double() - found[k].double()
-            measures[f"{name}_drop_k{k}"] = mean_over_objects(lost, others)
+        found = _right(evaluation, gallery, others, asked, settings.temperature, groups)
+        measures |= _accuracies(f"{name}_", found, others, groups)
+        for (group, k), hit in found.items():
+            lost = right[group, k][movable].double() - hit.double()
+            measures[f"{name}_{_prefix(group)}drop_k{k}"] = mean_over_objects(lost, others)
     return measures
 
 
@@ -106,24 +108,42 @@ def _possible(neighbours: tuple[int, ...], count: int, evaluation: Evaluation) -
     return asked
 
 
+Right = dict[tuple[str, int], Tensor]
+"""Which of the queries are classified rightly, by grouping ("" for the classes themselves) and k."""
+
+
 def _right(
-    evaluation: Evaluation, gallery: Objects, queries: Objects, asked: list[int], temperature: float
-) -> dict[int, Tensor]:
-    """Which of the queries are classified rightly, for each k."""
+    evaluation: Evaluation,
+    gallery: Objects,
+    queries: Objects,
+    asked: list[int],
+    temperature: float,
+    groups: Mapping[str, Tensor],
+) -> Right:
     processes = evaluation.processes
     own = queries.features[processes.rank :: processes.count]
     cosines, rows = nearest(gallery.features, own, max(asked), device=processes.device, progress=processes.is_main)
-    labels = gallery.labels[rows]
-    own_predictions = torch.stack([vote(cosines[:, :k], labels[:, :k], temperature) for k in asked], 1)
-    predictions = torch.cat(processes.collect_rows(list(own_predictions[:, None])))
-    return {k: predictions[:, column] == queries.labels for column, k in enumerate(asked)}
+    found: Right = {}
+    for group in ("", *groups):
+        of = groups.get(group, torch.arange(int(max(gallery.labels.max(), queries.labels.max())) + 1))
+        labels = of[gallery.labels][rows]
+        own_predictions = torch.stack([vote(cosines[:, :k], labels[:, :k], temperature) for k in asked], 1)
+        predictions = torch.cat(processes.collect_rows(list(own_predictions[:, None])))
+        found |= {(group, k): predictions[:, column] == of[queries.labels] for column, k in enumerate(asked)}
+    return found
 
 
-def _accuracy(prefix: str, k: int, right: Tensor, queries: Objects) -> dict[str, Measured]:
-    return {
-        f"{prefix}micro_k{k}": mean_over_objects(right.double(), queries),
-        f"{prefix}class_mean_k{k}": class_mean(right, queries),
-    }
+def _prefix(group: str) -> str:
+    return f"{group}_" if group else ""
+
+
+def _accuracies(what: str, right: Right, queries: Objects, groups: Mapping[str, Tensor]) -> dict[str, Measured]:
+    measures = {}
+    for (group, k), hit in right.items():
+        labels = groups[group][queries.labels] if group else queries.labels
+        measures[f"{what}{_prefix(group)}micro_k{k}"] = mean_over_objects(hit.double(), queries)
+        measures[f"{what}{_prefix(group)}class_mean_k{k}"] = class_mean(hit, replace(queries, labels=labels))
+    return measures
 
 
 def class_mean(right: Tensor, queries: Objects) -> Measured:
