@@ -196,7 +196,7 @@ class Queue:
         if place.backbone.is_dir():
             return None
         code = self._call(self.train_command(place), place.log)
-        if code == EXIT_INTERRUPTED:
+        if code == EXIT_INTERRUPTED or (code and self._is_over()):  # it may not have come to its own handler yet
             raise Stopped
         if code or not place.backbone.is_dir():
             known = place.run / "run.json"
@@ -222,7 +222,7 @@ class Queue:
                 common = {"model": model, "data": data, "arm": place.row.arm, "seeds": place.row.seed, "output": found}
             command += [part for key, value in {**common, **flags}.items() for part in (f"--{key}", *_words(value))]
             if self._call(command, place.log):
-                if self.stop.is_set() or self._is_over():
+                if self._is_over():
                     raise Stopped
                 raise RuntimeError(f"{shlex.join(command)} failed: {_last_lines(place.log)}")
             if protocol == DIAGNOSIS:
