@@ -31,7 +31,7 @@ pretrain: $(READY)
 	$(BIN)/accelerate launch --config_file training/launchers/single.yaml training/pretrain.py --data $(DATA) --output_dir $(RUN)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -16,9 +16,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests are small: a second thread costs more than it brings, above all where other programs share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from transformers import logging as transformers_logging  # noqa: E402  after the settings that it reads
+
 
 def pytest_unconfigure() -> None:
     CACHE.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Commands that are run in this process make transformers quiet; the next test may look for its warnings."""
+    before = transformers_logging.get_verbosity()
+    yield
+    transformers_logging.set_verbosity(before)
 
 
 @pytest.fixture

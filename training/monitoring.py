@@ -117,7 +117,7 @@ def describe_run(recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:
         "recipe_name": recipe.name,
         "origins": origins(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "commit": _commit(),
+        "commit": commit(),
         "data": data,
         "machine": _machine(),
     }
@@ -157,13 +157,19 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _commit() -> str:
-    command = ["git", "rev-parse", "HEAD"]
+def commit() -> str:
+    """The commit of this code, marked where the checkout has changes that no commit has."""
+    here = Path(__file__).parent
+
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False).stdout.strip()
+
     try:
-        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        return (ask("rev-parse", "HEAD") or "unknown") + (
+            "+changes" if ask("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except FileNotFoundError:  # there is no git here
         return "unknown"
-    return found.stdout.strip() or "unknown"
 
 
 def _machine() -> dict[str, Any]:

@@ -24,12 +24,12 @@ from training.evaluation.results import (
     Measured,
     Origin,
     build_rows,
-    commit,
     load_results,
     merge_results,
     print_rows,
 )
 from training.interruption import UnusableData
+from training.monitoring import commit
 
 # Of `Common`, those that change a number.
 _COMMON_SETTINGS = ("size_px", "region_bins", "train_split", "validation_split", "train_images", "validation_images")

@@ -12,7 +12,6 @@ import math
 import os
 import shlex
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -182,23 +181,6 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def commit() -> str:
-    """The commit of this code, marked where the checkout has changes that no commit has."""
-    here = Path(__file__).parent
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:  # there is no git here
-        return "unknown"
-    return (found.stdout.strip() or "unknown") + ("+changes" if changed.stdout.strip() else "")
 
 
 def machine() -> dict[str, Any]:

@@ -47,6 +47,7 @@ def test_a_row_says_what_it_is(measure: Measure, squares: Path, capsys: pytest.C
     rows = measure("object_knn", squares, "--neighbours", "1", "5", "--seeds", "0", "1", "--no-variants")
     assert [row["metric"] for row in rows] == [
         "commonest_class",
+        "effective_rank",
         "micro_k1",
         "class_mean_k1",
         "micro_k5",
@@ -66,7 +67,7 @@ def test_a_row_says_what_it_is(measure: Measure, squares: Path, capsys: pytest.C
     assert "untrained" in printed and row["protocol"] in printed
     again = measure("object_knn", squares, "--neighbours", "1", "5", "--seeds", "0", "1", "--no-variants")
     assert [{**row, "measured": None} for row in again] == [{**row, "measured": None} for row in rows]
-    assert len(measure("object_knn", squares, "--neighbours", "1", "--seeds", "0", "--no-variants")) == 5 + 3
+    assert len(measure("object_knn", squares, "--neighbours", "1", "--seeds", "0", "--no-variants")) == 6 + 4
 
 
 def test_the_commit_is_the_one_that_measured(measure: Measure, squares: Path, monkeypatch: pytest.MonkeyPatch):

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from training.evaluation.ablation.sweep import Row, Sweep
 from training.interruption import EXIT_INTERRUPTED
-from training.monitoring import now, read_log, write_json
+from training.monitoring import commit, now, read_log, write_json
 
 ROOT = Path(__file__).parents[3]
 DIAGNOSIS = "diagnosis"
@@ -259,7 +259,7 @@ class Queue:
 
 def diagnosis_rows(report: Path, model: str, row: Row, command: str) -> list[dict[str, Any]]:
     """The numbers of a diagnosis as rows of results: those of the last stage, and the context leak of every stage."""
-    from training.evaluation.results import commit, machine
+    from training.evaluation.results import machine
 
     found = json.loads(report.read_text(encoding="utf-8"))
     settings = ",".join(f"{key}={found['settings'][key]}" for key in ("data", "images", "picture_size_px"))
