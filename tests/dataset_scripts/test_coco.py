@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +22,8 @@ from dataset_scripts.parquet import build_dataset, load_manifest
 from dataset_scripts.prepare import main
 from dataset_scripts.records import work_folder
 from tests.dataset_scripts.sources import annotation_entry, coco, image_entry, picture, put
-
-SAMPLE = Path("/work/shared/data/coco-sample")
-MULTIOBJECT = Path("/work/shared/data/coco-multiobject")
+from tests.real_data import COCO_MULTIOBJECT as MULTIOBJECT
+from tests.real_data import COCO_SAMPLE as SAMPLE
 
 
 def build(source, output, *flags, kind="coco"):

@@ -25,6 +25,7 @@ from dataset_scripts.prepare import main
 from tests.dataset_scripts import test_openimage_mini_selection as by_hand
 from tests.dataset_scripts.test_openimages_photos import huge_png_header
 from tests.image_server import ImageServer
+from tests.real_data import OPENIMAGES_SAMPLE as SAMPLE
 
 ROOT = Path(__file__).parents[2]
 BOX_HEADER = (
@@ -469,7 +470,6 @@ def wait_until(true, seconds: float = 60) -> None:
 
 # ------------------------------------------------------------------------------------------------------ real material
 
-SAMPLE = Path(os.environ.get("DECODEPOS_TEST_DATA", ROOT.parent / "shared" / "data")) / "openimages-sample"
 ONE = ("--train-images=30", "--small-images=8", "--least-train-boxes=1", "--least-validation-boxes=0",
        "--least-boxes=1", "--least-classes=1", "--cap-step=4", "--least-side=0")  # fmt: skip
 

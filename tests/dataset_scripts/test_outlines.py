@@ -1,17 +1,17 @@
 """pycocotools is the reference: every pixel must agree with it."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dataset_scripts.outlines import outline_pixels, polygon_pixels
+from tests.real_data import COCO_SAMPLE
 
 # pycocotools sets the shape of an array, which NumPy has come to dislike.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-SAMPLE = Path("/work/shared/data/coco-sample/annotations/instances_val2017.json")
+SAMPLE = COCO_SAMPLE / "annotations" / "instances_val2017.json"
 
 
 def drawn(outline, height, width):

@@ -1,9 +1,7 @@
 """`make_views` against `apply_view`: the two appliers of one set of drawn parameters."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ import torch
 import training.device_views as device_views
 import training.pretrain as pretrain
 from modeling_decodepos.regions import View
+from tests.real_data import COCO_MULTIOBJECT as DATA
 from tests.training.runs import small_run
 from tests.training.test_device_colours import picture
 from training.arguments import Recipe, ViewArguments
@@ -22,7 +21,6 @@ from training.photometric import Photometric
 from training.views import VIEW_RULES, ViewParameters, apply_view, sample_views
 
 NAMES = tuple(VIEW_RULES)
-DATA = Path(os.environ.get("DECODEPOS_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "coco-multiobject"
 BOXES = np.array([[0.1, 0.1, 0.5, 0.6], [0.2, 0.2, 0.4, 0.4], [0.5, 0.3, 0.9, 0.9], [0.0, 0.0, 0.3, 0.3]])
 Batch = tuple[list[np.ndarray], list[np.ndarray | None], list[dict[str, ViewParameters]]]
 

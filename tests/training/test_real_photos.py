@@ -1,21 +1,19 @@
 """The training path on real photos, where a folder with some is at hand (see CONTRIBUTING.md)."""
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import training.pretrain as pretrain
+from tests.real_data import COCO_MULTIOBJECT as DATA
 from tests.training.runs import small_run
 from training.arguments import Recipe, ViewArguments
 from training.images import open_images
 from training.loading import RegionDataset
 from training.views import VIEW_RULES
 
-DATA = Path(os.environ.get("DECODEPOS_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "coco-multiobject"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="no folder with real photos")
 
 

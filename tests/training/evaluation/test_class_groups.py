@@ -5,10 +5,10 @@ import json
 import pytest
 
 from modeling_decodepos.scenes import CLASS_NAMES
-from tests.training.test_real_photos import DATA
+from tests.real_data import COCO_SAMPLE
 from training.evaluation.class_groups import class_groups
 
-COCO = DATA.parent / "coco-sample" / "annotations" / "instances_val2017.json"
+COCO = COCO_SAMPLE / "annotations" / "instances_val2017.json"
 
 
 def test_scenes_have_shapes_and_textures():
