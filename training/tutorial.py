@@ -3,8 +3,8 @@
     python -m training.tutorial [FOLDER]
 
 It draws pictures, trains on them for a few steps, loads what came out, takes features of regions, and measures one
-number. Read it from `main` on; each step says what it stands for and where to read on. Six steps on 64 pictures teach a
-network nothing worth keeping: the point is that every piece of the path is here, in the order in which you will meet it.
+number. Read it from `main` on; each step says what it stands for and where to read on. Six steps on 64 pictures teach
+a network nothing worth keeping: the point is that every piece of the path is here, in the order you will meet it.
 """
 
 import argparse
@@ -42,9 +42,9 @@ def build_data(folder: Path) -> None:
 def train(data: Path, run: Path) -> None:
     """Step 2: six steps of pre-training.
 
-    These are the flags of `accelerate launch training/pretrain.py`, whose default recipe they make smaller. `objective`
-    is the method: which views of a picture the student and the teacher see, as a table in modeling_decodepos/losses.py.
-    See docs/concepts.md for what the views are for, and docs/training.md for real runs.
+    These are flags of `accelerate launch training/pretrain.py`; they make its default recipe smaller. `objective` is
+    the method: which views of a picture the student and the teacher see, a table in modeling_decodepos/losses.py. See
+    docs/concepts.md for what the views are for, and docs/training.md for real runs.
     """
     keys: dict[str, object] = {
         "data": data, "output_dir": run, "objective": "both", "view_size_px": SIZE_PX, "region_bins": 4,
@@ -80,18 +80,17 @@ def describe_regions(extractor: torch.nn.Module, data: Path) -> Tensor:
     return output.region_embeddings[output.valid_regions]
 
 
-def measure_context_leak(run: Path) -> float:
-    """Step 5: how much of a region's feature comes from what stands around the region.
+def measure_context_leak(run: Path) -> dict[str, float]:
+    """Step 5: how much of a region's feature comes from what stands around the region, at each stage of the network.
 
     The diagnosis draws objects in surroundings that it then exchanges. 0: the feature follows the object alone; 0.5:
-    both alike; 1: the surroundings alone. `decodepos-diagnose` measures this and nine other things, on any network of
-    transformers, beside the same network with random weights. See docs/diagnosis.md.
+    both alike; 1: the surroundings alone. It grows with depth, as receptive fields do. `decodepos-diagnose` measures
+    this and nine other things, on any network of transformers, beside the same network with random weights. See
+    docs/diagnosis.md.
     """
-    found = diagnose(str(run / "export" / "backbone"), images=16, size_px=SIZE_PX, measures="context")
-    value = found.models[0].last.numbers["context_leak"].value
-    if value is None:
-        raise SystemExit("nothing could be measured: the features are all alike.")
-    return value
+    found = diagnose(str(run / "export" / "backbone"), images=16, size_px=96, measures="context")
+    leaks = {stage.name: stage.numbers["context_leak"].value for stage in found.models[0].stages}
+    return {name: value for name, value in leaks.items() if value is not None}  # None: all features were alike
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -108,7 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\nloaded        {type(plain).__name__}, and {type(extractor).__name__} around the same weights")
         features = describe_regions(extractor, data)
         print(f"regions       {len(features)} objects, {features.shape[1]} numbers each")
-        print(f"context leak  {measure_context_leak(run):.2f}   (0: a feature follows its object, 1: its surroundings)")
+        leaks = measure_context_leak(run)
+        print(f"context leak  {', '.join(f'{name} {value:.2f}' for name, value in leaks.items())}")
 
 
 if __name__ == "__main__":

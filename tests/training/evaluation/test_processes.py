@@ -121,7 +121,7 @@ def on_one_and_on_two(measure: Measure, folder: Path) -> list[dict[str, Any]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(_one_of_two, (measure, data, folder, port), nprocs=2)
-    return [measure(data, Processes())] + [torch.load(folder / f"{n}.pt", weights_only=False) for n in range(2)]
+    return [measure(data, Processes())] + [torch.load(folder / f"{n}.pt", weights_only=True) for n in range(2)]
 
 
 def test_frozen_protocols_measure_the_same(tmp_path: Path):
