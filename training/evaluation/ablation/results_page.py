@@ -78,8 +78,8 @@ def dot_plot(name: str, sweep: Sweep, cells: Mapping[str, Mapping[str, Cell]]) -
         for seed, value in cell.values.items():
             parts.append(
                 markup(
-                    '<circle cx="{:.1f}" cy="{}" r="4" class="s1 dot"><title>{}, seed {}: {}</title></circle>',
-                    x(value), y, arm, seed, format_number(value),
+                    '<circle cx="{}" cy="{}" r="4" class="s1 dot"><title>{}, seed {}: {}</title></circle>',
+                    f"{x(value):.1f}", y, arm, seed, format_number(value),
                 )
             )  # fmt: skip
         parts.append(
