@@ -103,29 +103,30 @@ def test_the_library_is_installed_whole(built: Built, installed: Path):
 
 
 IMPORT = """
-import json, sys, time
+import importlib, json, sys, time
 
 sys.modules["torchvision"] = None  # as if it were not installed
 import torch, transformers
 
-def measured(statement):
+def measured(action):
     before, start = set(sys.modules), time.process_time()
-    exec(statement)
+    action()
     return time.process_time() - start, sorted({name.partition(".")[0] for name in set(sys.modules) - before})
 
 # `import transformers` alone imports next to nothing; these are what anybody needs who loads a model.
-seconds_models, _ = measured("from transformers import AutoBackbone, AutoModelForPreTraining, PreTrainedModel")
-seconds, new = measured("import modeling_decodepos")
+MODELS = ("AutoBackbone", "AutoModelForPreTraining", "PreTrainedModel")
+seconds_models, _ = measured(lambda: [getattr(transformers, name) for name in MODELS])
+seconds, new = measured(lambda: importlib.import_module("modeling_decodepos"))
 later = [name for name in ("scenes", "page", "diagnosis") if f"modeling_decodepos.{name}" in sys.modules]
 others = []
 for name in ("training", "dataset_scripts", "model_cards", "benchmarks", "tests"):
     try:
-        others += [__import__(name).__name__]
+        others.append(importlib.import_module(name).__name__)
     except ModuleNotFoundError:
         pass
 print(json.dumps({
     "seconds": seconds, "seconds_models": seconds_models, "new": new, "later": later, "others": others,
-    "at": modeling_decodepos.__file__,
+    "at": sys.modules["modeling_decodepos"].__file__,
 }))
 """
 
