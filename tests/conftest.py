@@ -9,7 +9,7 @@ import pytest
 from tests.hub_server import HubServer
 
 # Read by the Hugging Face libraries when they are imported, which the test modules do after this file.
-# `HF_HUB_OFFLINE=0 pytest -m network` reaches the real Hub.
+# `HF_HUB_OFFLINE=0 pytest -m hub` reaches the real Hub.
 CACHE = tempfile.TemporaryDirectory(prefix="decodepos-tests-")
 os.environ["HF_HOME"] = CACHE.name
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
