@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from functools import lru_cache
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -33,7 +34,7 @@ LEAD = """
 # What leaks into a feature?
 
 A feature of an object should say what the object is. In vision networks it also says what stands **around** it and
-**where** it lies. Pick a picture and a model, tap on an object, and see both. Nothing you upload is kept.
+**where** it lies. Pick a picture and a model, tap on an object, and see both. Uploads are deleted within two hours.
 """
 OWN = "my picture"
 _ONE_AT_A_TIME = threading.Lock()
@@ -57,7 +58,7 @@ _SCENES = [f"scene {number + 1}" for number in range(SCENES)]
 
 
 def look(
-    source: str, upload: str | None, x: float, y: float, side: float, choice: str, typed: str
+    source: str, upload: str | None, x: float, y: float, side: float, choice: str, typed: str | None
 ) -> tuple[Image.Image | None, str]:
     """The picture with its box, and what was found about it.
 
@@ -76,9 +77,10 @@ def look(
         box = place_box(x / 100, y / 100, side / 100)
         shown = draw_box(view.permute(1, 2, 0).contiguous().numpy(), box)
         with _ONE_AT_A_TIME:  # a free machine has two cores: two visitors at once would both wait longer
-            common = _common(choice, check_id(typed) if choice == TYPED else "")
+            common = _common(choice, check_id(typed or "") if choice == TYPED else "")
             return shown, str(results(common, ask(common, view, box), view, box))
     except (NotAPicture, NoSuchModel) as error:
+        gr.Warning(escape(str(error)), title="This did not work")  # results may be out of sight
         return shown, str(trouble(str(error)))
 
 
@@ -107,15 +109,19 @@ def build() -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 picture = gr.Image(
-                    label="tap on an object", interactive=False, buttons=[], height=SHOWN_PX, elem_id="picture"
+                    label="what the model sees: tap on an object", interactive=False, buttons=[], elem_id="picture"
                 )
                 source = gr.Radio([*_SCENES, OWN], value=_SCENES[0], label="picture")
                 upload = gr.UploadButton("Upload a picture", file_types=[".jpg", ".jpeg", ".png", ".webp"], size="sm")
                 model = gr.Radio(offered, value=offered[0], label="model")
                 typed = gr.Textbox(
-                    label="id of a model on the Hub", placeholder="facebook/dinov2-small", visible=False, max_length=200,
+                    label="id of a model on the Hub",
+                    value="",
+                    placeholder="facebook/dinov2-small",
+                    visible=False,
+                    max_length=200,
                     submit_btn="Ask",
-                )  # fmt: skip
+                )
                 with gr.Accordion("box, by numbers", open=False):
                     sliders = [
                         gr.Slider(0, 100, value=x, step=1, label="centre from the left, %"),

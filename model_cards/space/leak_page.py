@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from leak_views import CommonAnswers, Leaks
-from modeling_decodepos.diagnosis.figures import colorize
-from modeling_decodepos.page import Html, format_number, image_data_uri, join, markup, message, stat_tile, table, tiles
 from PIL import Image, ImageDraw
 from torch import Tensor
+
+from modeling_decodepos.diagnosis.figures import colorize
+from modeling_decodepos.page import (
+    MINUS,
+    NO_NUMBER,
+    Html,
+    image_data_uri,
+    join,
+    markup,
+    message,
+    stat_tile,
+    table,
+    tiles,
+)
 
 SHOWN_PX = 480
 _BOX, _RIM = "#ffd400", "#1c2330"
@@ -24,9 +37,9 @@ def draw_box(pixels: np.ndarray, box: Tensor, side: int = SHOWN_PX) -> Image.Ima
     draw = ImageDraw.Draw(image)
     corners = [round(float(value) * side) for value in box]
     unit = max(1, side // 160)
-    draw.rectangle(corners, outline=_RIM, width=2 * unit + 1)
-    draw.rectangle([value + unit // 2 for value in corners[:2]] + [value - unit // 2 for value in corners[2:]],
-                   outline=_BOX, width=unit + 1)  # fmt: skip
+    draw.rectangle(corners, outline=_RIM, width=3 * unit)
+    inner = [value + unit for value in corners[:2]] + [value - unit for value in corners[2:]]
+    draw.rectangle(inner, outline=_BOX, width=unit)
     return image
 
 
@@ -59,7 +72,8 @@ def results(common: CommonAnswers, found: Leaks, view: Tensor, box: Tensor) -> H
         ),
         _section(
             "Other surroundings, same content",
-            "How alike the box's feature stays: 1 is the same, 0 no more alike than chance. High is good.",
+            "How alike the box's feature stays before drawn scenes: 1 is the same, 0 no more alike than chance. High "
+            "is good.",
             _exchanges(found.recontextualised, found.same_content[-1], box),
         ),
         _section(
@@ -69,14 +83,14 @@ def results(common: CommonAnswers, found: Leaks, view: Tensor, box: Tensor) -> H
         ),
         _section(
             "A blank page",
-            "There is nothing to see on it, so whatever tells its places apart is the network's own doing. The nearer the "
-            "last picture comes to the one before, the better the place can be read from features.",
+            "There is nothing to see on it, so whatever tells its places apart is the network's own doing. The nearer "
+            "the last picture comes to the one before, the better the place can be read from features.",
             _blank_page(common),
         ),
         _section(
             "Features as colours",
-            "The three strongest directions of the picture's features. Borders that stand out, or a slow change from side "
-            "to side, are place and not content.",
+            "The three strongest directions of the picture's features. Borders that stand out, or a slow change from "
+            "side to side, are place and not content.",
             [_figure(colors, stage) for stage, colors in zip(stages, found.colors, strict=True)],
         ),
         _section("Every stage", "", []),
@@ -88,8 +102,8 @@ def results(common: CommonAnswers, found: Leaks, view: Tensor, box: Tensor) -> H
             ],
         ),
         markup(
-            '<p class="note">One box of one picture shows what to look for and proves nothing: decodepos-diagnose measures '
-            "the same over many pictures, with intervals, beside random weights and image statistics. {}</p>",
+            '<p class="note">One box of one picture shows what to look for and proves nothing: decodepos-diagnose '
+            "measures the same over many pictures, with intervals, beside random weights and image statistics. {}</p>",
             f"About this model: {common.model.note}." if common.model.note else "",
         ),
     ]
@@ -98,7 +112,9 @@ def results(common: CommonAnswers, found: Leaks, view: Tensor, box: Tensor) -> H
 
 def _warning(common: CommonAnswers) -> Html:
     wrong = [
-        f"{stage} is {verdict}" for stage, verdict in zip(common.model.stages, common.verdicts, strict=True) if verdict != "ok"
+        f"{stage} is {verdict}"
+        for stage, verdict in zip(common.model.stages, common.verdicts, strict=True)
+        if verdict != "ok"
     ]
     if not wrong:
         return Html("")
@@ -117,7 +133,9 @@ def _blank_page(common: CommonAnswers) -> list[Html]:
     y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
     drift = colorize(common.drift, 0.0, max(float(common.drift.max()), _LEAST_DRIFT))
     return [
-        _figure(drift, f"distance from the page's mean feature, up to {_percent(float(common.drift.max()))} of its length"),
+        _figure(
+            drift, f"distance from the page's mean feature, up to {_percent(float(common.drift.max()))} of its length"
+        ),
         _figure(place_colors(torch.stack([x, y], 2)), "every place in a colour of its own"),
         _figure(place_colors(common.places), "the place that is read from each feature"),
     ]
@@ -137,10 +155,18 @@ def _section(heading: str, text: str, figures: Sequence[Html]) -> Html:
 
 
 def _figure(picture: np.ndarray | Image.Image, caption: str) -> Html:
-    # Cells of maps stay cells; the browser enlarges them without smoothing.
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    return markup('<figure><img src="{}" alt="{caption}"><figcaption>{caption}</figcaption></figure>',
-                  image_data_uri(image), caption=caption)  # fmt: skip
+    # Cells of maps stay cells, which the browser enlarges without smoothing; pictures may be compressed.
+    if isinstance(picture, Image.Image):
+        buffer = io.BytesIO()
+        picture.save(buffer, format="JPEG", quality=88)
+        shown: Image.Image | bytes = buffer.getvalue()
+    else:
+        shown = Image.fromarray(picture)
+    return markup(
+        '<figure><img src="{}" alt="{caption}"><figcaption>{caption}</figcaption></figure>',
+        image_data_uri(shown),
+        caption=caption,
+    )
 
 
 def _framed(content: Html) -> Html:
@@ -148,25 +174,31 @@ def _framed(content: Html) -> Html:
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.0f} %"  # noqa: RUF001
+    return NO_NUMBER if share is None or not math.isfinite(share) else f"{100 * share:.0f} %"
 
 
 def _number(value: float | None) -> str:
-    return format_number(None if value is None else round(value, 2), 2)
+    if value is None or not math.isfinite(value):
+        return NO_NUMBER
+    return f"{value:.2f}".replace("-", MINUS)
 
 
 STYLE = """
+#picture img { width: 100%; height: auto; aspect-ratio: 1; cursor: crosshair; }
 .leaks { font-size: 15px; line-height: 1.5; color: var(--body-text-color); }
 .leaks p { margin: 0 0 10px; max-width: 72ch; overflow-wrap: anywhere; }
 .leaks h3 { margin: 26px 0 4px; font-size: 17px; line-height: 1.3; }
-.leaks .note, .leaks figcaption, .leaks .label { color: var(--body-text-color-subdued); font-size: 13px; line-height: 1.4; }
+.leaks .note, .leaks figcaption, .leaks .label { font-size: 13px; line-height: 1.4;
+  color: color-mix(in srgb, var(--body-text-color) 72%, transparent); }
 .leaks .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; }
 .leaks .tile { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 10px 12px; }
 .leaks .value { font-size: 24px; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .leaks .views { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 10px; }
 .leaks figure { margin: 0; }
-.leaks img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 6px; display: block; margin: 0 0 4px; }
+.leaks img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 6px; display: block;
+  margin: 0 0 4px; }
 .leaks .scroll { overflow-x: auto; }
+.leaks table, .leaks tr { border: 0 !important; }
 .leaks table { border-collapse: collapse; width: 100%; font-size: 14px; }
 .leaks th, .leaks td { text-align: left; padding: 5px 14px 5px 0; border: 0;
   border-bottom: 1px solid var(--border-color-primary); font-variant-numeric: tabular-nums; }
@@ -174,6 +206,7 @@ STYLE = """
   padding: 10px 14px; }
 .leaks .scroll + .note { margin-top: 14px; }
 @media (max-width: 560px) { .leaks .views { grid-template-columns: 1fr 1fr; }
-  .leaks .tiles { grid-template-columns: 1fr; } .leaks .tile { display: grid; grid-template-columns: 1fr auto; column-gap: 12px; }
+  .leaks .tiles { grid-template-columns: 1fr; }
+  .leaks .tile { display: grid; grid-template-columns: 1fr auto; column-gap: 12px; }
   .leaks .tile .value { grid-column: 2; grid-row: 1 / span 2; align-self: center; } }
 """

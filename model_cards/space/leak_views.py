@@ -1,7 +1,7 @@
-"""What leaks into the feature of one box of one picture, stage by stage: the measures of the diagnosis, for one region.
+"""What leaks into the feature of one box of one picture, stage by stage: the measures of the diagnosis for one region.
 
-A single region has no mean to be seen from, so regions of a few drawn scenes stand beside it, as the other pictures of a
-diagnosis do. Whatever does not depend on the visitor's picture is asked once per model.
+A single region has no mean to be seen from, so regions of a few drawn scenes stand beside it, as the other pictures
+of a diagnosis do. Whatever does not depend on the visitor's picture is asked once per model.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from modeling_decodepos.diagnosis.context import exchange_cosines, leak_ratio
 from modeling_decodepos.diagnosis.estimates import Estimate
 from modeling_decodepos.diagnosis.exchange import exchange_content, exchange_surroundings
@@ -24,7 +26,6 @@ from modeling_decodepos.diagnosis.place import divide_variance, is_constant
 from modeling_decodepos.diagnosis.probe_data import ProbeData, Swaps, blank_pictures
 from modeling_decodepos.diagnosis.ridge import ridge_predict
 from modeling_decodepos.diagnosis.scene_data import build_scene_data
-from torch import Tensor
 
 SEED = 0
 REFERENCES = 8  # scenes that stand beside the visitor's picture

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
-from modeling_decodepos.diagnosis.models import FeatureModel, load_model
 from transformers import AutoConfig, AutoModel, ResNetBackbone, ResNetConfig
 from visitor_pictures import VIEW_PX
+
+from modeling_decodepos.diagnosis.models import FeatureModel, load_model
 
 RANDOM, OURS, TYPED = "random weights", "trained on scenes", "another model of the Hub"
 OPERATORS_MODEL = "DECODEPOS_MODEL"
@@ -65,7 +66,11 @@ def _random_model() -> FeatureModel:
     """The network of the smoke recipe with fresh weights."""
     stages = ["stem", "stage1", "stage2", "stage3", "stage4"]
     config = ResNetConfig(
-        embedding_size=32, hidden_sizes=[32, 64, 128, 256], depths=[1, 1, 1, 1], layer_type="basic", out_features=stages
+        embedding_size=32,
+        hidden_sizes=[32, 64, 128, 256],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=stages,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -97,9 +102,13 @@ def _download(name: str) -> Path:
     except GatedRepoError as error:
         raise NoSuchModel(f"{name} is behind a form on the Hub, which this page cannot fill in.") from error
     except RepositoryNotFoundError as error:
-        raise NoSuchModel(f"There is no model {name} on the Hub, or it is private. Is the id spelled right?") from error
+        raise NoSuchModel(
+            f"There is no model {name} on the Hub, or it is private. Is the id spelled right?"
+        ) from error
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise NoSuchModel(f"{name} cannot be had from the Hub now ({type(error).__name__}). Please try again later.") from error
+        raise NoSuchModel(
+            f"{name} cannot be had from the Hub now ({type(error).__name__}). Please try again later."
+        ) from error
     return Path(stored[0]).parent
 
 
@@ -113,7 +122,7 @@ def load_folder(folder: Path, name: str) -> FeatureModel:
     except NoSuchModel:
         raise
     except Exception as error:  # whatever transformers makes of a config that somebody else wrote
-        # Up to the first full stop: what follows advises on the command line. Paths of this machine are nobody's business.
+        # Up to the first full stop: what follows advises on the command line. Paths are nobody's business.
         said = re.split(r"\.\s", str(error).replace(str(folder), name))[0].strip() or type(error).__name__
         raise NoSuchModel(f"{name} cannot be asked here: {said[:300]}.") from error
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from modeling_decodepos.scenes import FIRST_INDEX, render_scene, sample_scene
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from modeling_decodepos.scenes import FIRST_INDEX, render_scene, sample_scene
 
 VIEW_PX = 160
 LARGEST_FILE = 8 * 2**20
@@ -44,7 +45,9 @@ def read_view(path: str | Path) -> Tensor:
     except NotAPicture:
         raise
     except Exception as error:  # decoders raise all sorts of things on files that were made to break them
-        raise NotAPicture(f"This file cannot be read as a picture. Please take a whole {', '.join(FORMATS)} file.") from error
+        raise NotAPicture(
+            f"This file cannot be read as a picture. Please take a whole {', '.join(FORMATS)} file."
+        ) from error
     return _as_view(np.asarray(ImageOps.fit(upright, (VIEW_PX, VIEW_PX), Image.Resampling.LANCZOS)))
 
 
