@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import threading
 from functools import lru_cache
 from html import escape
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import gradio as gr
 from leak_page import SHOWN_PX, STYLE, draw_box, results, trouble
 from leak_views import CommonAnswers, ask, ask_common
-from offered_models import TYPED, NoSuchModel, check_id, choices, find_model
+from offered_models import TYPED, NoSuchModel, check_id, choices, explain, find_model
 from PIL import Image
 from torch import Tensor
 from visitor_pictures import (
@@ -37,12 +36,15 @@ A feature of an object should say what the object is. In vision networks it also
 **where** it lies. Pick a picture and a model, tap on an object, and see both. Uploads are deleted within two hours.
 """
 OWN = "my picture"
-_ONE_AT_A_TIME = threading.Lock()
 
 
 @lru_cache(maxsize=2)
 def _common(choice: str, typed: str) -> CommonAnswers:
-    return ask_common(find_model(choice, typed), VIEW_PX)
+    model = find_model(choice, typed)
+    try:
+        return ask_common(model, VIEW_PX)
+    except (ValueError, RuntimeError) as error:  # features that are not finite, no memory
+        raise NoSuchModel(explain(model.name, str(error))) from error
 
 
 def _view(source: str, upload: str | None) -> tuple[Tensor, Tensor]:
@@ -50,7 +52,7 @@ def _view(source: str, upload: str | None) -> tuple[Tensor, Tensor]:
     if source != OWN:
         return draw_scene(_SCENES.index(source))
     if upload is None:
-        raise NotAPicture("Upload a picture first, with the button above.")
+        raise NotAPicture("Upload a picture first.")
     return read_view(upload), place_box(0.5, 0.5, 0.4)
 
 
@@ -76,9 +78,8 @@ def look(
         view, _ = _view(source, upload)
         box = place_box(x / 100, y / 100, side / 100)
         shown = draw_box(view.permute(1, 2, 0).contiguous().numpy(), box)
-        with _ONE_AT_A_TIME:  # a free machine has two cores: two visitors at once would both wait longer
-            common = _common(choice, check_id(typed or "") if choice == TYPED else "")
-            return shown, str(results(common, ask(common, view, box), view, box))
+        common = _common(choice, check_id(typed or "") if choice == TYPED else "")
+        return shown, str(results(common, ask(common, view, box), view, box))
     except (NotAPicture, NoSuchModel) as error:
         gr.Warning(escape(str(error)), title="This did not work")  # results may be out of sight
         return shown, str(trouble(str(error)))
@@ -136,7 +137,7 @@ def build() -> gr.Blocks:
             "inputs": [source, upload, *sliders, model, typed],
             "outputs": [picture, found],
             "concurrency_id": "model",
-            "concurrency_limit": 2,
+            "concurrency_limit": 1,  # a free machine has two cores: two visitors at once would both wait longer
         }
         starts = {"fn": begin, "inputs": [source, upload], "outputs": sliders, "api_visibility": "private"}
         page.load(**everything, api_name="look")

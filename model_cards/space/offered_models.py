@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
 from transformers import AutoConfig, AutoModel, ResNetBackbone, ResNetConfig
 from visitor_pictures import VIEW_PX
 
@@ -64,14 +65,8 @@ def check_id(text: str) -> str:
 @lru_cache(maxsize=1)
 def _random_model() -> FeatureModel:
     """The network of the smoke recipe with fresh weights."""
-    stages = ["stem", "stage1", "stage2", "stage3", "stage4"]
-    config = ResNetConfig(
-        embedding_size=32,
-        hidden_sizes=[32, 64, 128, 256],
-        depths=[1, 1, 1, 1],
-        layer_type="basic",
-        out_features=stages,
-    )
+    config = ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 128, 256], depths=[1, 1, 1, 1], layer_type="basic")
+    config.out_features = list(config.stage_names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return load_model(ResNetBackbone(config), size_px=VIEW_PX, name="random weights")
@@ -86,7 +81,8 @@ def _download(name: str) -> Path:
     api = HfApi()
     try:
         revision = api.model_info(name).sha
-        sizes = {item.path: item.size for item in api.get_paths_info(name, list(FILES), revision=revision)}
+        found = api.get_paths_info(name, list(FILES), revision=revision)
+        sizes = {item.path: item.size for item in found if isinstance(item, RepoFile)}
         if "config.json" not in sizes or "model.safetensors" not in sizes:
             raise NoSuchModel(
                 f"{name} has no config.json with model.safetensors at its root. Only weights in safetensors, in one "
@@ -122,9 +118,13 @@ def load_folder(folder: Path, name: str) -> FeatureModel:
     except NoSuchModel:
         raise
     except Exception as error:  # whatever transformers makes of a config that somebody else wrote
-        # Up to the first full stop: what follows advises on the command line. Paths are nobody's business.
-        said = re.split(r"\.\s", str(error).replace(str(folder), name))[0].strip() or type(error).__name__
-        raise NoSuchModel(f"{name} cannot be asked here: {said[:300]}.") from error
+        raise NoSuchModel(explain(name, str(error).replace(str(folder), name) or type(error).__name__)) from error
+
+
+def explain(name: str, said: str) -> str:
+    """What to tell a visitor about an error: its first sentence, for what follows advises on the command line."""
+    first = re.split(r"\.\s", said.strip())[0].removesuffix(".")
+    return f"{name} cannot be asked here: {first[:300]}."
 
 
 def _refuse_bomb(folder: Path, name: str) -> None:

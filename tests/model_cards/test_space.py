@@ -143,6 +143,19 @@ def test_the_operators_checkpoint_is_offered_where_there_is_one(tmp_path: Path, 
         models.find_model(models.OURS, "")
 
 
+def test_a_model_that_takes_no_such_pictures_is_named_without_advice_for_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(source: str, **options: Any) -> None:
+        raise ValueError(f"{source}: no feature maps at 160 or 30 pixels. Give a --size that is a multiple of 14.")
+
+    models._random_model().module.save_pretrained(tmp_path)
+    monkeypatch.setattr(models, "load_model", refuse)
+    with pytest.raises(models.NoSuchModel) as refused:
+        models.load_folder(tmp_path, "org/vit")
+    assert str(refused.value) == "org/vit cannot be asked here: org/vit: no feature maps at 160 or 30 pixels."
+
+
 @pytest.mark.slow
 def test_of_a_repository_only_harmless_files_of_a_known_size_are_taken(hub: HubServer, tmp_path: Path):
     from transformers import BertConfig, BertModel, ViTConfig, ViTModel
