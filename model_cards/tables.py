@@ -7,6 +7,7 @@ from typing import Any
 
 from model_cards.results import Row, measured_on, protocol_name
 
+NO_SPREAD = "–"  # noqa: RUF001
 MEANINGS = {
     "content_wins": "how often the same object elsewhere is closer than another object in its place; at 0.5 place and "
     "surroundings decide as often as the object",
@@ -60,6 +61,19 @@ def number_table(rows: Sequence[Row], with_model: bool = False) -> str:
     return markdown_table(header, lines)
 
 
+def before_and_after(rows: Sequence[Row], before: str, after: str) -> str:
+    """The numbers that two arms share, side by side, with what they say."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(row["metric"], {})[str(row.get("arm"))] = row
+    lines = []
+    for metric, arms in found.items():
+        if before in arms and after in arms:
+            shown = [_with_spread(arms[arm]) for arm in (before, after)]
+            lines.append([cell(metric), *shown, MEANINGS.get(metric, "")])
+    return markdown_table(["metric", before, "after", "what it says"], lines)
+
+
 def metric_list(rows: Sequence[Row]) -> str:
     """What the metrics of `number_table` say, as far as their names do not; a line per metric."""
     metrics = dict.fromkeys(row["metric"] for row in rows)
@@ -87,6 +101,10 @@ def _origins(rows: Iterable[Row]) -> list[tuple[str, str, str]]:
     return list(dict.fromkeys(_origin(row) for row in rows))
 
 
+def _with_spread(row: Row) -> str:
+    return f"{_value(row)} ({spread})" if (spread := _spread(row)) != NO_SPREAD else _value(row)
+
+
 def _value(row: Row) -> str:
     return str(row["value"]) if row["label"] == "quoted" else f"{row['value']:.4g}"
 
@@ -99,4 +117,4 @@ def _spread(row: Row) -> str:
     if spread.get("interval_95_over_images") is not None:
         low, high = spread["interval_95_over_images"]
         parts.append(f"95 % in {low:.4g} to {high:.4g}")
-    return ", ".join(parts) or "–"  # noqa: RUF001
+    return ", ".join(parts) or NO_SPREAD
