@@ -390,6 +390,11 @@ def _description(index: Index, kept: Mapping[str, pa.Table], small: int, missing
     read = "\n".join(f"- {name}: {_in_words(counts)}" for name, counts in index.counts.items())
     drawn = "only boxes drawn by hand (xclick)" if rule.hand_drawn else "boxes of every source"
     absent = f" Tables that were not there: {', '.join(index.absent)}." if index.absent else ""
+    gone = (
+        f"{missing:,} chosen photos no longer exist; `missing_ids.txt` lists them. None was replaced."
+        if missing
+        else "Every chosen photo could be had; `missing_ids.txt` is empty."
+    )
     return f"""
 A set of photos with several objects each, chosen from Open Images by a fixed rule. **This is our reconstruction**:
 the paper that names OpenImage-MINI (arXiv 2303.16947) never released its list, and how it was made is not known.
@@ -415,7 +420,7 @@ cheap runs. Both have the same {kept["validation"].num_rows:,} validation images
   {rule.least_side} <= sqrt(area) <= {rule.greatest_side} of the image.
 - Training images: greedy, the rarest class first, up to a cap per class that rises by {rule.cap_step} per round;
   within a class by the SHA-1 of "{rule.salt}" and the id. Validation images: by that SHA-1. No image is in both.
-- {missing:,} chosen photos no longer exist; `missing_ids.txt` lists them. None was replaced.
+- {gone}
 
 Only boxes of these classes are annotated, and not exhaustively: what has no box is not thereby background. In
 `segmentation`, pixels without a mask are 255 (ignore); smaller objects lie over larger ones.

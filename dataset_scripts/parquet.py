@@ -407,6 +407,8 @@ def build_card(source: Source, manifest: Mapping[str, Any], features: Any) -> st
 
 {source.description.strip()}
 
+## Size
+
 | split | images | MB |
 | --- | --- | --- |
 {rows}

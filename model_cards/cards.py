@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from model_cards.results import Row, measured_on, protocol_name
-from model_cards.tables import cell, code, number_table, origin_table
+from model_cards.tables import cell, code, metric_list, number_table, origin_table
 
 TEMPLATE = "model_card.md.jinja"
 MISSING = "[More Information Needed]"
@@ -38,6 +38,7 @@ def render_card(facts: Facts, rows: Sequence[Row]) -> str:
     return environment.get_template(TEMPLATE).render(
         header=card_data(facts, rows).to_yaml(),
         numbers=number_table(rows) if rows else "",
+        meanings=metric_list(rows),
         origins=origin_table(rows) if rows else "",
         **facts,
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from model_cards.cards import render_card
 from model_cards.results import LABELS, Row, load_rows
-from model_cards.tables import number_table, origin_table
+from model_cards.tables import metric_list, number_table, origin_table
 
 HERE = Path(__file__).parent
 MEANINGS = {
@@ -52,7 +52,12 @@ def results_page(rows: Sequence[Row]) -> str:
     for label in LABELS:
         chosen = [row for row in rows if row["label"] == label]
         parts += [f"## {label.capitalize()}", MEANINGS[label]]
-        parts += [number_table(chosen, with_model=True), origin_table(chosen)] if chosen else ["None yet."]
+        if chosen:
+            parts += filter(
+                None, [number_table(chosen, with_model=True), metric_list(chosen), "How:", origin_table(chosen)]
+            )
+        else:
+            parts.append("None yet.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -7,6 +7,17 @@ from typing import Any
 
 from model_cards.results import Row, measured_on, protocol_name
 
+MEANINGS = {
+    "content_wins": "how often the same object elsewhere is closer than another object in its place; at 0.5 place and "
+    "surroundings decide as often as the object",
+    "object_knn": "share of regions whose class their 20 nearest neighbours tell",
+    "object_knn_class_mean": "the same, mean over classes",
+    "position_r2": "how well a region's place can be read from its feature, R²; 0 and below: not at all, 1: exactly",
+    "context_leak": "what a feature follows when content or surroundings are exchanged; 0: content alone, 1: "
+    "surroundings alone",
+    "region_retrieval": "share of regions found again, among all, before another image in another place",
+}
+
 
 def cell(value: Any) -> str:
     """Text that stays in its cell and starts no markup, whatever it is."""
@@ -47,6 +58,12 @@ def number_table(rows: Sequence[Row], with_model: bool = False) -> str:
         line += [cell(measured_on(row)), f"*{row['label']}*", f"[{origins.index(_origin(row)) + 1}]"]
         lines.append([*([cell(row["model"])] if with_model else []), *line])
     return markdown_table(header, lines)
+
+
+def metric_list(rows: Sequence[Row]) -> str:
+    """What the metrics of `number_table` say, as far as their names do not; a line per metric."""
+    metrics = dict.fromkeys(row["metric"] for row in rows)
+    return "\n".join(f"- {code(metric)}: {MEANINGS[metric]}." for metric in metrics if metric in MEANINGS)
 
 
 def origin_table(rows: Sequence[Row]) -> str:

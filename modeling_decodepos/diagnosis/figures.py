@@ -134,17 +134,23 @@ def draw_influence(models: Sequence[ModelResult], data: ProbeData, columns: int 
         sheet.label(row, model.name, f"{model.last.name}: gradient energy")
         for column in range(columns):
             energy = model.asked.gradients[column]
-            share = _outside(energy, data.swaps.boxes[column])
-            side = energy.shape[0]
-            soft = F.avg_pool2d(energy[None, None], 5, stride=1, padding=2)[0, 0].sqrt()
-            heat = colorize(soft, 0.0, float(soft.quantile(0.995)))
-            grey = np.asarray(Image.fromarray(pictures[column]).convert("L").resize((side, side)))[:, :, None]
-            blend = (0.28 * grey + 0.72 * heat).astype(np.uint8)
+            share = share_outside(energy, data.swaps.boxes[column])
+            blend = heat_over(pictures[column], energy)
             sheet.put(row, column, blend, f"{share:.0%} outside the box", data.swaps.boxes[column], smooth=True)
     return sheet.image
 
 
-def _outside(energy: Tensor, box: Tensor) -> float:
+def heat_over(picture: Pixels, energy: Tensor) -> Pixels:
+    """(s, s, 3) picture in grey under the heat of its gradient energy (s, s), softened over neighbouring pixels."""
+    side = energy.shape[0]
+    soft = F.avg_pool2d(energy[None, None], 5, stride=1, padding=2)[0, 0].sqrt()
+    heat = colorize(soft, 0.0, float(soft.quantile(0.995)))
+    grey = np.asarray(Image.fromarray(picture).convert("L").resize((side, side)))[:, :, None]
+    return (0.28 * grey + 0.72 * heat).astype(np.uint8)
+
+
+def share_outside(energy: Tensor, box: Tensor) -> float:
+    """Share of the energy (s, s) that lies outside a box (4,)."""
     side = energy.shape[0]
     centres = (torch.arange(side) + 0.5) / side
     inside = ((centres >= box[1]) & (centres < box[3]))[:, None] & ((centres >= box[0]) & (centres < box[2]))[None]
@@ -199,21 +205,23 @@ def draw_directions(models: Sequence[ModelResult], data: ProbeData, columns: int
 
 
 def _false_colors(features: StageFeatures, subspace: Subspace, removed: int) -> tuple[Pixels, list[Pixels]]:
-    """The mean map and single pictures along the three strongest directions of all cells, on one scale."""
+    """The mean map and single pictures in false colours, on one scale."""
     cells = subspace.remove(features.cells, removed)
-    flat = cells.flatten(0, 1)
+    colors = false_colors(torch.cat([cells, cells.mean(0, keepdim=True)]), features.grid, fitted=len(cells))
+    return colors[-1], colors[:-1]
+
+
+def false_colors(cells: Tensor, grid: tuple[int, int], fitted: int | None = None) -> list[Pixels]:
+    """Maps (I, L, C) as colours: the three strongest directions of the first `fitted` maps (all by default)."""
+    flat = cells[:fitted].flatten(0, 1)
     mean = flat.mean(0)
     axes = torch.linalg.svd((flat - mean)[:: max(1, len(flat) // 500)], full_matrices=False)[2][:3].T
     along = (cells - mean) @ axes
     if along.shape[2] < 3:
         along = F.pad(along, (0, 3 - along.shape[2]))
-    spread = along.flatten(0, 1).std(0).clamp(min=1e-12)
-
-    def paint(part: Tensor) -> Pixels:
-        scaled = (part / spread / 4 + 0.5).clamp(0, 1) * 255
-        return scaled.view(*features.grid, 3).round().byte().numpy()
-
-    return paint(along.mean(0)), [paint(part) for part in along]
+    spread = along[:fitted].flatten(0, 1).std(0).clamp(min=1e-12)
+    scaled = ((along / spread / 4 + 0.5).clamp(0, 1) * 255).round().byte()
+    return [part.view(*grid, 3).numpy() for part in scaled]
 
 
 def _picture(pixels: Tensor) -> Pixels:

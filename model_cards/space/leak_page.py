@@ -1,0 +1,213 @@
+"""What was found, as a piece of HTML: tiles, pictures and a table. Whatever is not made here is escaped."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from leak_views import CommonAnswers, Leaks
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from modeling_decodepos.diagnosis.figures import colorize
+from modeling_decodepos.page import (
+    MINUS,
+    NO_NUMBER,
+    Html,
+    image_data_uri,
+    join,
+    markup,
+    message,
+    stat_tile,
+    table,
+    tiles,
+)
+
+SHOWN_PX = 480
+_BOX, _RIM = "#ffd400", "#1c2330"
+_LEAST_DRIFT = 0.02  # of the feature's length; less is drawn dark
+
+
+def draw_box(pixels: np.ndarray, box: Tensor, side: int = SHOWN_PX) -> Image.Image:
+    """(S, S, 3) pixels, enlarged, with the box on them."""
+    image = Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR)
+    draw = ImageDraw.Draw(image)
+    corners = [round(float(value) * side) for value in box]
+    unit = max(1, side // 160)
+    draw.rectangle(corners, outline=_RIM, width=3 * unit)
+    inner = [value + unit for value in corners[:2]] + [value - unit for value in corners[2:]]
+    draw.rectangle(inner, outline=_BOX, width=unit)
+    return image
+
+
+def trouble(text: str) -> Html:
+    """A sentence in place of results."""
+    return _framed(message(text, "bad"))
+
+
+def results(common: CommonAnswers, found: Leaks, view: Tensor, box: Tensor) -> Html:
+    """Everything that was found about one box."""
+    stages = common.model.stages
+    position = common.position[-1].value
+    parts = [
+        markup("<p>Model: <b>{}</b>. The numbers are of its last stage, {}.</p>", common.model.name, stages[-1]),
+        _warning(common),
+        tiles(
+            [
+                stat_tile("Gradient outside the box", _percent(found.outside[-1]), "0 %: only the box is looked at"),
+                stat_tile("Context leak", _number(found.leak[-1]), "0: content alone, 1: surroundings alone"),
+                stat_tile("Place read from a blank page", _number(position), "R², 0: not at all, 1: exactly"),
+            ]
+        ),
+        _section(
+            "Which pixels the feature answers to",
+            "Bright is where a change of pixels would change the box's feature most.",
+            [
+                _figure(draw_box(heat, box, 320), f"{stage}: {_percent(share)} outside the box")
+                for stage, heat, share in zip(stages, found.heat, found.outside, strict=True)
+            ],
+        ),
+        _section(
+            "Other surroundings, same content",
+            "How alike the box's feature stays before drawn scenes: 1 is the same, 0 no more alike than chance. High "
+            "is good.",
+            _exchanges(found.recontextualised, found.same_content[-1], box),
+        ),
+        _section(
+            "Same surroundings, other content",
+            "How alike it stays when something else is in the box. High means that the surroundings speak.",
+            _exchanges(found.refilled, found.same_surroundings[-1], box),
+        ),
+        _section(
+            "A blank page",
+            "There is nothing to see on it, so whatever tells its places apart is the network's own doing. The nearer "
+            "the last picture comes to the one before, the better the place can be read from features. "
+            "A grey one: it cannot be read linearly, though the first picture may show that borders differ.",
+            _blank_page(common),
+        ),
+        _section(
+            "Features as colours",
+            "The three strongest directions of the picture's features. Borders that stand out, or a slow change from "
+            "side to side, are place and not content.",
+            [_figure(colors, stage) for stage, colors in zip(stages, found.colors, strict=True)],
+        ),
+        _section("Every stage", "", []),
+        table(
+            ["stage", "gradient outside", "context leak", "place on a blank page"],
+            [
+                [stage, _percent(outside), _number(leak), _number(place.value)]
+                for stage, outside, leak, place in zip(stages, found.outside, found.leak, common.position, strict=True)
+            ],
+        ),
+        markup(
+            '<p class="note">One box of one picture shows what to look for and proves nothing: decodepos-diagnose '
+            "measures the same over many pictures, with intervals, beside random weights and image statistics. {}</p>",
+            f"About this model: {common.model.note}." if common.model.note else "",
+        ),
+    ]
+    return _framed(join(parts))
+
+
+def _warning(common: CommonAnswers) -> Html:
+    wrong = [
+        f"{stage} is {verdict}"
+        for stage, verdict in zip(common.model.stages, common.verdicts, strict=True)
+        if verdict != "ok"
+    ]
+    if not wrong:
+        return Html("")
+    return message(f"{'; '.join(wrong)}: its features hardly follow the picture, and the numbers say little.", "bad")
+
+
+def _exchanges(pictures: Tensor, cosines: Tensor, box: Tensor) -> list[Html]:
+    return [
+        _figure(draw_box(picture.permute(1, 2, 0).contiguous().numpy(), box, 320), f"{_number(float(cosine))} alike")
+        for picture, cosine in zip(pictures, cosines, strict=True)
+    ]
+
+
+def _blank_page(common: CommonAnswers) -> list[Html]:
+    height, width = common.drift.shape
+    y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
+    drift = colorize(common.drift, 0.0, max(float(common.drift.max()), _LEAST_DRIFT))
+    return [
+        _figure(
+            drift, f"distance from the page's mean feature, up to {_percent(float(common.drift.max()))} of its length"
+        ),
+        _figure(place_colors(torch.stack([x, y], 2)), "every place in a colour of its own"),
+        _figure(place_colors(common.places), "the place that is read from each feature"),
+    ]
+
+
+def place_colors(places: Tensor) -> np.ndarray:
+    """(h, w, 3) colours of places (h, w, 2): yellow and blue from left to right, dark and light from top to bottom."""
+    x, y = (places.clamp(0, 1).unbind(2)[k][..., None] for k in (0, 1))
+    left, right = (torch.tensor(color, dtype=torch.float32) for color in ((235.0, 176.0, 40.0), (40.0, 96.0, 214.0)))
+    hue = left * (1 - x) + right * x
+    return (hue * (0.35 + 0.65 * y)).round().byte().numpy()
+
+
+def _section(heading: str, text: str, figures: Sequence[Html]) -> Html:
+    said = markup("<p>{}</p>", text) if text else Html("")
+    return markup('<h3>{}</h3>{}<div class="views">{}</div>', heading, said, join(figures))
+
+
+def _figure(picture: np.ndarray | Image.Image, caption: str) -> Html:
+    # Cells of maps stay cells, which the browser enlarges without smoothing; pictures may be compressed.
+    if isinstance(picture, Image.Image):
+        buffer = io.BytesIO()
+        picture.save(buffer, format="JPEG", quality=88)
+        shown: Image.Image | bytes = buffer.getvalue()
+    else:
+        shown = Image.fromarray(picture)
+    return markup(
+        '<figure><img src="{}" alt="{caption}"><figcaption>{caption}</figcaption></figure>',
+        image_data_uri(shown),
+        caption=caption,
+    )
+
+
+def _framed(content: Html) -> Html:
+    return markup('<div class="leaks">{}</div>', content)
+
+
+def _percent(share: float | None) -> str:
+    return NO_NUMBER if share is None or not math.isfinite(share) else f"{100 * share:.0f} %"
+
+
+def _number(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return NO_NUMBER
+    return f"{value:.2f}".replace("-", MINUS)
+
+
+STYLE = """
+#picture img { width: 100%; height: auto; aspect-ratio: 1; cursor: crosshair; }
+.leaks { font-size: 15px; line-height: 1.5; color: var(--body-text-color); }
+.leaks p { margin: 0 0 10px; max-width: 72ch; overflow-wrap: anywhere; }
+.leaks h3 { margin: 26px 0 4px; font-size: 17px; line-height: 1.3; }
+.leaks .note, .leaks figcaption, .leaks .label { font-size: 13px; line-height: 1.4;
+  color: color-mix(in srgb, var(--body-text-color) 72%, transparent); }
+.leaks .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; }
+.leaks .tile { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 10px 12px; }
+.leaks .value { font-size: 24px; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums; }
+.leaks .views { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 10px; }
+.leaks figure { margin: 0; }
+.leaks img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 6px; display: block;
+  margin: 0 0 4px; }
+.leaks .scroll { overflow-x: auto; }
+.leaks table, .leaks tr { border: 0 !important; }
+.leaks table { border-collapse: collapse; width: 100%; font-size: 14px; }
+.leaks th, .leaks td { text-align: left; padding: 5px 14px 5px 0; border: 0;
+  border-bottom: 1px solid var(--border-color-primary); font-variant-numeric: tabular-nums; }
+.leaks .message { border: 1px solid var(--border-color-primary); border-left: 4px solid #c2410c; border-radius: 10px;
+  padding: 10px 14px; }
+.leaks .scroll + .note { margin-top: 14px; }
+@media (max-width: 560px) { .leaks .views { grid-template-columns: 1fr 1fr; }
+  .leaks .tiles { grid-template-columns: 1fr; }
+  .leaks .tile { display: grid; grid-template-columns: 1fr auto; column-gap: 12px; }
+  .leaks .tile .value { grid-column: 2; grid-row: 1 / span 2; align-self: center; } }
+"""

@@ -1,0 +1,177 @@
+"""What leaks into the feature of one box of one picture, stage by stage: the measures of the diagnosis for one region.
+
+A single region has no mean to be seen from, so regions of a few drawn scenes stand beside it, as the other pictures
+of a diagnosis do. Whatever does not depend on the visitor's picture is asked once per model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modeling_decodepos.diagnosis.context import exchange_cosines, leak_ratio
+from modeling_decodepos.diagnosis.estimates import Estimate
+from modeling_decodepos.diagnosis.exchange import exchange_content, exchange_surroundings
+from modeling_decodepos.diagnosis.features import StageFeatures, cell_centres, read_features
+from modeling_decodepos.diagnosis.figures import false_colors, heat_over, page_drift, share_outside
+from modeling_decodepos.diagnosis.influence import measure_influence
+from modeling_decodepos.diagnosis.measuring import BLANKS, probe_halves
+from modeling_decodepos.diagnosis.models import FeatureModel
+from modeling_decodepos.diagnosis.place import divide_variance, is_constant
+from modeling_decodepos.diagnosis.probe_data import ProbeData, Swaps, blank_pictures
+from modeling_decodepos.diagnosis.ridge import ridge_predict
+from modeling_decodepos.diagnosis.scene_data import build_scene_data
+
+SEED = 0
+REFERENCES = 8  # scenes that stand beside the visitor's picture
+DONORS = 4  # of them, those that lend surroundings and content
+BESIDE = 3  # of them, those in a batch whose gradient is taken
+
+
+@dataclass(frozen=True)
+class CommonAnswers:
+    """What a model says about pictures that are the same for everybody.
+
+    Attributes:
+        model: The model.
+        regions: Of each stage, features of the references' regions,
+        surroundings: of the same in other surroundings,
+        content: and of other content in the same surroundings.
+        verdicts: Of each stage, as in the diagnosis: ok, collapsed or content-blind.
+        position: Of each stage, R² of the place read from blank pages.
+        drift: (h, w) of the last stage: how far each cell of a blank page is from the page's mean feature.
+        places: (h, w, 2) x and y that are read from the cells of a blank page at the last stage.
+    """
+
+    model: FeatureModel
+    regions: list[Tensor]
+    surroundings: list[Tensor]
+    content: list[Tensor]
+    verdicts: list[str]
+    position: list[Estimate]
+    drift: Tensor
+    places: Tensor
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What was found about one box.
+
+    Attributes:
+        outside: Of each stage, the share of gradient energy outside the box; None where no gradient arrives.
+        heat: Of each stage, (S, S, 3) the picture under its gradient energy.
+        same_content: (stages, DONORS) centred cosine of the region with itself in other surroundings.
+        same_surroundings: (stages, DONORS) centred cosine of the region with other content in its surroundings.
+        leak: Of each stage, the context leak: 0 content alone, 1 surroundings alone; NaN if neither.
+        recontextualised: (DONORS, 3, S, S) the region in other surroundings.
+        refilled: (DONORS, 3, S, S) other content in the region's surroundings.
+        colors: Of each stage, the picture's features in false colours.
+    """
+
+    outside: list[float | None]
+    heat: list[np.ndarray]
+    same_content: Tensor
+    same_surroundings: Tensor
+    leak: list[float]
+    recontextualised: Tensor
+    refilled: Tensor
+    colors: list[np.ndarray]
+
+
+@lru_cache(maxsize=1)
+def _references(size_px: int) -> tuple[ProbeData, Swaps]:
+    data = build_scene_data(REFERENCES, size_px, SEED, objects=1)
+    assert data.swaps is not None  # every query scene has a region to probe
+    return data, data.swaps
+
+
+def ask_common(model: FeatureModel, size_px: int) -> CommonAnswers:
+    """What does not depend on the picture; `size_px` is the side of the pictures to come."""
+    data, swaps = _references(size_px)
+    boxes = list(swaps.boxes[:, None])
+    here = read_features(model, data.queries.pixels[swaps.images], boxes, cells=True)
+    blank = read_features(model, blank_pictures(BLANKS, size_px, SEED), cells=True)
+    return CommonAnswers(
+        model,
+        [stage.regions for stage in here],
+        [stage.regions for stage in read_features(model, swaps.other_surroundings, boxes)],
+        [stage.regions for stage in read_features(model, swaps.other_content, boxes)],
+        [divide_variance(stage.cells, seed=SEED).verdict for stage in here],
+        [probe_halves(stage, SEED) for stage in blank],
+        page_drift(blank[-1])[0],
+        read_places(blank[-1]),
+    )
+
+
+def read_places(pages: StageFeatures) -> Tensor:
+    """(h, w, 2) x and y that a linear read-out gives for each cell of a blank page, learned on the first half."""
+    half = len(pages.cells) // 2
+    known, asked = pages.cells[:half].double(), pages.cells[half:].double()
+    places = cell_centres(pages.grid).double()
+    if is_constant(known):
+        return torch.full((*pages.grid, 2), 0.5)
+    targets = places.repeat(len(known), 1)
+    read = ridge_predict(known.flatten(0, 1), targets, asked.flatten(0, 1), group_size=len(places))
+    return read.view(len(asked), *pages.grid, 2).mean(0).float()
+
+
+def ask(common: CommonAnswers, view: Tensor, box: Tensor) -> Leaks:
+    """What leaks into the feature of a box (4,) of a view (3, S, S) uint8."""
+    data, swaps = _references(view.shape[1])
+    donors = [data.queries.pixels[image] for image in swaps.images[:DONORS]]
+    corners = box.numpy()
+    recontextualised = torch.stack([exchange_surroundings(view, corners, donor) for donor in donors])
+    refilled = torch.stack(
+        [
+            exchange_content(view, corners, donor, there.numpy())
+            for donor, there in zip(donors, swaps.boxes[:DONORS], strict=True)
+        ]
+    )
+    pixels = torch.cat([view[None], recontextualised, refilled])
+    stages = read_features(common.model, pixels, [box[None]] * len(pixels))
+    same_content, same_surroundings = _cosines(common, [stage.regions for stage in stages])
+    leak = leak_ratio(same_content.mean(1), same_surroundings.mean(1))
+    outside, heat = _influence(common.model, view, box)
+    whole = read_features(common.model, view[None], cells=True)
+    colors = [false_colors(stage.cells, stage.grid)[0] for stage in whole]
+    return Leaks(outside, heat, same_content, same_surroundings, leak.tolist(), recontextualised, refilled, colors)
+
+
+def _cosines(common: CommonAnswers, stages: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Two (stages, DONORS): each donor's exchange is compared among the references, as one more region of theirs."""
+    found = []
+    for features, *others in zip(stages, common.regions, common.surroundings, common.content, strict=True):
+        here, elsewhere, refilled = features[:1], features[1 : 1 + DONORS], features[1 + DONORS :]
+        for donor in range(DONORS):
+            own = (here, elsewhere[donor, None], refilled[donor, None])
+            rows = [torch.cat([mine, theirs]) for mine, theirs in zip(own, others, strict=True)]
+            found.append(torch.stack([cosines[0] for cosines in exchange_cosines(*rows)]))
+    content, surroundings = torch.stack(found).view(len(stages), DONORS, 2).unbind(2)
+    return content, surroundings
+
+
+def _one_map(model: FeatureModel, stage: int, images: Tensor) -> list[Tensor]:
+    return [model.maps(images)[stage]]
+
+
+def _influence(model: FeatureModel, view: Tensor, box: Tensor) -> tuple[list[float | None], list[np.ndarray]]:
+    """Of each stage, the share of gradient energy outside the box, and the picture under that energy."""
+    data, swaps = _references(view.shape[1])
+    pixels = torch.cat([view[None], data.queries.pixels[swaps.images[:BESIDE]]])
+    boxes = torch.cat([box[None], swaps.boxes[:BESIDE]])
+    picture = view.permute(1, 2, 0).contiguous().numpy()
+    shares: list[float | None] = []
+    heat = []
+    for number, stage in enumerate(model.stages):
+        # A model that ends here: `measure_influence` keeps the map of the last stage only.
+        until = dataclasses.replace(model, stages=(stage,), maps=partial(_one_map, model, number))
+        _, energy = measure_influence(until, pixels, boxes, seed=SEED)
+        arrives = len(energy) > 0 and float(energy[0].sum()) > 0
+        shares.append(share_outside(energy[0], box) if arrives else None)
+        heat.append(heat_over(picture, energy[0]) if arrives else picture)
+    return shares, heat

@@ -1,0 +1,73 @@
+"""Pictures that a visitor brings or picks, as square views, and the box that is asked about.
+
+A view is (3, S, S) uint8 with S = `VIEW_PX`; boxes are (4,) unit xyxy of it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from modeling_decodepos.scenes import FIRST_INDEX, render_scene, sample_scene
+
+VIEW_PX = 160
+LARGEST_FILE = 8 * 2**20
+LARGEST_PIXELS = 40_000_000
+FORMATS = ("JPEG", "PNG", "WEBP")
+SCENES = 4
+BOX_SIDES = (0.1, 0.7)
+"""Least and greatest side of a box: fewer pixels say nothing, more leave no surroundings."""
+
+
+class NotAPicture(ValueError):
+    """Why a file cannot be looked at; for the visitor."""
+
+
+def read_view(path: str | Path) -> Tensor:
+    """The largest square in the middle of a picture file, upright."""
+    if Path(path).stat().st_size > LARGEST_FILE:
+        raise NotAPicture(f"The file is larger than {LARGEST_FILE >> 20} MB. Please make the picture smaller.")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > LARGEST_PIXELS:
+                raise NotAPicture(
+                    f"The picture has {width} x {height} pixels; at most {LARGEST_PIXELS // 1_000_000} million are "
+                    "read here. Please make it smaller."
+                )
+            image.draft("RGB", (4 * VIEW_PX, 4 * VIEW_PX))
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except NotAPicture:
+        raise
+    except Exception as error:  # decoders raise all sorts of things on files that were made to break them
+        raise NotAPicture(
+            f"This file cannot be read as a picture. Please take a whole {', '.join(FORMATS)} file."
+        ) from error
+    return _as_view(np.asarray(ImageOps.fit(upright, (VIEW_PX, VIEW_PX), Image.Resampling.LANCZOS)))
+
+
+@lru_cache(maxsize=SCENES)
+def draw_scene(number: int) -> tuple[Tensor, Tensor]:
+    """Scene `number` (from 0), which is none of those that the diagnosis draws, and the box of its largest object."""
+    if not 0 <= number < SCENES:
+        raise ValueError(f"scene {number} is none of the {SCENES} scenes.")
+    scene = render_scene(sample_scene(0, FIRST_INDEX["validation"] + number, VIEW_PX))
+    sides = scene.boxes[:, 2:] - scene.boxes[:, :2]
+    fitting = np.where((sides <= BOX_SIDES[1]).all(1), sides.prod(1), 0)
+    return _as_view(scene.pixels), torch.from_numpy(scene.boxes[int(fitting.argmax())])
+
+
+def place_box(x: float, y: float, side: float) -> Tensor:
+    """A square box around (x, y), of a side that is allowed, moved into the view."""
+    side = min(max(side, BOX_SIDES[0]), BOX_SIDES[1])
+    left, top = (min(max(value - side / 2, 0.0), 1.0 - side) for value in (x, y))
+    return torch.tensor([left, top, left + side, top + side])
+
+
+def _as_view(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
