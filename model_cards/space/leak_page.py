@@ -84,7 +84,8 @@ def results(common: CommonAnswers, found: Leaks, view: Tensor, box: Tensor) -> H
         _section(
             "A blank page",
             "There is nothing to see on it, so whatever tells its places apart is the network's own doing. The nearer "
-            "the last picture comes to the one before, the better the place can be read from features.",
+            "the last picture comes to the one before, the better the place can be read from features. "
+            "A grey one: it cannot be read linearly, though the first picture may show that borders differ.",
             _blank_page(common),
         ),
         _section(

@@ -31,7 +31,6 @@ SEED = 0
 REFERENCES = 8  # scenes that stand beside the visitor's picture
 DONORS = 4  # of them, those that lend surroundings and content
 BESIDE = 3  # of them, those in a batch whose gradient is taken
-PAGES_READ = 3  # blank pages that places are learned from, and as many that are asked about
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,9 @@ def ask_common(model: FeatureModel, size_px: int) -> CommonAnswers:
 
 
 def read_places(pages: StageFeatures) -> Tensor:
-    """(h, w, 2) x and y that a linear read-out gives for every cell of a blank page, learned on other blank pages."""
-    known, asked = pages.cells[:PAGES_READ].double(), pages.cells[-PAGES_READ:].double()
+    """(h, w, 2) x and y that a linear read-out gives for each cell of a blank page, learned on the first half."""
+    half = len(pages.cells) // 2
+    known, asked = pages.cells[:half].double(), pages.cells[half:].double()
     places = cell_centres(pages.grid).double()
     if is_constant(known):
         return torch.full((*pages.grid, 2), 0.5)

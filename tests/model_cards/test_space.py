@@ -270,7 +270,7 @@ def test_the_region_is_compared_as_one_more_among_the_references():
     content, surroundings = exchange_cosines(*rows)
     assert found.same_content[-1, k] == pytest.approx(float(content[0]), abs=1e-4)
     assert found.same_surroundings[-1, k] == pytest.approx(float(surroundings[0]), abs=1e-4)
-    assert found.outside == sorted(found.outside)  # receptive fields grow with depth
+    assert found.outside == sorted(set(found.outside))  # receptive fields grow with depth
 
 
 def test_a_network_no_gradient_passes_is_shown_without():
