@@ -144,7 +144,10 @@ def own_row(split: str, number: int, folder: Path, splits: Mapping[str, Records]
     """Row `number` of a split."""
     record = splits[split][number]
     name = record["name"]
-    picture = read_picture(folder / name, name)
+    try:
+        picture = read_picture(folder / name, name)
+    except ValueError as error:
+        raise ValueError(f"{error} Put a whole copy there, or leave such pictures out with --skip-broken.") from None
     width, height = record["size"] or picture.upright
     turn = picture.turn_to_fit((width, height))
     boxes = turn_boxes(record["boxes"], turn, width, height).tolist()

@@ -302,6 +302,8 @@ def _open_folder(folder: Path, source: Source, recipe: Mapping[str, Any], overwr
     if overwrite:
         return fresh
     found = load_manifest(folder)
+    if not found["files"]:  # nothing is lost that another recipe did not get to
+        return fresh
     if differences := recipe_differences(found["recipe"], recipe):
         raise ValueError(
             f"{folder} was built with another recipe:\n  "

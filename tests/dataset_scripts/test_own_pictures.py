@@ -151,7 +151,9 @@ def test_a_picture_that_cannot_be_decoded_is_named(tmp_path, capsys, name):
 
 def test_broken_pictures_are_left_out_if_asked(pictures, tmp_path, capsys):
     names = broken_files(pictures)
-    assert build("folder", pictures, tmp_path / "built", "--skip-broken") == 0
+    assert build("folder", pictures, tmp_path / "built") == 1
+    assert "leave such pictures out with --skip-broken" in capsys.readouterr().err
+    assert build("folder", pictures, tmp_path / "built", "--skip-broken") == 0  # in the folder that has no shard yet
     error = capsys.readouterr().err
     assert all(f"left out: {name} cannot be decoded" in error for name in names)
     assert len(rows_of(tmp_path / "built")) == 7
