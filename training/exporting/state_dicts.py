@@ -54,6 +54,11 @@ def write_library(backbone: PreTrainedModel, library: str, folder: Path, place: 
             f"this ResNet has its stride in the 1x1 convolutions, and {library} builds {name} with it in the 3x3. "
             "Export it for detectron2 or mmdet, which can have it in both."
         )
+    if library == "detectron2" and NAMED[name][1] == "basic":
+        raise ValueError(
+            f"detectron2's C4 head builds bottleneck blocks whatever its depth, so {name} has no place in it. "
+            "--format detectron2-fpn has one."
+        )
     state = {key: value.detach().contiguous() for key, value in backbone.state_dict().items()}
     title = f"{name} for {LAYOUTS[library].library}"
     page = WRITERS[library](Job(to_layout(state, LAYOUTS[library]), name, stride_in_1x1, folder, place, title))
