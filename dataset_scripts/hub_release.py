@@ -6,7 +6,9 @@ hashes were compared with the local files, and is never moved.
 """
 
 import hashlib
+import os
 import re
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -256,6 +258,22 @@ def _refusal(error: BaseException | None) -> str | None:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def exit_code(publish: Callable[[], object]) -> int:
+    """Publishes; 0 done, 2 it cannot be done as asked, 75 not finished and the same command goes on, 130 Ctrl-C."""
+    try:
+        publish()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Unfinished as error:
+        print(f"error: {error}", file=sys.stderr)
+        return os.EX_TEMPFAIL
+    except KeyboardInterrupt:
+        print("Stopped. What was uploaded stays there: the same command goes on.", file=sys.stderr)
+        return 130
+    return 0
 
 
 def card_problems(text: str, kind: type[DatasetCard] | type[ModelCard] = DatasetCard) -> list[str]:

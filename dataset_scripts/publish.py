@@ -8,7 +8,6 @@ missing and verifies the rest by hash.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from .check import inspect_dataset
-from .engines import Unfinished
-from .hub_release import LocalFile, Repository, card_problems, changed_files, refuse_other_tag, release
+from .hub_release import LocalFile, Repository, card_problems, changed_files, exit_code, refuse_other_tag, release
 from .parquet import CARD_NAME, MANIFEST_NAME, load_manifest, recipe_differences
 
 
@@ -129,18 +127,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 published, 2 it cannot be done as asked, 75 not finished and the same command goes on."""
-    try:
-        _publish(_parser().parse_args(arguments))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Unfinished as error:
-        print(f"error: {error}", file=sys.stderr)
-        return os.EX_TEMPFAIL
-    except KeyboardInterrupt:
-        print("Stopped. What was uploaded stays there: the same command goes on.", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: _publish(_parser().parse_args(arguments)))
 
 
 if __name__ == "__main__":

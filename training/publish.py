@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,8 +18,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 from transformers.utils import logging as transformers_logging
 
-from dataset_scripts.engines import Unfinished
-from dataset_scripts.hub_release import Repository, changed_files, refuse_other_tag, release
+from dataset_scripts.hub_release import Repository, changed_files, exit_code, refuse_other_tag, release
 from training.releasing.about import ABOUT_NAME, About, load_about
 from training.releasing.checks import release_problems
 from training.releasing.folders import (
@@ -219,18 +217,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 published, 2 it cannot be done as asked, 75 not finished and the same command goes on."""
     transformers_logging.disable_progress_bar()
-    try:
-        _publish(_parser().parse_args(arguments))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Unfinished as error:
-        print(f"error: {error}", file=sys.stderr)
-        return os.EX_TEMPFAIL
-    except KeyboardInterrupt:
-        print("Stopped. What was uploaded stays there: the same command goes on.", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: _publish(_parser().parse_args(arguments)))
 
 
 if __name__ == "__main__":

@@ -157,7 +157,6 @@ class Queue:
             "fingerprint": fingerprint(place.row),
             "recipe": place.row.build_recipe().values(),
         }
-        started = time.monotonic()
         if self.sweep.arms[place.row.arm] is None:
             model = f"random:{self._architecture(place)}"
         else:
