@@ -147,7 +147,7 @@ def pooling_of(step: Callable[[], Tensor]) -> Callable[[], None]:
     """A call that repeats only the region pooling of a step: forward, picking rows, backward where it was trained."""
     calls = []
 
-    def record(feature_map: Tensor, boxes: Tensor, bins: int, sampling_ratio: int = 0) -> Tensor:
+    def record(feature_map: Tensor, boxes: Tensor, bins: int, sampling_ratio: int, offset: float) -> Tensor:
         calls.append((feature_map.detach().clone(), boxes, bins, sampling_ratio, torch.is_grad_enabled()))
         return pool_regions(feature_map, boxes, bins, sampling_ratio)
 

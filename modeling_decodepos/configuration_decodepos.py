@@ -27,6 +27,8 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
         projection_size: Size of the embedding the losses compare.
         use_predictor: Whether the student predicts the teacher's projection through one more network. Without it, and
             without negatives, training is prone to collapse; the switch is there for ablations.
+        centre_cells: Whether regions are read half a stride further down and right, where the cells of a ResNet's map
+            have their centres; RoIAlign reads them where a map of patches has them.
         zero_init_residual: Whether a ResNet's blocks start as the identity (weight of their last normalisation at 0).
         out_features: Names of the stages `DecodePosBackbone` returns.
         out_indices: The same as indices.
@@ -41,6 +43,7 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
     projector_hidden_size: int = 4096
     projection_size: int = 256
     use_predictor: bool = True
+    centre_cells: bool = False
     zero_init_residual: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -64,6 +67,12 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("region_bins", "projector_hidden_size", "projection_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        if self.centre_cells and not self.splits_backbone:
+            backbone: Any = self.backbone_config
+            raise ValueError(
+                f"centre_cells is true, but the cells of a {backbone.model_type!r} map are patches, read at their "
+                "centres already; it is for a ResNet, whose convolutions pad. Leave it out."
+            )
         if self.region_sampling_ratio < 0:
             raise ValueError(f"region_sampling_ratio is {self.region_sampling_ratio}; expected 0 (adaptive) or more.")
 
@@ -72,6 +81,13 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
         """Whether the backbone's last stage runs on regions rather than on the image."""
         backbone: Any = self.backbone_config
         return backbone.model_type == "resnet"
+
+    @property
+    def map_stride(self) -> int:
+        """Pixels between the cells of the map that a ResNet's regions are pooled from."""
+        backbone: Any = self.backbone_config
+        halvings = len(backbone.depths) - 2 + bool(backbone.downsample_in_first_stage)
+        return 4 * 2**halvings
 
     @property
     def hidden_size(self) -> int:

@@ -12,6 +12,7 @@ A view's name says what was done to it:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -30,11 +31,17 @@ DEPOSITIONING_PAIRS: Pairs = (("repositioned", "whole_cut"), ("repositioned", "c
 
 @dataclass(frozen=True)
 class LossTerm:
-    """A named, weighted sum of pair losses."""
+    """A named, weighted sum of pair losses.
+
+    Attributes:
+        kind: "attract": a region's prediction goes to the target of the same region. "repel": it keeps away from those
+            of the other regions of its image.
+    """
 
     name: str
     pairs: Pairs
     weight: float = 1.0
+    kind: Literal["attract", "repel"] = "attract"
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Objective:
         unknown = set(weights) - {term.name for term in self.terms}
         if unknown:
             raise ValueError(f"no loss term is called {', '.join(sorted(unknown))}; there are {self.terms}.")
-        terms = tuple(LossTerm(t.name, t.pairs, weights.get(t.name, t.weight)) for t in self.terms)
+        terms = tuple(dataclasses.replace(t, weight=weights.get(t.name, t.weight)) for t in self.terms)
         return Objective(terms, self.level)
 
 
@@ -79,6 +86,20 @@ OBJECTIVES: dict[str, Objective] = {
         (
             LossTerm("byol", BYOL_PAIRS),
             LossTerm("depositioning", (("repositioned", "whole"), ("repositioned", "crop"))),
+        )
+    ),
+    # Both modules, changed in one place each: ideas to compare with the figure.
+    "both_uncut_teacher": Objective(
+        (
+            LossTerm("decoupling", (("crop_cut_small", "whole"), ("whole_cut", "crop"))),
+            LossTerm("depositioning", (("repositioned", "whole"), ("repositioned", "crop"))),
+        )
+    ),
+    "both_apart": Objective(
+        (
+            LossTerm("decoupling", DECOUPLING_PAIRS),
+            LossTerm("depositioning", DEPOSITIONING_PAIRS),
+            LossTerm("apart", DECOUPLING_PAIRS, kind="repel"),
         )
     ),
 }
@@ -113,6 +134,25 @@ def region_similarity_loss(
     return -2.0 * total / torch.where(count > 0, count, 1)
 
 
+def region_repulsion_loss(
+    prediction: Tensor, target: Tensor, valid_regions: Tensor | None = None, num_pairs: Tensor | float | None = None
+) -> Tensor:
+    """Mean over regions of twice the mean cosine with the targets of the other regions of the image, where positive.
+
+    Orthogonal regions give 0, equal ones +2; a region alone in its image gives 0. No gradient reaches the target.
+    Arguments as in `region_similarity_loss`.
+    """
+    prediction, target = F.normalize(prediction.float(), dim=-1), F.normalize(target.detach().float(), dim=-1)
+    if valid_regions is None:
+        valid_regions = torch.ones(prediction.shape[:2], dtype=torch.bool, device=prediction.device)
+    others = valid_regions[:, :, None] & valid_regions[:, None, :]
+    others = others & ~torch.eye(others.shape[-1], dtype=torch.bool, device=others.device)
+    positive = (prediction @ target.transpose(1, 2)).clamp(min=0)
+    total = (torch.where(others, positive, 0.0).sum(-1) / others.sum(-1).clamp(min=1)).sum()
+    count = torch.as_tensor(valid_regions.sum() if num_pairs is None else num_pairs, device=total.device)
+    return 2.0 * total / torch.where(count > 0, count, 1)
+
+
 def pair_loss(
     predictions: Mapping[str, Tensor],
     targets: Mapping[str, Tensor],
@@ -131,8 +171,9 @@ def pair_loss(
     """
     terms: dict[str, Tensor] = {}
     for term in objective.terms:
+        loss_of_pair = region_similarity_loss if term.kind == "attract" else region_repulsion_loss
         losses = [
-            region_similarity_loss(
+            loss_of_pair(
                 predictions[student],
                 targets[teacher],
                 _matched(valid_regions, student, teacher),

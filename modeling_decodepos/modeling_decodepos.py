@@ -27,7 +27,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_decodepos import NO_FEATURE_MAPS, DecodePosConfig
 from .losses import OBJECTIVES, Objective, pair_loss
-from .region_pooling import average_in_bins, pool_regions
+from .region_pooling import average_in_bins, cell_offset, pool_regions
 from .regions import Regions, View, check_regions
 
 
@@ -250,7 +250,8 @@ class DecodePosModel(DecodePosPreTrainedModel):
 
         Padding rows are dropped before the region stage, so they reach neither values nor batch statistics.
         """
-        pooled = pool_regions(feature_map, regions.boxes, bins, self.config.region_sampling_ratio)
+        offset = cell_offset(self.config.map_stride) if self.config.centre_cells else 0.0
+        pooled = pool_regions(feature_map, regions.boxes, bins, self.config.region_sampling_ratio, offset)
         # Select rows while channels come last in memory, so that the convolutions find the layout they like.
         rows = pooled.permute(0, 1, 3, 4, 2)[regions.valid].permute(0, 3, 1, 2)
         if rows.shape[0] == 0:

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 
-def pool_regions(feature_map: Tensor, boxes: Tensor, bins: int, sampling_ratio: int = 0) -> Tensor:
-    """(B, R, C, P, P) features of the boxes, equal to RoIAlign with `aligned=True`.
+def pool_regions(
+    feature_map: Tensor, boxes: Tensor, bins: int, sampling_ratio: int = 0, offset: float = 0.0
+) -> Tensor:
+    """(B, R, C, P, P) features of the boxes, equal to RoIAlign with `aligned=True` where `offset` is 0.
 
     The result carries gradient to the map, not to the boxes, and each (C, P, P) block lies in channels-last memory.
 
@@ -27,6 +29,7 @@ def pool_regions(feature_map: Tensor, boxes: Tensor, bins: int, sampling_ratio: 
         bins: Bins per side.
         sampling_ratio: Samples per bin and axis; 0 adapts to the box (one sample per started cell, but never more than
             a box as large as the map needs).
+        offset: Cells that the box is read further down and right; see `cell_offset`.
     """
     if feature_map.ndim != 4:
         raise ValueError(f"feature_map has shape {tuple(feature_map.shape)}; expected (B, C, H, W).")
@@ -41,9 +44,18 @@ def pool_regions(feature_map: Tensor, boxes: Tensor, bins: int, sampling_ratio: 
     with torch.no_grad():
         boxes = boxes if boxes.dtype == torch.float64 else boxes.float()
         x1, y1, x2, y2 = boxes.unbind(-1)
-        rows = _bilinear_weights(y1, y2, height, bins, sampling_ratio).to(feature_map.dtype)  # (B, R, P, H)
-        columns = _bilinear_weights(x1, x2, width, bins, sampling_ratio).to(feature_map.dtype)  # (B, R, P, W)
+        rows = _bilinear_weights(y1, y2, height, bins, sampling_ratio, offset).to(feature_map.dtype)  # (B, R, P, H)
+        columns = _bilinear_weights(x1, x2, width, bins, sampling_ratio, offset).to(feature_map.dtype)  # (B, R, P, W)
     return _separable_pool(feature_map, rows, columns, (batch, regions, channels, bins))
+
+
+def cell_offset(stride: float) -> float:
+    """How many cells RoIAlign must read further down and right on a map of padded, strided convolutions.
+
+    RoIAlign takes cell i to show the pixels from i * stride to (i + 1) * stride. With a kernel of odd size, padded by
+    half of it, the cell is centred on pixel i * stride, near the start of them. Maps of patches are centred already.
+    """
+    return (1 - 1 / stride) / 2
 
 
 def average_in_bins(maps: Tensor, boxes: Tensor, bins: int) -> Tensor:
@@ -77,12 +89,13 @@ def _separable_pool(feature_map: Tensor, rows: Tensor, columns: Tensor, shape: t
     return pooled.view(batch, regions, bins, bins, channels).permute(0, 1, 4, 2, 3)
 
 
-def _bilinear_weights(start: Tensor, end: Tensor, size: int, bins: int, sampling_ratio: int) -> Tensor:
+def _bilinear_weights(start: Tensor, end: Tensor, size: int, bins: int, sampling_ratio: int, offset: float) -> Tensor:
     """(…, P, size) weight of every cell in the average of a bin's bilinear samples, along one axis."""
     # Cell centres sit at whole numbers, hence the half. The order of operations is the reference operator's: it
     # decides how many samples a box whose bins are almost exactly one cell long gets.
     low, high = start * size - 0.5, end * size - 0.5
     extent = high - low
+    low = low + offset
     most = sampling_ratio or math.ceil(size / bins)
     count = torch.full_like(extent, most) if sampling_ratio else torch.ceil(extent / bins).clamp(1, most)
     step = torch.arange(most, device=start.device, dtype=start.dtype)

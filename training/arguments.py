@@ -200,6 +200,12 @@ class ModelArguments:
     projector_hidden_size: int = _key(4096, "Width of projector and predictor.", SOCO)
     projection_size: int = _key(256, "Size of the compared embedding.", SOCO)
     use_predictor: bool = _key(True, "Whether the student has a predictor (not drawn in the paper's figure).", SOCO)
+    centre_cells: bool = _key(
+        False,
+        "Whether regions are read where the cells of a ResNet's map have their centres; RoIAlign reads half a stride "
+        "up and left of that.",
+        OURS,
+    )
     anchor_weight: float = _key(
         0.0,
         "Weight of the anchor that keeps region features near those of the weights the run starts from; 0 for none.",

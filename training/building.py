@@ -269,6 +269,7 @@ def build_model(args: ModelArguments, seed: int, start: Path | None = None) -> D
         "projector_hidden_size": args.projector_hidden_size,
         "projection_size": args.projection_size,
         "use_predictor": args.use_predictor,
+        "centre_cells": args.centre_cells,
     }
     set_seed(seed)
     if args.backbone in BACKBONES:

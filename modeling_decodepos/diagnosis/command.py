@@ -39,6 +39,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn by chance")
     parser.add_argument("--seeds", type=int, default=1, help="repetitions with other data and other random weights")
     parser.add_argument("--layers", type=int, default=4, help="layers of a ViT that are read, evenly spaced")
+    parser.add_argument(
+        "--centre-cells",
+        action="store_true",
+        help="read regions where the cells of a ResNet's maps have their centres, half a stride down and right of "
+        "where RoIAlign reads them",
+    )
     parser.add_argument("--measures", help="comma-separated names of measures; all by default")
     parser.add_argument("--device", default="cpu", help="where the models run: cpu, cuda, mps")
     parser.add_argument(
@@ -72,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             layers=args.layers,
             measures=args.measures,
             device=args.device,
+            centre_cells=args.centre_cells,
             progress=True,
         )
         from .report import summarise

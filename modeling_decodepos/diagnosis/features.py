@@ -75,7 +75,7 @@ def read_features(
         rows = None if boxes is None else boxes[start : start + batch_size]
         for parts, feature_map in zip(stages, model(batch), strict=True):
             if rows is not None:
-                parts.regions.append(pool_boxes(feature_map, rows).cpu())
+                parts.regions.append(pool_boxes(feature_map, rows, model.offset(feature_map)).cpu())
             if cells:
                 coarse = coarsen(feature_map)
                 parts.grid = (coarse.shape[2], coarse.shape[3])
@@ -94,8 +94,8 @@ def read_features(
     ]
 
 
-def pool_boxes(feature_map: Tensor, boxes: list[Tensor]) -> Tensor:
-    """(N, C) features of ragged boxes, image by image."""
+def pool_boxes(feature_map: Tensor, boxes: list[Tensor], offset: float = 0.0) -> Tensor:
+    """(N, C) features of ragged boxes, image by image; `offset` as `FeatureModel.offset` gives it."""
     most = max((len(rows) for rows in boxes), default=0)
     if most == 0:
         return feature_map.new_zeros((0, feature_map.shape[1]))
@@ -104,7 +104,7 @@ def pool_boxes(feature_map: Tensor, boxes: list[Tensor]) -> Tensor:
     for number, rows in enumerate(boxes):
         padded[number, : len(rows)] = rows
         valid[number, : len(rows)] = True
-    pooled = pool_regions(feature_map, padded.to(feature_map.device), REGION_BINS)
+    pooled = pool_regions(feature_map, padded.to(feature_map.device), REGION_BINS, offset=offset)
     return pooled.mean((3, 4))[valid.to(feature_map.device)]
 
 

@@ -37,7 +37,7 @@ def measure_influence(
         with torch.enable_grad():
             found = model.maps(images)
             for number, feature_map in enumerate(found):
-                features = pool_boxes(feature_map.float(), list(boxes[part, None]))
+                features = pool_boxes(feature_map.float(), list(boxes[part, None]), model.offset(feature_map))
                 direction = F.normalize((features - features.mean(0)).detach(), dim=1)
                 if not features.requires_grad:
                     return [nothing("no gradient reaches the pixels")] * len(model.stages), torch.zeros(0)

@@ -29,6 +29,7 @@ from transformers.utils import cached_file
 
 from ..configuration_decodepos import DecodePosConfig
 from ..modeling_decodepos import DecodePosModel, is_map_norm
+from ..region_pooling import cell_offset
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, for models that name none
 
@@ -49,6 +50,7 @@ class FeatureModel:
         mean: Of the pixels the network was trained on, in [0, 1].
         std: Their deviation.
         note: What a reader should know.
+        centre_cells: Whether regions are read where the cells of padded, strided convolutions have their centres.
     """
 
     name: str
@@ -61,6 +63,11 @@ class FeatureModel:
     std: tuple[float, ...] = IMAGE_STD
     note: str = ""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    centre_cells: bool = False
+
+    def offset(self, feature_map: Tensor) -> float:
+        """Cells that regions are read further down and right on this map."""
+        return cell_offset(self.size_px / feature_map.shape[-1]) if self.centre_cells else 0.0
 
     @property
     def is_cnn(self) -> bool:
@@ -103,6 +110,7 @@ def load_model(
     layers: int = 4,
     device: str | torch.device = "cpu",
     name: str | None = None,
+    centre_cells: bool = False,
 ) -> FeatureModel:
     """The model that a specification names, ready to be asked.
 
@@ -112,7 +120,27 @@ def load_model(
         layers: How many layers of a network with many equal ones (a ViT) are read, evenly spaced, with the last.
         device: Where the model runs.
         name: What to call it.
+        centre_cells: Read regions where the cells of padded, strided convolutions have their centres, as a checkpoint
+            of ours that was trained so is read in any case.
     """
+    model = _load(spec, size_px=size_px, layers=layers, device=device, name=name)
+    if centre_cells and not any(max(layer.stride) > 1 for layer in padded_convolutions(model.module)):
+        raise ValueError(
+            f"{model.name}: centre_cells is for networks whose strided convolutions pad, such as a ResNet; the cells "
+            "of this one are patches, or nobody can know. Leave it out."
+        )
+    model.centre_cells |= centre_cells
+    return model
+
+
+def _load(
+    spec: str | nn.Module | Callable[[Tensor], Tensor] | FeatureModel,
+    *,
+    size_px: int,
+    layers: int,
+    device: str | torch.device,
+    name: str | None,
+) -> FeatureModel:
     if layers < 1 or size_px < 8:
         raise ValueError(f"layers is {layers} and size_px {size_px}; expected at least 1 and at least 8.")
     if isinstance(spec, FeatureModel):
@@ -129,7 +157,9 @@ def load_model(
         return _wrap_transformers(model, name, None, size_px, layers, torch.device(device))
     if ":" in spec and not Path(spec).exists():
         return _wrap_callable(_import(spec), name, size_px, torch.device(device))
-    return _wrap_transformers(_load_weights(spec), name, spec, size_px, layers, torch.device(device))
+    wrapped = _wrap_transformers(_load_weights(spec), name, spec, size_px, layers, torch.device(device))
+    wrapped.centre_cells = getattr(_load_config(spec), "centre_cells", False)
+    return wrapped
 
 
 # ------------------------------------------------------------------------------------------------------- transformers

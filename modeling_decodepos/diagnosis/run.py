@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import platform
 import time
@@ -151,6 +152,7 @@ def diagnose(
     layers: int = 4,
     measures: str | None = None,
     device: str = "cpu",
+    centre_cells: bool = False,
     progress: bool = False,
 ) -> Diagnosis:
     """How much position and surroundings are in the features of some models, next to their controls.
@@ -165,13 +167,17 @@ def diagnose(
         layers: Layers of a ViT that are read.
         measures: Comma-separated names; all by default.
         device: Where the models run.
+        centre_cells: Read regions where a ResNet's cells have their centres; see `load_model`.
         progress: Whether to show a progress bar.
     """
     if images < 4 or seeds < 1:
         raise ValueError(f"images is {images} and seeds {seeds}; expected at least 4 and at least 1.")
     chosen = choose_measures(measures)
     asked_for = list(models) if isinstance(models, Sequence) and not isinstance(models, str) else [models]
-    loaded = [load_model(spec, size_px=size_px, layers=layers, device=device) for spec in asked_for]
+    loaded = [
+        load_model(spec, size_px=size_px, layers=layers, device=device, centre_cells=centre_cells)
+        for spec in asked_for
+    ]
     draws = (
         [data] if isinstance(data, ProbeData) else [build_data(data, images, size_px, seed + k) for k in range(seeds)]
     )
@@ -187,6 +193,7 @@ def diagnose(
         "layers": layers,
         "neighbours": NEIGHBOURS,
         "region_bins": REGION_BINS,
+        "centre_cells": [model.centre_cells for model in loaded],
         "cells_regressed": ROWS,
         "device": device,
         "threads": torch.get_num_threads(),
@@ -231,7 +238,8 @@ def _diagnose_one(
         plain.append(measure(control, draw, measures, control=True, tick=tick)[0])
         del asked
         if model.fresh is not None:
-            fresh.append(measure(model.fresh(1000 + draw.seed), draw, measures, control=True, tick=tick)[0])
+            untrained = dataclasses.replace(model.fresh(1000 + draw.seed), centre_cells=model.centre_cells)
+            fresh.append(measure(untrained, draw, measures, control=True, tick=tick)[0])
     assert first is not None
     debias = None
     if "debias" in measures and "debias" not in diagnosis.skipped and own[0][-1].verdict == "ok":

@@ -11,6 +11,7 @@ from modeling_decodepos.losses import (
     LossTerm,
     Objective,
     pair_loss,
+    region_repulsion_loss,
     region_similarity_loss,
 )
 
@@ -135,6 +136,56 @@ def test_shapes_must_match() -> None:
         region_similarity_loss(torch.rand(2, 3, 8), torch.rand(2, 4, 8))
 
 
+# --- keeping regions of an image apart
+
+
+def repulsion_reference(prediction: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> float:
+    """2 max(0, cos) with the other valid regions of the same image, one by one in double precision."""
+    a = torch.nn.functional.normalize(prediction.double(), dim=-1)
+    b = torch.nn.functional.normalize(target.double(), dim=-1)
+    rows = []
+    for image, region in zip(*np.nonzero(valid.numpy()), strict=True):
+        others = [k for k in np.flatnonzero(valid[image].numpy()) if k != region]
+        rows.append(np.mean([2 * max(0.0, float(a[image, region] @ b[image, k])) for k in others]) if others else 0.0)
+    return float(np.mean(rows))
+
+
+def test_repulsion_equals_a_reference_in_double_precision() -> None:
+    prediction, target = torch.randn(2, 6, 5, 8)
+    valid = torch.rand(6, 5) < 0.6
+    valid[0] = torch.tensor([True, False, False, False, False])  # alone in its image
+    found = region_repulsion_loss(prediction, target, valid).item()
+    assert found == pytest.approx(repulsion_reference(prediction, target, valid), rel=1e-5)
+    halves = [region_repulsion_loss(prediction[s], target[s], valid[s], valid.sum()) for s in (slice(3), slice(3, 6))]
+    assert sum(halves).item() == pytest.approx(found, rel=1e-5)
+
+
+def test_repulsion_is_between_regions_of_one_image_and_not_with_itself() -> None:
+    apart = torch.eye(4).view(1, 4, 4)
+    assert region_repulsion_loss(apart, apart).item() == 0  # equal to itself, orthogonal to the others
+    alike = torch.ones(1, 4, 4)
+    assert region_repulsion_loss(alike, alike).item() == pytest.approx(2)
+    assert region_repulsion_loss(alike, -alike).item() == 0
+    images = torch.eye(2).view(2, 1, 2)[[0, 0]]  # the same region in two images
+    assert region_repulsion_loss(images, images).item() == 0
+    nothing = region_repulsion_loss(alike.requires_grad_(), alike, torch.zeros(1, 4, dtype=torch.bool))
+    assert nothing.item() == 0
+    nothing.backward()
+
+
+def test_a_term_that_repels_uses_the_repulsion() -> None:
+    pairs = (("crop_cut_small", "whole_cut"),)
+    objective = Objective((LossTerm("apart", pairs, 0.5, kind="repel"),))
+    predictions, targets = {"crop_cut_small": torch.randn(3, 4, 8)}, {"whole_cut": torch.randn(3, 4, 8)}
+    valid = {name: torch.rand(3, 4) < 0.8 for name in objective.views}
+    total, terms = pair_loss(predictions, targets, valid, objective)
+    both = valid["crop_cut_small"] & valid["whole_cut"]
+    wanted = repulsion_reference(predictions["crop_cut_small"], targets["whole_cut"], both)
+    assert terms["apart"].item() == pytest.approx(wanted, rel=1e-5)
+    assert total.item() == pytest.approx(0.5 * wanted, rel=1e-5)
+    assert objective.weighted({"apart": 2.0}).terms[0].kind == "repel"
+
+
 # --- the tables
 
 
@@ -167,7 +218,12 @@ def test_the_arms_differ_in_one_thing_at_a_time() -> None:
         "decoupling": ("region", True, False),
         "depositioning": ("region", False, True),
         "both": ("region", True, True),
+        "both_uncut_teacher": ("region", True, True),
+        "both_apart": ("region", True, True),
     }
+    assert not any("cut" in view for view in OBJECTIVES["both_uncut_teacher"].teacher_views)
+    assert OBJECTIVES["both_uncut_teacher"].student_views == OBJECTIVES["both"].student_views
+    assert OBJECTIVES["both_apart"].terms[:2] == OBJECTIVES["both"].terms
     for objective in OBJECTIVES.values():
         # The same shape everywhere: a half-size crop and a whole image for the student, the crop for the teacher.
         assert "crop" in objective.teacher_views

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from modeling_decodepos.region_pooling import average_in_bins, pool_regions
+from modeling_decodepos.region_pooling import average_in_bins, cell_offset, pool_regions
 
 # Written by `python -m benchmarks.golden_roi_align`.
 GOLDEN = Path(__file__).with_name("golden_roi_align.safetensors")
@@ -155,6 +155,31 @@ def test_a_ramp_gives_the_bin_centres(sampling_ratio: int) -> None:
     centres = (torch.arange(bins) + 0.5) / bins
     torch.testing.assert_close(pooled[0], (0.2 + 0.7 * centres)[:, None].expand(-1, bins))
     torch.testing.assert_close(pooled[1], (0.15 + 0.65 * centres).expand(bins, -1))
+
+
+@pytest.mark.parametrize("halvings", [1, 3])
+def test_centred_cells_read_the_place_that_padded_convolutions_show(halvings: int) -> None:
+    # Each convolution hands on the pixel under the middle of its kernel, so a map of a ramp says where cells look.
+    size, stride = 64, 2**halvings
+    x = torch.arange(size) + 0.5
+    ramp = torch.stack([x[:, None].expand(-1, size), x.expand(size, -1)])[None]
+    middle = torch.zeros(2, 1, 3, 3)
+    middle[:, :, 1, 1] = 1
+    feature_map = ramp
+    for _ in range(halvings):
+        feature_map = torch.nn.functional.conv2d(feature_map, middle, stride=2, padding=1, groups=2)
+    box = torch.tensor([16.0, 20.0, 40.0, 36.0])
+    boxes = box[None, None] / size
+    centred = pool_regions(feature_map, boxes, 4, offset=cell_offset(stride)).mean((3, 4))[0, 0]
+    torch.testing.assert_close(centred, torch.tensor([28.0, 28.0]))  # the centre of the box: y, x
+    plain = pool_regions(feature_map, boxes, 4).mean((3, 4))[0, 0]
+    torch.testing.assert_close(plain, torch.tensor([28.0, 28.0]) - (stride - 1) / 2)
+
+
+def test_an_offset_is_a_shift_of_the_boxes() -> None:
+    feature_map, boxes = random_map(2, 3, 8, 12), torch.tensor([[[0.1, 0.2, 0.6, 0.7]], [[0.3, 0.1, 0.5, 0.9]]])
+    shifted = boxes + 0.4 / torch.tensor([12.0, 8.0, 12.0, 8.0])
+    torch.testing.assert_close(pool_regions(feature_map, boxes, 3, offset=0.4), pool_regions(feature_map, shifted, 3))
 
 
 def test_whole_map_with_a_bin_per_cell_is_the_map() -> None:

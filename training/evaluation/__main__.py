@@ -60,6 +60,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU where there is one")
     add("--arm", help="what tells this model from its comparisons; the objective of its run if that is known")
     add("--label", choices=LABELS, default="reduced scale", help="what the number may be called")
+    add("--centre_cells", action="store_true", help="read regions where a ResNet's cells have their centres")
     helps = {
         "size_px": "side that images are resized to",
         "region_bins": "bins per side of a region; 0: the checkpoint's own, or 14",
@@ -121,6 +122,8 @@ def evaluate(
 def protocol_id(name: str, entry: ProtocolEntry, common: Common, settings: Any) -> str:
     """Name, version and every setting that changes a number: equal ids, comparable numbers."""
     values = {name: getattr(common, name) for name in _COMMON_SETTINGS} | dataclasses.asdict(settings)
+    if common.centre_cells:  # named only where it is so: older ids stay what they were
+        values["centre_cells"] = True
     return f"{name}-{entry.version}:" + ",".join(f"{key}={_shown(value)}" for key, value in values.items())
 
 

@@ -26,6 +26,7 @@ class Common:
     seed: int = 0
     size_px: int = 224
     region_bins: int = 0
+    centre_cells: bool = False
     train_split: str = "train"
     validation_split: str = "validation"
     train_images: int = 0
@@ -50,7 +51,8 @@ class Evaluation:
     @functools.cached_property
     def model(self) -> EvaluatedModel:
         """The model, on this process's device."""
-        return load_model(self.common.model, self.seed, self.processes.device, self.common.region_bins)
+        common = self.common
+        return load_model(common.model, self.seed, self.processes.device, common.region_bins, common.centre_cells)
 
     def images(self, side: str, *, masks: bool = False, objects: bool = True) -> AnnotatedImages:
         """The images of a side, "train" or "validation"."""

@@ -130,7 +130,9 @@ class EvaluatedModel:
         return self.net.backbone
 
 
-def load_model(name: str, seed: int, device: torch.device | str = "cpu", region_bins: int = 0) -> EvaluatedModel:
+def load_model(
+    name: str, seed: int, device: torch.device | str = "cpu", region_bins: int = 0, centre_cells: bool = False
+) -> EvaluatedModel:
     """The model of a name, in evaluation mode.
 
     Args:
@@ -138,18 +140,21 @@ def load_model(name: str, seed: int, device: torch.device | str = "cpu", region_
         seed: Of untrained weights.
         device: Where to put it.
         region_bins: Bins per side that regions are pooled to; 0 takes the checkpoint's, or the paper's 14.
+        centre_cells: Read regions where a ResNet's cells have their centres, whatever the checkpoint says.
     """
     torch.manual_seed(seed)
-    bins: dict[str, Any] = {"region_bins": region_bins} if region_bins else {}
+    changes: dict[str, Any] = {"region_bins": region_bins} if region_bins else {}
+    if centre_cells:
+        changes["centre_cells"] = True
     if name.removeprefix(RANDOM) in BACKBONES and not name.startswith(RANDOM):
         raise ValueError(
             f"model: {name!r} names an architecture, not weights; say {RANDOM}{name} for an untrained one."
         )
     try:
         if name.startswith(RANDOM):
-            loaded = EvaluatedModel(name, _untrained(name.removeprefix(RANDOM), bins))
+            loaded = EvaluatedModel(name, _untrained(name.removeprefix(RANDOM), changes))
         else:
-            loaded = EvaluatedModel(name, _trained(name, bins), *_statistics(name))
+            loaded = EvaluatedModel(name, _trained(name, changes), *_statistics(name))
     except OSError as error:
         raise ValueError(
             f"model: no folder and no reachable Hub id {name.removeprefix(RANDOM)!r} with a config.json "
@@ -161,24 +166,24 @@ def load_model(name: str, seed: int, device: torch.device | str = "cpu", region_
     return loaded
 
 
-def _trained(name: str, bins: dict[str, Any]) -> DecodePosModel | MapModel:
+def _trained(name: str, changes: dict[str, Any]) -> DecodePosModel | MapModel:
     config = AutoConfig.from_pretrained(name)
     if isinstance(config, DecodePosConfig):
-        return DecodePosModel.from_pretrained(name, **bins)
+        return DecodePosModel.from_pretrained(name, **changes)
     if type(config) in MODEL_FOR_BACKBONE_MAPPING:
-        return DecodePosModel.from_backbone(name, **bins)
-    return MapModel(AutoModel.from_pretrained(name), bins.get("region_bins", 14))
+        return DecodePosModel.from_backbone(name, **changes)
+    return MapModel(AutoModel.from_pretrained(name), changes.get("region_bins", 14))
 
 
-def _untrained(name: str, bins: dict[str, Any]) -> DecodePosModel | MapModel:
+def _untrained(name: str, changes: dict[str, Any]) -> DecodePosModel | MapModel:
     config: Any = BACKBONES[name]() if name in BACKBONES else AutoConfig.from_pretrained(name)
     if isinstance(config, DecodePosConfig):
-        config = DecodePosConfig(**(config.to_dict() | bins | {"zero_init_residual": False}))
+        config = DecodePosConfig(**(config.to_dict() | changes | {"zero_init_residual": False}))
     elif type(config) in MODEL_FOR_BACKBONE_MAPPING:
         # Residual branches that start at zero would leave a network of a few layers: no control for a deep one.
-        config = DecodePosConfig(backbone_config=config, zero_init_residual=False, **bins)
+        config = DecodePosConfig(backbone_config=config, zero_init_residual=False, **changes)
     else:
-        return MapModel(AutoModel.from_config(config), bins.get("region_bins", 14))
+        return MapModel(AutoModel.from_config(config), changes.get("region_bins", 14))
     return DecodePosModel(config)
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from training.evaluation.ablation.command import main, write_results
 from training.evaluation.ablation.comparison import compare
-from training.evaluation.ablation.queue import Place, diagnosis_rows, fingerprint, load_row
+from training.evaluation.ablation.queue import Place, Queue, diagnosis_rows, fingerprint, load_row
 from training.evaluation.ablation.sweep import load_sweep
 
 ROOT = Path(__file__).parents[3]
@@ -93,6 +93,19 @@ def test_what_changes_a_number_makes_a_row_undone(write, tmp_path):
     assert load_row(Place(tmp_path, load_sweep(write(keys={"max_steps": 5})).rows()[2])) is None
     place.file.write_text("{")
     assert load_row(place) is None
+
+
+def test_the_hours_that_are_left_follow_from_the_rows_that_are_done(write, tmp_path):
+    sweep = load_sweep(write(keys={"max_steps": 100}))
+    places = [Place(tmp_path, row) for row in sweep.rows()]
+    queue = Queue(sweep, tmp_path, jobs=2, threads=1, budget_minutes=0)
+    assert "unknown" in queue.outlook(places)
+    places[0].file.parent.mkdir()
+    for place, trained in ((places[0], {}), (places[1], {"images": 3200, "train_seconds": 32.0})):
+        row = {"fingerprint": fingerprint(place.row), "measure_seconds": 40.0, "results": [], **trained}
+        place.file.write_text(json.dumps(row))
+    # Five trained rows of 32 seconds and seven measurements of 40, two at a time.
+    assert queue.outlook(places) == f"100 images/s a row, about {(5 * 32 + 7 * 40) / 3600 / 2:.1f} h left"
 
 
 def numbers(values) -> list[dict]:

@@ -29,6 +29,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from training.arguments import build_recipe
 from training.evaluation.ablation.sweep import Row, Sweep
 from training.interruption import EXIT_INTERRUPTED
 from training.monitoring import commit, now, read_log, write_json
@@ -72,8 +73,11 @@ class Place:
 
 
 def fingerprint(row: Row) -> str:
-    """Hash of all that decides a row's numbers."""
-    recipe = {key: value for key, value in row.build_recipe().values().items() if key not in _FREE}
+    """Hash of all that decides a row's numbers; without the keys at their defaults, so that a new key changes none."""
+    defaults = build_recipe({}).values()
+    recipe = {
+        key: value for key, value in row.build_recipe().values().items() if key not in _FREE and value != defaults[key]
+    }
     decisive = {"recipe": recipe, "untrained": row.sweep.arms[row.arm] is None, "measures": row.sweep.measures}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -136,8 +140,8 @@ class Queue:
     def outlook(self, places: Sequence[Place]) -> str:
         """The hours that are left, from what rows have taken so far."""
         rows = [(place, load_row(place)) for place in places]
-        trained = {place: values for place, values in rows if values and values.get("train_seconds")}
-        speeds = [values["images"] / values["train_seconds"] for values in trained.values()]
+        trained = [values for _, values in rows if values and values.get("train_seconds")]
+        speeds = [values["images"] / values["train_seconds"] for values in trained]
         if not speeds:
             speeds = [speed for place in places for speed in _speed_so_far(place.run)]
         if not speeds:
