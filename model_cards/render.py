@@ -1,6 +1,7 @@
 """Cards and the results page from JSON.
 
-    python -m model_cards.render            # writes RESULTS.md and cards/*.md here, and the numbers in ../README.md
+    python -m model_cards.render            # writes RESULTS.md and cards/*.md here, the numbers in ../README.md and
+                                            # ../docs/evidence.md, and the drawings of the latter
     python -m model_cards.render --check    # says which of them are not what the JSON says, and changes nothing
 
 Numbers are in results/*.json. A released model has its `release.json` in models/, and `results.json` of the release in
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model_cards.cards import render_card
+from model_cards.evidence import FIGURES, PAGE, draw, is_sweep, load_sweeps, with_sweeps
 from model_cards.results import LABELS, Row, load_rows
 from model_cards.tables import before_and_after, metric_list, number_table, origin_table
 
@@ -31,7 +33,8 @@ MEANINGS = {
 
 def render_all(folder: Path) -> dict[Path, str]:
     """The text of every page, by where it belongs."""
-    rows = {path.stem: load_rows(path) for path in sorted((folder / "results").glob("*.json"))}
+    paths = sorted((folder / "results").glob("*.json"))
+    rows = {path.stem: load_rows(path) for path in paths if not is_sweep(path)}
     pages = {folder / "RESULTS.md": results_page([row for found in rows.values() for row in found])}
     for path in sorted((folder / "models").glob("*.json")):
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -44,6 +47,10 @@ def render_all(folder: Path) -> dict[Path, str]:
     if FRONT_PAGE_MODEL in rows:
         front = folder.parent / "README.md"
         pages[front] = with_results(front.read_text(encoding="utf-8"), rows[FRONT_PAGE_MODEL])
+    if sweeps := load_sweeps(folder / "results"):
+        evidence = folder.parent / PAGE
+        pages[evidence] = with_sweeps(evidence.read_text(encoding="utf-8"), sweeps)
+        pages |= {folder.parent / FIGURES / f"{name}.svg": draw(values) for name, values in sweeps.items()}
     return pages
 
 
@@ -61,7 +68,8 @@ def results_page(rows: Sequence[Row]) -> str:
     parts = [
         "# Results",
         "Written by `python -m model_cards.render` from `results/*.json`; change those. There is no number of the "
-        "paper (arXiv 2303.16947) here, because none could be read.",
+        "paper (arXiv 2303.16947) here, because none could be read. Comparisons of arms over seeds are on the page "
+        "[evidence](../docs/evidence.md).",
     ]
     for label in LABELS:
         chosen = [row for row in rows if row["label"] == label]
@@ -90,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path in stale:
         print(f"{'differs' if args.check else 'written'}: {path}")
         if not args.check:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(exist_ok=True, parents=True)
             path.write_text(pages[path], encoding="utf-8") if path in pages else path.unlink()
     return 1 if args.check and stale else 0
 

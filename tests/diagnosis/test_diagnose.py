@@ -198,6 +198,38 @@ def test_our_own_checkpoint_gives_the_features_of_its_backbone(tmp_path):
         torch.testing.assert_close(model(pixels)[-1], expected)
 
 
+def middle_pixels(depth: int) -> nn.Sequential:
+    """Padded, strided convolutions that hand on the pixel in the middle of their kernels."""
+    layers = [nn.Conv2d(3, 3, 3, stride=2, padding=1, groups=3, bias=False) for _ in range(depth)]
+    for layer in layers:
+        layer.weight.data = torch.zeros(3, 1, 3, 3).index_fill_(2, torch.tensor(1), 1.0)
+        layer.weight.data[..., [0, 2]] = 0
+    return nn.Sequential(*layers)
+
+
+def test_centred_cells_take_misplaced_influence_away():
+    network, data = middle_pixels(4), scenes()
+    plain, centred = (
+        diagnose(network, data, measures="influence,context", centre_cells=flag).models[0].stages[-1].numbers
+        for flag in (False, True)
+    )
+    # What the network answers to lies half a stride up and left of what it is asked about, and only for that reason.
+    assert centred["influence_outside"].value < 0.5 * plain["influence_outside"].value
+    assert centred["context_leak"].value < plain["context_leak"].value
+
+
+def test_a_checkpoint_is_read_as_it_was_trained(tmp_path, capsys):
+    config = small_resnet().config
+    for flag in (False, True):
+        DecodePosModel(DecodePosConfig(backbone_config=config, centre_cells=flag)).save_pretrained(
+            tmp_path / str(flag)
+        )
+        assert load_model(str(tmp_path / str(flag)), size_px=64).centre_cells is flag
+    assert load_model(small_resnet(), size_px=64, centre_cells=True).centre_cells
+    with pytest.raises(ValueError, match="centre_cells is for networks whose strided convolutions pad"):
+        load_model(small_vit(0.0), size_px=64, centre_cells=True)
+
+
 def test_random_weights_follow_from_their_seed():
     pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     whole = ResNetModel(ResNetConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], embedding_size=8))

@@ -269,6 +269,28 @@ def test_bins_are_a_choice(bins: int) -> None:
     torch.testing.assert_close(output.region_embeddings, expected)
 
 
+@pytest.mark.parametrize("changes", [{}, {"downsample_in_first_stage": True}])
+def test_centred_cells_are_read_where_they_look(changes: dict[str, Any]) -> None:
+    model = region_model(backbone_config=tiny_resnet(**changes), centre_cells=True)
+    pixels = torch.randn(2, 3, 128, 128)
+    stride = 128 // model.feature_map(pixels).shape[-1]
+    assert model.config.map_stride == stride
+    # A box moved by half a stride less half a pixel, read as always, is the box read at the centres.
+    moved = (BOXES + (stride - 1) / 2 / 128).clamp(max=1)
+    inside = (BOXES[..., 2:] + stride / 128 < 1).all(-1)
+    assert inside.sum() >= 2
+    centred = model(pixels, regions=BOXES).region_embeddings
+    model.config.centre_cells = False
+    torch.testing.assert_close(centred[inside], model(pixels, regions=moved).region_embeddings[inside])
+    assert not torch.allclose(centred, model(pixels, regions=BOXES).region_embeddings, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["convnext", "dinov2", "swin"])
+def test_patches_have_their_centres_already(kind: str) -> None:
+    with pytest.raises(Exception, match="centre_cells is true, but the cells of"):
+        tiny_config(BACKBONES[kind][0], centre_cells=True)
+
+
 # --- ragged regions
 
 

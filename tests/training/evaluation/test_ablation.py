@@ -11,8 +11,9 @@ import pytest
 import scipy.stats
 import yaml
 
+from model_cards.comparison import compare
+from model_cards.evidence import draw, load_sweeps, with_sweeps
 from training.evaluation.ablation.command import main, write_results
-from training.evaluation.ablation.comparison import compare
 from training.evaluation.ablation.queue import Place, Queue, diagnosis_rows, fingerprint, load_row
 from training.evaluation.ablation.sweep import load_sweep
 
@@ -115,7 +116,18 @@ def numbers(values) -> list[dict]:
             "seed": seed,
             "command": "python training/pretrain.py",
             "measure_seconds": 1,
-            "results": [{"protocol": "object_knn-1:size_px=32", "metric": "micro_k1", "value": value}],
+            "results": [
+                {
+                    "protocol": "object_knn-1:size_px=32",
+                    "metric": "micro_k1",
+                    "value": value,
+                    "command": "python -m training.evaluation object_knn --data data/scenes",
+                    "commit": "0" * 40,
+                    "label": "reduced scale",
+                    "machine": {"device": "cpu", "cores": 2, "threads": 1, "torch": "2.13.0"},
+                    "arm": arm,
+                }
+            ],
         }
         for arm, by_seed in values.items()
         for seed, value in enumerate(by_seed)
@@ -155,8 +167,16 @@ def test_results_and_page_hold_the_rows_that_are_done(write, tmp_path, capsys):
         if values:
             place.file.write_text(json.dumps(values[0] | {"fingerprint": fingerprint(row)}))
     assert write_results(sweep, tmp_path / "out", tmp_path / "card.json") == 1
-    stored = json.loads((tmp_path / "card.json").read_text())["results"]
-    assert [row["value"] for row in stored] == [0.2, 0.25, 0.3, 0.36, 0.4]
+    stored = load_sweeps(tmp_path)["card"]
+    assert [row["values"] for row in stored["results"]] == [[0.2, 0.3, 0.4], [0.25, 0.36]]
+    assert [row["value"] for row in stored["results"]] == pytest.approx([0.3, 0.305])
+    assert stored["sweep"]["finished"] == 5 and stored["sweep"]["measure_hours"] == pytest.approx(5 / 3600)
+    text = with_sweeps("a <!-- sweep card --> stale <!-- end of card --> b", {"card": stored})
+    assert "stale" not in text and text.startswith("a ") and text.endswith(" b")
+    assert "0.305 ± 0.078<br>+0.055 [-0.009, +0.119]" in text and "<script>" not in text.replace("`<script>x`", "")
+    assert "&lt;script&gt;x" in draw(stored) and draw(stored).count("<circle") == 5
+    with pytest.raises(ValueError, match="no results/other.json"):
+        with_sweeps("<!-- sweep other --> <!-- end of other -->", {"card": stored})
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<script>x" not in page and "&lt;script&gt;x" in page and "5 of 6 runs" in page
     assert "not told apart" in capsys.readouterr().out

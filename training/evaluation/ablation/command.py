@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 
 from dataset_scripts.files import lock_folder
-from training.evaluation.ablation.comparison import compare
+from model_cards.comparison import compare
 from training.evaluation.ablation.queue import Place, Queue, load_row
 from training.evaluation.ablation.results_page import write_page
+from training.evaluation.ablation.summary import summarise
 from training.evaluation.ablation.sweep import Sweep, load_sweep
 from training.interruption import EXIT_INTERRUPTED
 from training.monitoring import write_json
@@ -31,7 +32,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads of each")
     parser.add_argument(
-        "--results", type=Path, help="put the numbers into this results file too (model_cards/results/…)"
+        "--results",
+        type=Path,
+        help="write what is shown, arm by arm, to this file too (model_cards/results/NAME.json)",
     )
     parser.add_argument("--only", nargs="+", metavar="ARM", help="these arms only, the baseline among them")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="recipe keys for all arms")
@@ -58,12 +61,11 @@ def write_results(sweep: Sweep, output: Path, results: Path | None) -> int:
     """results.json and report.html of the rows that are done; returns how many are not."""
     places = [Place(output, row) for row in sweep.rows()]
     rows = [row for place in places if (row := load_row(place)) is not None]
-    numbers = {"results": [result for row in rows for result in row["results"]]}
-    write_json(output / "results.json", numbers)
+    write_json(output / "results.json", {"results": [result for row in rows for result in row["results"]]})
+    command = shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
     if results is not None:
         results.parent.mkdir(parents=True, exist_ok=True)
-        write_json(results, numbers)
-    command = shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
+        write_json(results, summarise(sweep, rows, command))
     write_page(output / "report.html", sweep, rows, command)
     _print_table(sweep, rows)
     print(f"results  {results or output / 'results.json'}\nreport   {output / 'report.html'}")

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from model_cards.comparison import find_value
 from training.arguments import build_recipe
 from training.evaluation.ablation.sweep import Row, Sweep
 from training.interruption import EXIT_INTERRUPTED
@@ -342,15 +343,6 @@ def _summary(place: Place) -> str:
         value = find_value(values.get("results", []), name)
         shown.append(f"{name} {value:.3f}" if value is not None else f"{name} -")
     return ", ".join(shown) or f"{len(values.get('results', []))} numbers"
-
-
-def find_value(results: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    """The number `protocol/metric` among results."""
-    protocol, metric = name.split("/", 1)
-    for row in results:
-        if row["metric"] == metric and row["protocol"].split("-")[0].split(":")[0] == protocol:
-            return float(row["value"])
-    return None
 
 
 def _last_lines(log: Path) -> str:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from dataset_scripts.files import write_text
+from model_cards.comparison import Cell, all_names, compare
+from model_cards.dot_plots import STYLE, WIDTH, dot_plot
 from modeling_decodepos.page import Html, code_block, details, format_number, join, markup, message, page, table
-from training.evaluation.ablation.comparison import Cell, all_names, compare
 from training.evaluation.ablation.sweep import Sweep
-
-_LEFT, _WIDTH, _LINE = 130, 640, 26
 
 
 def write_page(path: Path, sweep: Sweep, rows: Sequence[Mapping[str, Any]], command: str) -> None:
@@ -33,7 +32,7 @@ def write_page(path: Path, sweep: Sweep, rows: Sequence[Mapping[str, Any]], comm
         message(f"{row['arm']}, seed {row['seed']}: {row['failure']}", "warn") for row in rows if "failure" in row
     ]
     sections: list[tuple[str, Any]] = [
-        ("Every run", join([*failed, *(dot_plot(name, sweep, cells) for name in names)])),
+        ("Every run", join([*failed, *(_figure(name, sweep, cells) for name in names)])),
         ("Means and spread", _means(sweep, names, cells)),
         (f"Differences from {sweep.baseline}", _differences(sweep, names, cells)),
         (
@@ -45,58 +44,11 @@ def write_page(path: Path, sweep: Sweep, rows: Sequence[Mapping[str, Any]], comm
     write_text(path, page(f"Sweep {sweep.name}", sections, lead=lead))
 
 
-def dot_plot(name: str, sweep: Sweep, cells: Mapping[str, Mapping[str, Cell]]) -> Html:
-    """One number: a line per arm, a dot per seed, a bar at the mean."""
-    known = {arm: cells[arm][name] for arm in sweep.arms if name in cells.get(arm, {})}
-    if not known:
-        return message(f"{name}: no run has this number.")
-    every = [value for cell in known.values() for value in cell.values.values()]
-    low, high = min(every), max(every)
-    room = 0.06 * (high - low) or 0.05
-    low, high = low - room, high + room
-
-    def x(value: float) -> float:
-        return _LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - 60)
-
-    height = _LINE * len(known) + 24
-    base = known.get(sweep.baseline)
-    parts = []
-    if base is not None:
-        parts.append(
-            markup('<line x1="{0}" x2="{0}" y1="4" y2="{1}" class="reference"/>', f"{x(base.mean):.1f}", height - 22)
-        )
-    for number, (arm, cell) in enumerate(known.items()):
-        y = _LINE * number + 16
-        parts.append(
-            markup(
-                '<text x="{}" y="{}" text-anchor="end" class="tick">{}</text>',
-                _LEFT - 10,
-                y + 4,
-                arm.replace("_", " "),
-            )
-        )
-        for seed, value in cell.values.items():
-            parts.append(
-                markup(
-                    '<circle cx="{}" cy="{}" r="4" class="s1 dot"><title>{}, seed {}: {}</title></circle>',
-                    f"{x(value):.1f}", y, arm, seed, format_number(value),
-                )
-            )  # fmt: skip
-        parts.append(
-            markup('<line x1="{0}" x2="{0}" y1="{1}" y2="{2}" class="mean"/>', f"{x(cell.mean):.1f}", y - 9, y + 9)
-        )
-        parts.append(
-            markup(
-                '<text x="{}" y="{}" text-anchor="end" class="tick">{}</text>', _WIDTH, y + 4, format_number(cell.mean)
-            )
-        )
-    style = markup(
-        "<style>.dot{{fill:#2a6fdb;fill-opacity:.55}}.mean{{stroke:currentColor;stroke-width:2}}"
-        ".reference{{stroke:#999;stroke-dasharray:4 3}}.tick{{font-size:12px;fill:currentColor}}</style>"
-    )
+def _figure(name: str, sweep: Sweep, cells: Mapping[str, Mapping[str, Cell]]) -> Html:
+    drawing, height = dot_plot(name, list(sweep.arms), sweep.baseline, cells)
     return markup(
-        '<figure><figcaption>{}</figcaption><svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}</svg></figure>',
-        name, _WIDTH, height, name, style, join(parts),
+        '<figure><svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}</svg></figure>',
+        WIDTH, height, name, STYLE, drawing,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What a sweep file says: a base recipe, arms that each change some of its keys, seeds, and what is measured.
 
-name: arms_scenes                             # of the results file and of the folder
+name: arms_scenes                             # of the results file
+question: Does it help?                       # that the sweep answers, for its page
 recipe: training/recipes/ablation_both.yaml   # what all arms share …
 keys: {view_size_px: 64, max_steps: 1500}     # … and what differs from that file in all of them
 seeds: [0, 1, 2]
@@ -41,6 +42,7 @@ class Sweep:
     measures: Mapping[str, Keys]
     keys: Keys = field(default_factory=dict)
     show: tuple[str, ...] = ()
+    question: str = ""
 
     def rows(self) -> list[Row]:
         """What is to be trained and measured, all arms of a seed before the next seed: a sweep cut short is fair."""

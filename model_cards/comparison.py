@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.evaluation.ablation.queue import find_value
-
 # Two-sided 95 % quantiles of Student's t for 1, 2, 3 … degrees of freedom.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
@@ -77,11 +75,16 @@ def compare(rows: Sequence[Mapping[str, Any]], baseline: str, names: Sequence[st
     return table
 
 
+def measure_name(result: Mapping[str, Any]) -> str:
+    """`protocol/metric` of a row of results, without version and settings."""
+    return f"{result['protocol'].split('-')[0].split(':')[0]}/{result['metric']}"
+
+
+def find_value(results: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """The number `protocol/metric` among results."""
+    return next((float(row["value"]) for row in results if measure_name(row) == name), None)
+
+
 def all_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Every number that any row has, as `protocol/metric`."""
-    names: dict[str, None] = {}
-    for row in rows:
-        for result in row["results"]:
-            protocol = result["protocol"].split("-")[0].split(":")[0]
-            names[f"{protocol}/{result['metric']}"] = None
-    return list(names)
+    return list(dict.fromkeys(measure_name(result) for row in rows for result in row["results"]))
