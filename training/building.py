@@ -172,7 +172,7 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
     """Data, networks and optimiser of a run, at the step of the checkpoint it continues from, if there is one."""
     known = output_dir / "run.json"
     if known.is_file() and saved_steps(output_dir / "checkpoints"):  # without one there is nothing to protect
-        refuse_other_recipe(output_dir, _read_recipe(known), recipe)
+        refuse_other_recipe(output_dir, read_recipe(known), recipe)
     checkpoint = find_checkpoint(output_dir / "checkpoints", recipe.run.resume)
     objective = build_objective(recipe)
     dataset = build_dataset(accelerator, recipe, objective, output_dir)
@@ -368,7 +368,8 @@ def refuse_other_data(checkpoint: Path, before: str | None, source: ImageSource 
         )
 
 
-def _read_recipe(known: Path) -> dict[str, Any]:
+def read_recipe(known: Path) -> dict[str, Any]:
+    """The recipe of a run folder, from its run.json."""
     try:
         recipe: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))["recipe"]
     except (ValueError, KeyError, TypeError) as error:

@@ -5,7 +5,7 @@ Shapes: I pictures, N regions, L = h * w cells, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -73,9 +73,11 @@ def read_features(
     for start in range(0, len(pixels), batch_size):
         batch = pixels[start : start + batch_size]
         rows = None if boxes is None else boxes[start : start + batch_size]
-        for parts, feature_map in zip(stages, model(batch), strict=True):
-            if rows is not None:
-                parts.regions.append(pool_boxes(feature_map, rows, model.offset(feature_map)).cpu())
+        maps = model(batch)
+        if rows is not None:
+            for parts, regions in zip(stages, pool_stages(model, maps, rows), strict=True):
+                parts.regions.append(regions.cpu())
+        for parts, feature_map in zip(stages, maps, strict=True):
             if cells:
                 coarse = coarsen(feature_map)
                 parts.grid = (coarse.shape[2], coarse.shape[3])
@@ -92,6 +94,13 @@ def read_features(
         )
         for parts in stages
     ]
+
+
+def pool_stages(model: FeatureModel, maps: Sequence[Tensor], boxes: list[Tensor]) -> list[Tensor]:
+    """(N, C) features of ragged boxes at every stage, image by image."""
+    read = maps if model.embed is None else maps[:-1]
+    rows = [pool_boxes(feature_map, boxes, model.offset(feature_map)) for feature_map in read]
+    return rows if model.embed is None else [*rows, model.embed(maps, boxes)]
 
 
 def pool_boxes(feature_map: Tensor, boxes: list[Tensor], offset: float = 0.0) -> Tensor:

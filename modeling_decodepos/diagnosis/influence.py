@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .estimates import Estimate, estimate, nothing, ratio
-from .features import Tick, pool_boxes
+from .features import Tick, pool_stages
 from .models import FeatureModel
 
 BATCH = 8
@@ -36,8 +36,8 @@ def measure_influence(
         images = model.prepare(pixels[part]).requires_grad_(True)
         with torch.enable_grad():
             found = model.maps(images)
-            for number, feature_map in enumerate(found):
-                features = pool_boxes(feature_map.float(), list(boxes[part, None]), model.offset(feature_map))
+            pooled = pool_stages(model, [feature_map.float() for feature_map in found], list(boxes[part, None]))
+            for number, features in enumerate(pooled):
                 direction = F.normalize((features - features.mean(0)).detach(), dim=1)
                 if not features.requires_grad:
                     return [nothing("no gradient reaches the pixels")] * len(model.stages), torch.zeros(0)

@@ -12,6 +12,7 @@ Shapes: B pictures, C channels, h w cells, N tokens.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib
 import inspect
 import json
@@ -30,6 +31,7 @@ from transformers.utils import cached_file
 from ..configuration_decodepos import DecodePosConfig
 from ..modeling_decodepos import DecodePosModel, is_map_norm
 from ..region_pooling import cell_offset
+from ..regions import check_regions
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, for models that name none
 
@@ -51,6 +53,7 @@ class FeatureModel:
         std: Their deviation.
         note: What a reader should know.
         centre_cells: Whether regions are read where the cells of padded, strided convolutions have their centres.
+        embed: Region features of the last stage from all maps and ragged boxes, where they are not the mean of a box.
     """
 
     name: str
@@ -64,6 +67,7 @@ class FeatureModel:
     note: str = ""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     centre_cells: bool = False
+    embed: Callable[[Sequence[Tensor], list[Tensor]], Tensor] | None = None
 
     def offset(self, feature_map: Tensor) -> float:
         """Cells that regions are read further down and right on this map."""
@@ -123,7 +127,7 @@ def load_model(
         centre_cells: Read regions where the cells of padded, strided convolutions have their centres, as a checkpoint
             of ours that was trained so is read in any case.
     """
-    model = _load(spec, size_px=size_px, layers=layers, device=device, name=name)
+    model = _load(spec, size_px=size_px, layers=layers, device=device, name=name, centre_cells=centre_cells)
     if centre_cells and not any(max(layer.stride) > 1 for layer in padded_convolutions(model.module)):
         raise ValueError(
             f"{model.name}: centre_cells is for networks whose strided convolutions pad, such as a ResNet; the cells "
@@ -140,6 +144,7 @@ def _load(
     layers: int,
     device: str | torch.device,
     name: str | None,
+    centre_cells: bool,
 ) -> FeatureModel:
     if layers < 1 or size_px < 8:
         raise ValueError(f"layers is {layers} and size_px {size_px}; expected at least 1 and at least 8.")
@@ -153,13 +158,13 @@ def _load(
     if spec.startswith("timm:"):
         return _wrap_callable(_load_timm(spec.removeprefix("timm:")), name, size_px, torch.device(device))
     if spec.startswith("random:"):
-        model = _build_random(_random_config(spec.removeprefix("random:")), 0)
-        return _wrap_transformers(model, name, None, size_px, layers, torch.device(device))
+        config = _random_config(spec.removeprefix("random:"))
+        wrapped = _wrap_transformers(_build_random(config, 0), name, None, size_px, layers, torch.device(device))
+        return _with_region_stage(wrapped, config, centre_cells)
     if ":" in spec and not Path(spec).exists():
         return _wrap_callable(_import(spec), name, size_px, torch.device(device))
     wrapped = _wrap_transformers(_load_weights(spec), name, spec, size_px, layers, torch.device(device))
-    wrapped.centre_cells = getattr(_load_config(spec), "centre_cells", False)
-    return wrapped
+    return _with_region_stage(wrapped, _load_config(spec), centre_cells)
 
 
 # ------------------------------------------------------------------------------------------------------- transformers
@@ -273,6 +278,40 @@ def _wrap_transformers(
         return _wrap_transformers(other, f"{name}, random weights", None, size_px, layers, device)
 
     return FeatureModel(name, tuple(kept), maps, size, module, fresh, mean, std, note, device)
+
+
+def _with_region_stage(model: FeatureModel, config: Any, centre_cells: bool) -> FeatureModel:
+    """A checkpoint of ours with one more stage: the region embeddings of a `DecodePosModel`, which it is loaded for.
+
+    A ResNet's last stage then runs on regions of the map before. The stage's own map is the last stage on that map at
+    twice its size: a cell per cell of it, made as regions are.
+    """
+    if not (isinstance(config, DecodePosConfig) and config.splits_backbone):
+        return model
+    config = copy.deepcopy(config)
+    config.centre_cells |= centre_cells
+    backbone: Any = model.module
+    net = DecodePosModel(config).eval().to(model.device)
+    net.backbone.load_state_dict(backbone.state_dict(), strict=False)
+    own_maps, own_fresh = model.maps, model.fresh
+
+    def maps(pixels: Tensor) -> list[Tensor]:
+        found = own_maps(pixels)
+        finer = F.interpolate(found[-2], scale_factor=2, mode="bilinear", align_corners=False)
+        return [*found, net.apply_region_stage(finer)]
+
+    def embed(maps: Sequence[Tensor], boxes: list[Tensor]) -> Tensor:
+        regions = check_regions(boxes, len(maps[0]), device=maps[0].device)
+        return net.embed_regions(maps[-3], regions, config.region_bins)
+
+    return dataclasses.replace(
+        model,
+        stages=(*model.stages, "regions"),
+        maps=maps,
+        embed=embed,
+        centre_cells=config.centre_cells,
+        fresh=own_fresh and (lambda seed: _with_region_stage(own_fresh(seed), config, centre_cells)),
+    )
 
 
 def _read_backbone(module: Any, pixels: Tensor) -> dict[str, Tensor]:

@@ -191,11 +191,31 @@ def test_our_own_checkpoint_gives_the_features_of_its_backbone(tmp_path):
     trained = DecodePosModel(DecodePosConfig(backbone_config=backbone)).eval()
     trained.save_pretrained(tmp_path)
     model = load_model(str(tmp_path), size_px=64)
-    assert model.stages == ("stage1", "stage2", "stage3", "stage4")
+    assert model.stages == ("stage1", "stage2", "stage3", "stage4", "regions")
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         expected = trained.backbone(model.prepare(pixels)).feature_maps[-1]
-        torch.testing.assert_close(model(pixels)[-1], expected)
+        torch.testing.assert_close(model(pixels)[-2], expected)
+
+
+@pytest.mark.parametrize("centre_cells", [False, True])
+def test_our_own_checkpoint_is_asked_about_its_region_embeddings(tmp_path, centre_cells):
+    backbone = ResNetConfig(hidden_sizes=[8, 8, 8, 12], depths=[1, 1, 1, 1], embedding_size=8, layer_type="basic")
+    config = DecodePosConfig(backbone_config=backbone, region_bins=6, centre_cells=centre_cells)
+    trained = DecodePosModel(config).eval()
+    trained.save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), size_px=64)
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    boxes = [torch.tensor([[0.1, 0.2, 0.6, 0.9], [0.3, 0.3, 0.5, 0.7]]), torch.tensor([[0.0, 0.0, 0.5, 0.5]])]
+    found = read_features(model, pixels, boxes, cells=True)[-1]
+    with torch.no_grad():
+        output = trained(model.prepare(pixels), regions=boxes)
+    torch.testing.assert_close(found.regions, output.region_embeddings[output.valid_regions])
+    assert found.cells.shape == (2, 16, 12)  # a cell per cell of the map that regions are pooled from
+    assert load_model(f"random:{tmp_path}", size_px=64).stages == model.stages == model.fresh(3).stages
+    asked = load_model(str(tmp_path), size_px=64, centre_cells=True)
+    again = read_features(asked, pixels, boxes)[-1].regions
+    assert torch.allclose(again, found.regions, atol=1e-6) is centre_cells
 
 
 def middle_pixels(depth: int) -> nn.Sequential:

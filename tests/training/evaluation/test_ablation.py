@@ -14,7 +14,14 @@ import yaml
 from model_cards.comparison import compare
 from model_cards.evidence import draw, load_sweeps, with_sweeps
 from training.evaluation.ablation.command import main, write_results
-from training.evaluation.ablation.queue import Place, Queue, diagnosis_rows, fingerprint, load_row
+from training.evaluation.ablation.queue import (
+    Place,
+    Queue,
+    diagnosis_rows,
+    fingerprint,
+    load_row,
+    refuse_other_run,
+)
 from training.evaluation.ablation.sweep import load_sweep
 
 ROOT = Path(__file__).parents[3]
@@ -94,6 +101,18 @@ def test_what_changes_a_number_makes_a_row_undone(write, tmp_path):
     assert load_row(Place(tmp_path, load_sweep(write(keys={"max_steps": 5})).rows()[2])) is None
     place.file.write_text("{")
     assert load_row(place) is None
+
+
+def test_the_weights_of_another_recipe_are_not_measured(write, tmp_path):
+    place = Place(tmp_path, load_sweep(write()).rows()[2])
+    refuse_other_run(place)  # nothing there yet
+    place.run.mkdir(parents=True)
+    recipe = place.row.build_recipe().values() | {"output_dir": str(place.run), "num_workers": 7}
+    (place.run / "run.json").write_text(json.dumps({"recipe": recipe}))
+    refuse_other_run(place)
+    (place.run / "run.json").write_text(json.dumps({"recipe": recipe | {"view_size_px": 64}}))
+    with pytest.raises(ValueError, match="view_size_px: 64 there, 96 now"):
+        refuse_other_run(place)
 
 
 def test_the_hours_that_are_left_follow_from_the_rows_that_are_done(write, tmp_path):

@@ -10,6 +10,7 @@ last checkpoint.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -58,9 +59,9 @@ class Place:
         return self.output / "runs" / self.row.name
 
     @property
-    def backbone(self) -> Path:
-        """What is measured."""
-        return self.run / "export" / "backbone"
+    def model(self) -> Path:
+        """What is measured: the student with its own way to read regions, which a plain backbone does not know."""
+        return self.run / "export" / "pretraining"
 
     @property
     def file(self) -> Path:
@@ -107,6 +108,8 @@ class Queue:
         """Train and measure what is not done yet, until all is or time is up."""
         places = [Place(self.output, row) for row in self.sweep.rows()]
         missing = [place for place in places if load_row(place) is None]
+        for undone in missing:
+            refuse_other_run(undone)
         print(self.plan(places, missing), flush=True)
         with (
             stopping_on_signals(self.stop),
@@ -170,7 +173,7 @@ class Queue:
             if failure:
                 write_json(place.file, {**values, "measure_seconds": 0, "results": [], "failure": failure})
                 return
-            model = str(place.backbone)
+            model = str(place.model)
         values["command"] = shlex.join(self.train_command(place))
         started = time.monotonic()
         results = self._measure(place, model)
@@ -197,12 +200,12 @@ class Queue:
 
     def _train(self, place: Place) -> str | None:
         """Train a row, or go on; returns why there is nothing to measure, if so."""
-        if place.backbone.is_dir():
+        if place.model.is_dir():
             return None
         code = self._call(self.train_command(place), place.log)
         if code == EXIT_INTERRUPTED or (code and self._is_over()):  # it may not have come to its own handler yet
             raise Stopped
-        if code or not place.backbone.is_dir():
+        if code or not place.model.is_dir():
             known = place.run / "run.json"
             reason = json.loads(known.read_text(encoding="utf-8")).get("reason") if known.is_file() else None
             return reason or f"exit code {code}: {_last_lines(place.log)}"
@@ -293,6 +296,17 @@ def diagnosis_rows(report: Path, model: str, row: Row, command: str) -> list[dic
         for metric, (name, number) in numbers.items()
         if name in found["protocols"] and number["value"] is not None
     ]
+
+
+def refuse_other_run(place: Place) -> None:
+    """Raises where the folder of a row holds a run of another recipe, whose weights would be measured in its place."""
+    from training.building import read_recipe, refuse_other_recipe
+
+    known = place.run / "run.json"
+    if place.row.sweep.arms[place.row.arm] is not None and known.is_file():
+        recipe = place.row.build_recipe()
+        run = dataclasses.replace(recipe.run, output_dir=str(place.run))
+        refuse_other_recipe(place.run, read_recipe(known), dataclasses.replace(recipe, run=run))
 
 
 @contextmanager
