@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--layers", type=int, default=4, help="layers of a ViT that are read, evenly spaced")
     parser.add_argument(
         "--centre-cells",
+        "--centre_cells",
         action="store_true",
         help="read regions where the cells of a ResNet's maps have their centres, half a stride down and right of "
         "where RoIAlign reads them",

@@ -19,10 +19,12 @@ from training.evaluation.ablation.queue import (
     Queue,
     diagnosis_rows,
     fingerprint,
+    images_of,
     load_row,
     refuse_other_run,
 )
 from training.evaluation.ablation.sweep import load_sweep
+from training.monitoring import write_json
 
 ROOT = Path(__file__).parents[3]
 RECIPE = ROOT / "training" / "recipes" / "ablation_both.yaml"
@@ -70,6 +72,9 @@ def test_the_sweeps_that_come_along_can_be_read():
         ({"arms": {"plain": {"objectiv": "both"}}}, "arm plain: .*objectiv"),
         ({"arms": {"plain": {"objective": "boht"}}}, "arm plain: .*boht"),
         ({"recipe": "nowhere.yaml"}, "nowhere.yaml"),
+        ({"arms": SWEEP["arms"] | {"again": {"weights_of": "noone", "measure_with": {}}}}, "a trained arm"),
+        ({"arms": SWEEP["arms"] | {"again": {"weights_of": "start", "measure_with": {}}}}, "a trained arm"),
+        ({"arms": SWEEP["arms"] | {"again": {"weights_of": "plain"}}}, "expected weights_of.*measure_with"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused_before_anything_is_trained(write, changes, message):
@@ -113,6 +118,32 @@ def test_the_weights_of_another_recipe_are_not_measured(write, tmp_path):
     (place.run / "run.json").write_text(json.dumps({"recipe": recipe | {"view_size_px": 64}}))
     with pytest.raises(ValueError, match="view_size_px: 64 there, 96 now"):
         refuse_other_run(place)
+
+
+def test_an_arm_may_read_the_weights_of_another_otherwise(write, tmp_path):
+    arms = SWEEP["arms"] | {"again": {"weights_of": "both", "measure_with": {"centre_cells": True}}}
+    sweep = load_sweep(write(arms=arms, seeds=[0]))
+    both, again = (Place(tmp_path, row) for row in sweep.rows()[2:])
+    assert again.run == both.run and again.file != both.file
+    assert again.row.build_recipe() == both.row.build_recipe() and fingerprint(again.row) != fingerprint(both.row)
+    assert fingerprint(both.row) == fingerprint(load_sweep(write(seeds=[0])).rows()[2])
+    assert images_of(again.row) == 0 and images_of(both.row) == 4 * 32
+    assert list(load_sweep(write(arms=arms), only=["again"]).arms) == ["plain", "both", "again"]
+    called = []
+
+    class Recording(Queue):
+        def _call(self, command, log):
+            called.append(command)
+            if "--output" in command and "training.evaluation" in command:
+                write_json(Path(command[command.index("--output") + 1]), {"results": []})
+            return 0
+
+    for place in (both, again):
+        place.model.mkdir(parents=True, exist_ok=True)
+        (place.run / "run.json").write_text(json.dumps({"recipe": {"global_batch_size": 32}}))
+        Recording(sweep, tmp_path, 1, 1, 0).finish_row(place)
+    assert [("--centre_cells" in command, "True" in command) for command in called] == [(False, False), (True, False)]
+    assert [command[command.index("--model") + 1] for command in called] == [str(both.model)] * 2
 
 
 def test_the_hours_that_are_left_follow_from_the_rows_that_are_done(write, tmp_path):

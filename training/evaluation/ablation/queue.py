@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ class Place:
     @property
     def run(self) -> Path:
         """The run folder."""
-        return self.output / "runs" / self.row.name
+        return self.output / "runs" / self.row.weights.name
 
     @property
     def model(self) -> Path:
@@ -81,6 +82,7 @@ def fingerprint(row: Row) -> str:
         key: value for key, value in row.build_recipe().values().items() if key not in _FREE and value != defaults[key]
     }
     decisive = {"recipe": recipe, "untrained": row.sweep.arms[row.arm] is None, "measures": row.sweep.measures}
+    decisive |= {"flags": row.flags} if row.flags else {}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -103,6 +105,7 @@ class Queue:
         self.deadline = time.monotonic() + 60 * budget_minutes if budget_minutes else float("inf")
         self.stop = threading.Event()
         self.architecture = threading.Lock()
+        self.training: dict[Path, threading.Lock] = defaultdict(threading.Lock)
 
     def work(self) -> None:
         """Train and measure what is not done yet, until all is or time is up."""
@@ -168,8 +171,10 @@ class Queue:
         if self.sweep.arms[place.row.arm] is None:
             model = f"random:{self._architecture(place)}"
         else:
-            failure = self._train(place)
-            values |= {"images": images_of(place.row), "train_seconds": _trained_seconds(place.run)}
+            with self.training[place.run]:  # two arms may have the same weights
+                failure = self._train(place)
+            if place.row.weights == place.row:
+                values |= {"images": images_of(place.row), "train_seconds": _trained_seconds(place.run)}
             if failure:
                 write_json(place.file, {**values, "measure_seconds": 0, "results": [], "failure": failure})
                 return
@@ -227,7 +232,8 @@ class Queue:
             else:
                 command = ["python", "-m", "training.evaluation", protocol]
                 common = {"model": model, "data": data, "arm": place.row.arm, "seeds": place.row.seed, "output": found}
-            command += [part for key, value in {**common, **flags}.items() for part in (f"--{key}", *_words(value))]
+            every = {**common, **flags, **place.row.flags}
+            command += [part for key, value in every.items() for part in (f"--{key}", *_words(value))]
             if self._call(command, place.log):
                 if self._is_over():
                     raise Stopped
@@ -327,7 +333,7 @@ def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
 
 def images_of(row: Row) -> int:
     """Images that training a row takes."""
-    if row.sweep.arms[row.arm] is None:
+    if row.sweep.arms[row.arm] is None or row.weights != row:
         return 0
     run = row.build_recipe().run
     return run.max_steps * run.global_batch_size
@@ -368,4 +374,6 @@ def _flag(value: Any) -> str:
 
 
 def _words(value: Any) -> list[str]:
+    if value is True:
+        return []
     return [str(part) for part in value] if isinstance(value, list | tuple) else [str(value)]

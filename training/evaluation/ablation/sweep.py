@@ -10,6 +10,7 @@ arms:
   untrained: null                             # the network as it starts
   byol_region: {objective: byol_region}
   both: {objective: both}
+  both_centred: {weights_of: both, measure_with: {centre_cells: true}}  # the same weights, read otherwise
 measures:                                     # flags of `python -m training.evaluation` and `decodepos-diagnose`
   object_knn: {size_px: 64}
 show: [object_knn/class_mean_k20]             # the numbers of the table, in this order
@@ -28,6 +29,7 @@ import yaml
 from training.arguments import Recipe, load_recipe
 
 Keys = Mapping[str, Any]
+_WEIGHTS, _FLAGS = "weights_of", "measure_with"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Sweep:
     @property
     def trained(self) -> str:
         """An arm that is trained; an untrained network takes its architecture."""
-        return next(arm for arm, keys in self.arms.items() if keys is not None)
+        return next(arm for arm, keys in self.arms.items() if keys is not None and _WEIGHTS not in keys)
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,25 @@ class Row:
         return f"{self.arm}-seed{self.seed}"
 
     @property
+    def keys(self) -> Keys:
+        """What the sweep file says of the arm."""
+        return self.sweep.arms[self.arm] or {}
+
+    @property
+    def weights(self) -> Row:
+        """The row whose weights are measured: this one, unless its arm has those of another."""
+        return Row(self.sweep, self.keys[_WEIGHTS], self.seed) if _WEIGHTS in self.keys else self
+
+    @property
+    def flags(self) -> Keys:
+        """Flags of this arm's measurements, beside those that all arms have."""
+        flags: Keys = self.keys.get(_FLAGS, {})
+        return flags
+
+    @property
     def values(self) -> dict[str, Any]:
-        """Recipe keys beside those of the recipe file."""
-        return {**self.sweep.keys, **(self.sweep.arms[self.arm] or {}), "seed": self.seed}
+        """Recipe keys of the weights, beside those of the recipe file."""
+        return {**self.sweep.keys, **self.weights.keys, "seed": self.seed}
 
     def build_recipe(self) -> Recipe:
         """The whole recipe."""
@@ -101,7 +119,9 @@ def load_sweep(path: Path, changes: Keys | None = None, only: Sequence[str] | No
     if only:
         if unknown := sorted(set(only) - set(values["arms"])):
             raise ValueError(f"{path} has no arm {unknown[0]!r}; it has {', '.join(values['arms'])}.")
-        values["arms"] = {arm: keys for arm, keys in values["arms"].items() if arm in {*only, values["baseline"]}}
+        wanted = {*only, values["baseline"]}
+        wanted |= {(values["arms"].get(arm) or {}).get(_WEIGHTS) for arm in wanted}
+        values["arms"] = {arm: keys for arm, keys in values["arms"].items() if arm in wanted}
     sweep = Sweep(
         **values
         | {"recipe": Path(values["recipe"]), "seeds": tuple(values["seeds"]), "show": tuple(values.get("show", ()))}
@@ -113,6 +133,13 @@ def load_sweep(path: Path, changes: Keys | None = None, only: Sequence[str] | No
     if all(keys is None for keys in sweep.arms.values()):
         raise ValueError(f"{path}: no arm is trained; give one a mapping of recipe keys.")
     for row in sweep.rows():
+        if _WEIGHTS in row.keys and (
+            set(row.keys) != {_WEIGHTS, _FLAGS} or _WEIGHTS in (sweep.arms.get(row.keys[_WEIGHTS]) or {_WEIGHTS: ""})
+        ):
+            raise ValueError(
+                f"{path}, arm {row.arm}: expected {_WEIGHTS}: a trained arm, and {_FLAGS}: flags of the measurements; "
+                f"found {dict(row.keys)}."
+            )
         try:
             row.build_recipe()
         except ValueError as error:
