@@ -247,6 +247,10 @@ def test_a_diagnosis_becomes_rows(write, tmp_path):
     rows = diagnosis_rows(path, "model", load_sweep(write()).rows()[2], "decodepos-diagnose model")
     assert {row["metric"]: row["value"] for row in rows} == {"context_leak": 0.6, "context_leak_stage3": 0.3}
     assert all(row["protocol"].startswith("diagnosis-context-swap/1:data=scenes,images=8") for row in rows)
+    report["settings"]["centre_cells"] = [True]
+    path.write_text(json.dumps(report))
+    centred = diagnosis_rows(path, "model", load_sweep(write()).rows()[2], "decodepos-diagnose model")
+    assert all(row["protocol"].endswith(",centre_cells=True") for row in centred)
 
 
 def test_a_command_that_cannot_run_says_why(write, tmp_path):

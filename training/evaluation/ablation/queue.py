@@ -276,6 +276,8 @@ def diagnosis_rows(report: Path, model: str, row: Row, command: str) -> list[dic
 
     found = json.loads(report.read_text(encoding="utf-8"))
     settings = ",".join(f"{key}={found['settings'][key]}" for key in ("data", "images", "picture_size_px"))
+    if any(found["settings"].get("centre_cells", [])):
+        settings += ",centre_cells=True"
     stages = found["models"][0]["stages"]
     numbers = {name: (name, number) for name, number in stages[-1]["numbers"].items()}
     for stage in stages[:-1]:

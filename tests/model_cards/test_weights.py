@@ -1,0 +1,52 @@
+"""The weights that come along: whole, small, loadable without our code, and better than none."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modeling_decodepos.diagnosis import diagnose
+
+WEIGHTS = sorted((Path(__file__).parents[2] / "model_cards" / "weights").iterdir())
+LOAD = """
+import sys, torch
+from transformers import AutoImageProcessor, AutoModel
+processor = AutoImageProcessor.from_pretrained(sys.argv[1])
+model, report = AutoModel.from_pretrained(sys.argv[1], output_loading_info=True)
+assert not report["missing_keys"] and not report["unexpected_keys"], report
+assert not any(name.startswith("modeling_decodepos") for name in sys.modules)
+with torch.no_grad():
+    output = model(**processor(torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8), return_tensors="pt"))
+assert torch.isfinite(output.pooler_output).all() and output.pooler_output.std() > 0
+"""
+
+
+@pytest.fixture(params=WEIGHTS, ids=lambda folder: folder.name)
+def folder(request):
+    return request.param
+
+
+def test_every_file_is_the_one_that_was_released(folder):
+    sums = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    assert set(sums) == set(files) - {"SHA256SUMS"}
+    assert all(
+        hashlib.sha256(path.read_bytes()).hexdigest() == sums[name] for name, path in files.items() if name in sums
+    )
+    assert sum(path.stat().st_size for path in files.values()) < 12 * 2**20
+
+
+def test_it_loads_without_our_code(folder):
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(folder)], capture_output=True, text=True, cwd=folder, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_it_leaks_less_than_an_untrained_network(folder):
+    result = diagnose(str(folder), images=24, size_px=96, measures="context,retrieval").models[0]
+    trained, untrained = result.stages[-2].numbers, result.random[-2].numbers
+    assert trained["context_leak"].high < untrained["context_leak"].low
+    assert trained["content_wins"].value > untrained["content_wins"].value
