@@ -25,7 +25,7 @@ from modeling_decodepos.diagnosis.models import FeatureModel, load_model
 from modeling_decodepos.diagnosis.norms import count_outliers
 from modeling_decodepos.diagnosis.objects import Neighbours, measure_leak, name_neighbour, place_or_content
 from modeling_decodepos.diagnosis.padding import padded_with
-from modeling_decodepos.diagnosis.place import divide_variance, probe_position
+from modeling_decodepos.diagnosis.place import divide_variance, probe_position, probe_regions
 from modeling_decodepos.diagnosis.probe_data import Pictures, ProbeData
 from modeling_decodepos.diagnosis.scene_data import build_scene_data
 
@@ -209,6 +209,12 @@ def planted_position(share: float) -> float | None:
     return probe_position(cells[:40], cells[40:], (8, 8), rows=2560).value
 
 
+def planted_region_position(share: float) -> float | None:
+    """The same with regions, one of each of 400 pictures."""
+    place = noise(400, 2, seed=1)
+    return probe_regions(math.sqrt(share) * place + math.sqrt(1 - share) * noise(400, 2, seed=2), place).value
+
+
 def planted_neighbour(known: float) -> float | None:
     """Advantage found where the features name the neighbour's group in a share of regions, and nothing in the rest."""
     generator = np.random.default_rng(0)
@@ -296,6 +302,12 @@ CASES = (
            find(functools.partial(with_place, share), "subspace", "position_share")) for share in (0.25, 0.75)),
     *(Case(f"x and y are {share:.0%} of the variance, the rest noise", "position R²", share, 0.04,
            functools.partial(planted_position, share)) for share in (0.0, 0.25, 0.75, 1.0)),
+    *(Case(f"the same in regions: {share:.0%}", "position_regions", share, 0.06,
+           functools.partial(planted_region_position, share)) for share in (0.0, 0.25, 0.75, 1.0)),
+    Case("place and nothing else, objects moved at random", "position_regions", 1.0, 0.05,
+         find(lambda: load_model(place_only, size_px=SIZE_PX), "position", "position_regions")),
+    Case("own pixels and nothing else, objects moved at random", "position_regions", 0.0, 0.1,
+         find(lambda: load_model(own_pixels, size_px=SIZE_PX), "position", "position_regions")),
     *(Case(f"surroundings are {share:.0%} of the feature", "context_leak", share, 0.02,
            functools.partial(planted_leak, share)) for share in (0.0, 0.2, 0.5, 0.8, 1.0)),
     *(Case(f"{known:.0%} of regions name their neighbour", "neighbour_advantage", known, 0.07,

@@ -30,6 +30,8 @@ TITLES = {
     "object_knn/recontextualised_shape_class_mean_k20": "object k-NN, shapes, other surroundings",
     "object_knn/repositioned_shape_class_mean_k20": "object k-NN, shapes, moved",
     "object_knn/texture_class_mean_k20": "object k-NN, textures",
+    "object_knn/recontextualised_texture_class_mean_k20": "object k-NN, textures, other surroundings",
+    "object_knn/repositioned_texture_class_mean_k20": "object k-NN, textures, moved",
     "object_knn/supercategory_class_mean_k20": "object k-NN, supercategories",
     "object_knn/recontextualised_supercategory_class_mean_k20": "object k-NN, supercategories, other surroundings",
     "object_knn/repositioned_supercategory_class_mean_k20": "object k-NN, supercategories, moved",
@@ -42,8 +44,9 @@ TITLES = {
     "diagnosis/context_leak_stage2": "context leak, stage 2",
     "diagnosis/context_leak_stage1": "context leak, stage 1",
     "diagnosis/neighbour_advantage": "neighbour's class read out, over guessing",
-    "diagnosis/position_natural": "position R², pictures",
-    "diagnosis/position_blank": "position R², blank pages",
+    "diagnosis/position_regions": "position R², region embeddings",
+    "diagnosis/position_natural": "position R², cells of pictures",
+    "diagnosis/position_blank": "position R², cells of blank pages",
 }
 # Numbers of which less is better; of the others more is.
 LESS_IS_BETTER = re.compile(r"diagnosis/(context_leak|neighbour|position)")

@@ -33,12 +33,16 @@ from .place import (
     divide_variance,
     positional_subspace,
     probe_position,
+    probe_regions,
 )
 from .probe_data import ProbeData, blank_pictures, noise_pictures, what_classes_lack
 
 BLANKS = 12  # colours of blank pages
 INFLUENCES = 16  # pictures whose gradient is taken
 PADDED = 24  # pictures seen with every padding mode
+
+_EXCHANGING = frozenset({"context", "object_knn", "debias"})  # measures that look at exchanged regions
+_MOVING = frozenset({"position", "object_knn", "debias"})  # and at moved ones
 
 
 @dataclass
@@ -110,8 +114,7 @@ def count_pictures(model: FeatureModel, data: ProbeData, measures: Sequence[str]
     """How many pictures `measure` will show the model: what a progress bar counts to."""
     swaps = 0 if data.swaps is None else len(data.swaps.regions)
     total = len(data.gallery) + len(data.queries)
-    if wants_swaps(measures):
-        total += 3 * swaps
+    total += swaps * (2 * bool(_EXCHANGING.intersection(measures)) + bool(_MOVING.intersection(measures)))
     if "retrieval" in measures and data.grid is not None:
         total += data.grid.pixels.shape[0] * data.grid.pixels.shape[1]
     if "position" in measures:
@@ -121,11 +124,6 @@ def count_pictures(model: FeatureModel, data: ProbeData, measures: Sequence[str]
     if "border" in measures and not control and model.is_cnn:
         total += len(PADDING_MODES) * (BLANKS + min(PADDED, len(data.queries)))
     return total
-
-
-def wants_swaps(measures: Sequence[str]) -> bool:
-    """Whether any of the measures looks at exchanged regions."""
-    return bool({"context", "object_knn", "debias"} & set(measures))
 
 
 def measure(
@@ -160,7 +158,7 @@ def measure(
         result.subspace = positional_subspace(asked.gallery[number].cells)
         numbers = result.numbers
         if "position" in wanted:
-            numbers |= _positions(asked, number, data.seed)
+            numbers |= _positions(asked, number, data)
         if "subspace" in wanted:
             result.energy = result.subspace.energy.cumsum(0).tolist()
             numbers["position_share"] = variance.place
@@ -196,10 +194,12 @@ def _ask(model: FeatureModel, data: ProbeData, wanted: Sequence[str], tick: Tick
         read_features(model, data.gallery.pixels, data.gallery.boxes, cells=True, tick=tick),
         read_features(model, data.queries.pixels, data.queries.boxes, cells=True, tick=tick),
     )
-    if data.swaps is not None and wants_swaps(wanted):
-        swaps, here = data.swaps, list(data.swaps.boxes[:, None])
+    swaps = data.swaps
+    if swaps is not None and _EXCHANGING.intersection(wanted):
+        here = list(swaps.boxes[:, None])
         asked.surroundings = read_features(model, swaps.other_surroundings, here, tick=tick)
         asked.content = read_features(model, swaps.other_content, here, tick=tick)
+    if swaps is not None and _MOVING.intersection(wanted):
         asked.moved = read_features(model, swaps.moved, list(swaps.moved_boxes[:, None]), tick=tick)
     if data.grid is not None and "retrieval" in wanted:
         boxes = list(data.grid.boxes.flatten(0, 1)[:, None])
@@ -212,11 +212,16 @@ def _ask(model: FeatureModel, data: ProbeData, wanted: Sequence[str], tick: Tick
     return asked
 
 
-def _positions(asked: Asked, number: int, seed: int) -> dict[str, Estimate]:
-    queries = asked.queries[number]
+def _positions(asked: Asked, number: int, data: ProbeData) -> dict[str, Estimate]:
+    queries, seed = asked.queries[number], data.seed
     found = {"position_natural": probe_position(asked.gallery[number].cells, queries.cells, queries.grid, seed=seed)}
     for name, features in (("position_noise", asked.noise[number]), ("position_blank", asked.blank[number])):
         found[name] = probe_halves(features, seed)
+    if asked.moved and data.swaps is not None:
+        boxes = data.swaps.moved_boxes
+        found["position_regions"] = probe_regions(
+            asked.moved[number].regions, (boxes[:, :2] + boxes[:, 2:]) / 2, seed=seed
+        )
     return found
 
 
@@ -312,7 +317,7 @@ def measure_debias(
         )
         numbers = _about_objects(cleaned, 0, data, ("context", "object_knn"))
         if cleaned.blank:
-            numbers = _positions(cleaned, 0, data.seed) | numbers
+            numbers = _positions(cleaned, 0, data) | numbers
         else:
             queries = cleaned.queries[0]
             natural = probe_position(cleaned.gallery[0].cells, queries.cells, queries.grid, seed=data.seed)

@@ -31,7 +31,7 @@ class Metric:
 
 
 MEASURES = {
-    "position": "Position probe: can the place of a patch be read from its feature?",
+    "position": "Position probe: can the place of a patch, or of a region, be read from its feature?",
     "retrieval": "Position against content: which is nearer, the same object elsewhere or another object here?",
     "border": "Border profile: how far do features drift towards the border, and what does the padding do?",
     "subspace": "Positional subspace: in how many directions does the place lie, and what if they are removed?",
@@ -61,6 +61,11 @@ METRICS = (
         "position_blank", "position", "Position, on blank pages", "position-probe-blank/1", 0.0, "lower",
         _READ_OUT + " A blank page has nothing to see: this is the network's own coordinate system, such as the trace "
         "of zero padding or a position embedding.",
+    ),
+    Metric(
+        "position_regions", "position", "Position, of regions", "position-probe-regions/1", 0.0, "lower",
+        "R² of a linear read-out of a region's centre from its feature, for objects put somewhere at random: what is "
+        "in the region tells nothing of the place.",
     ),
     Metric(
         "position_share", "subspace", "Variance that place explains", "position-variance/1", 0.0, "lower",

@@ -1,7 +1,7 @@
-"""How much of a cell's feature is where the cell lies: what can be read out, what the border does, which directions.
+"""How much of a feature is where its cell or region is: what can be read out, what the border does, which directions.
 
-All of it is about cells (I, L, C) of I pictures, L cells, C channels. Adding one scale or one rotation to all features
-changes nothing here.
+Cells are (I, L, C): I pictures, L cells, C channels. Regions are (N, C). Adding one scale or one rotation to all
+features changes nothing here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from .ridge import ridge_predict
 
 ROWS = 600
 """About so many cells are regressed on, and as many asked about."""
+
+FOLDS = 8
+"""Parts that regions are divided into; each part's places are read by what the others teach."""
 
 COLLAPSED = 1e-4
 """Deviation of all features from their mean, relative to their size, below which nothing but rounding is left."""
@@ -51,14 +54,38 @@ def probe_position(
     places = cell_centres(grid)
     x, y, per_picture = _sample(cells, places, rows, [seed, 21])
     x_test, y_test, per_test = _sample(held_out, places, rows, [seed, 22])
-    if is_constant(x):
-        predicted = y.mean(0).expand(len(x_test), -1)
-    else:
-        predicted = ridge_predict(x, y, x_test, group_size=per_picture)
+    predicted = _read_out(x, y, x_test, per_picture)
     residual = (y_test - predicted).square().view(-1, per_test, 2).sum(1)
     total = (y_test - y_test.mean(0)).square().view(-1, per_test, 2).sum(1)
     sums = torch.cat([residual, total], 1).numpy()
     return estimate(sums, _r2, seed=seed)
+
+
+@torch.no_grad()
+def probe_regions(regions: Tensor, centres: Tensor, *, seed: int = 0) -> Estimate:
+    """R² of the centres of regions, each predicted by ridge regression from its feature; the mean of both axes.
+
+    Read as `probe_position`. What is in the regions must have nothing to do with where they are.
+
+    Args:
+        regions: (N, C), one of each picture.
+        centres: (N, 2).
+        seed: Of the bootstrap.
+    """
+    if len(regions) < 2 * FOLDS:
+        return nothing(f"{len(regions)} regions; {2 * FOLDS} needed")
+    y = centres.double()
+    predicted = torch.zeros_like(y)
+    parts = torch.arange(len(y)) % FOLDS
+    for part in range(FOLDS):
+        asked = parts == part
+        predicted[asked] = _read_out(regions[~asked].double(), y[~asked], regions[asked].double(), 1)
+    sums = torch.cat([(y - predicted).square(), (y - y.mean(0)).square()], 1).numpy()
+    return estimate(sums, _r2, seed=seed)
+
+
+def _read_out(x: Tensor, y: Tensor, asked: Tensor, group_size: int) -> Tensor:
+    return y.mean(0).expand(len(asked), -1) if is_constant(x) else ridge_predict(x, y, asked, group_size=group_size)
 
 
 def _r2(sums: Array) -> Array:

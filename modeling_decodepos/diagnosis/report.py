@@ -149,6 +149,7 @@ def summarise(model: ModelResult) -> str:
     guessing = is_guessing(stage)
     found = [
         _say(stage, control, "position_blank", "On a blank page, a linear read-out finds a patch's place with R² {}"),
+        _say(stage, control, "position_regions", "A region's feature tells its place with R² {}"),
         _say(
             stage,
             control,
@@ -233,8 +234,9 @@ def _interval(value: Estimate, metric: Metric) -> str:
 
 # ----------------------------------------------------------------------------------------------------------- sections
 
-_GLANCE = ("position_natural", "position_blank", "content_wins", "context_leak", "neighbour_advantage",
-           "influence_outside", "knn_clean", "knn_recontextualised", "knn_repositioned")  # fmt: skip
+_GLANCE = ("position_natural", "position_blank", "position_regions", "content_wins", "context_leak",
+           "neighbour_advantage", "influence_outside", "knn_clean", "knn_recontextualised",
+           "knn_repositioned")  # fmt: skip
 
 
 def _glance(diagnosis: Diagnosis) -> Html:

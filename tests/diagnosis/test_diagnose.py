@@ -30,7 +30,7 @@ from modeling_decodepos.diagnosis.measuring import StageResult, choose_removal, 
 from modeling_decodepos.diagnosis.metrics import MEASURES
 from modeling_decodepos.diagnosis.padding import PADDING_MODES, padded_with
 from modeling_decodepos.diagnosis.photo_data import build_photo_data
-from modeling_decodepos.diagnosis.place import positional_subspace
+from modeling_decodepos.diagnosis.place import positional_subspace, probe_regions
 from modeling_decodepos.diagnosis.probe_data import Pictures, ProbeData
 from modeling_decodepos.diagnosis.report import is_guessing
 
@@ -428,7 +428,7 @@ def test_pictures_without_boxes_are_asked_about_place_only(tmp_path):
     assert "the data has no boxes" in found.skipped["context"]
     assert any("1 pictures could not be read" in note and "torn.png" in note for note in found.settings["notes"])
     numbers = found.models[0].last.numbers
-    assert numbers["position_blank"].value is not None and "context_leak" not in numbers
+    assert numbers["position_blank"].value is not None and not {"context_leak", "position_regions"} & set(numbers)
     page = found.save(tmp_path / "out").read_text(encoding="utf-8")
     assert "Not measured: the data has no boxes" in page
 
@@ -453,6 +453,17 @@ def test_bad_data_names_file_and_image(tmp_path):
         build_photo_data(str(tmp_path / "nothing"), 4, 64, 0)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         build_photo_data("nobody/nothing", 4, 64, 0)
+
+
+def test_the_place_of_a_region_is_not_read_by_what_it_taught():
+    places = torch.rand(64, 2, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(64, 200, generator=torch.Generator().manual_seed(1))
+    # With more features than regions a read-out that saw all of them would find every place.
+    assert probe_regions(noise, places).value < 0.05
+    found = probe_regions(noise + 20 * torch.cat([places] * 100, 1), places)
+    assert found.value > 0.9 and found.low < found.value < found.high
+    assert "16 needed" in probe_regions(noise[:15], places[:15]).reason
+    assert probe_regions(torch.ones(64, 3), places).value == 0
 
 
 def test_the_choice_of_directions_never_sees_the_queries():

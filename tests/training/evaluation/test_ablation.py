@@ -24,7 +24,8 @@ from training.evaluation.ablation.queue import (
     refuse_other_run,
 )
 from training.evaluation.ablation.sweep import load_sweep
-from training.monitoring import write_json
+from training.evaluation.results import KEY
+from training.monitoring import commit, write_json
 
 ROOT = Path(__file__).parents[3]
 RECIPE = ROOT / "training" / "recipes" / "ablation_both.yaml"
@@ -144,6 +145,42 @@ def test_an_arm_may_read_the_weights_of_another_otherwise(write, tmp_path):
         Recording(sweep, tmp_path, 1, 1, 0).finish_row(place)
     assert [("--centre_cells" in command, "True" in command) for command in called] == [(False, False), (True, False)]
     assert [command[command.index("--model") + 1] for command in called] == [str(both.model)] * 2
+
+
+def test_a_measure_that_changed_is_taken_again_and_the_others_stay(write, tmp_path):
+    measures = {"object_knn": {"size_px": 32}, "linear_segmentation": {"size_px": 32}}
+    sweep = load_sweep(write(measures=measures, seeds=[0]))
+    place = Place(tmp_path, sweep.rows()[1])
+    place.model.mkdir(parents=True)
+    (place.run / "run.json").write_text(json.dumps({"recipe": {"global_batch_size": 32}}))
+    old = [
+        {"protocol": f"{name}-1:size_px=32", "metric": "m", "value": 0.1, "commit": "0" * 40, "seeds": [0]}
+        for name in measures
+    ]
+    row = {"arm": "plain", "seed": 0, "fingerprint": fingerprint(place.row), "measure_seconds": 90.0, "results": old}
+    place.file.parent.mkdir()
+    place.file.write_text(json.dumps(row))
+    asked = []
+
+    class Measuring(Queue):
+        def _call(self, command, log):
+            asked.append(command[3])
+            one = old[0] | {"value": 0.2, "commit": commit()} | dict.fromkeys(KEY, "x") | {"protocol": "object_knn-2"}
+            write_json(Path(command[command.index("--output") + 1]), {"results": [one | {"metric": "m"}]})
+            return 0
+
+    queue = Measuring(sweep, tmp_path, 1, 1, 0, again="object_knn")
+    assert not queue.is_done(place) and Queue(sweep, tmp_path, 1, 1, 0).is_done(place)
+    queue.finish_row(place)
+    values = load_row(place)
+    assert asked == ["object_knn"] and values["measure_seconds"] == 90.0
+    assert {result["protocol"]: result["value"] for result in values["results"]} == {
+        "linear_segmentation-1:size_px=32": 0.1,
+        "object_knn-2": 0.2,
+    }
+    assert queue.is_done(place)
+    with pytest.raises(ValueError, match="--again object_nn"):
+        Queue(sweep, tmp_path, 1, 1, 0, again="object_nn")
 
 
 def test_the_hours_that_are_left_follow_from_the_rows_that_are_done(write, tmp_path):

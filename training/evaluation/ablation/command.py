@@ -38,11 +38,14 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--only", nargs="+", metavar="ARM", help="these arms only, the baseline among them")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="recipe keys for all arms")
+    parser.add_argument(
+        "--again", metavar="MEASURE", help="measure rows by this once more where its numbers are of another commit"
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the commands and stop")
     args = parser.parse_args(arguments)
     try:
         sweep = load_sweep(args.sweep, _changes(args.set), args.only)
-        queue = Queue(sweep, args.output, args.jobs, args.threads, args.budget_minutes)
+        queue = Queue(sweep, args.output, args.jobs, args.threads, args.budget_minutes, args.again)
         if args.dry_run:
             for row in sweep.rows():
                 print(shlex.join(queue.train_command(Place(args.output, row))))

@@ -31,7 +31,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from model_cards.comparison import find_value
+from model_cards.comparison import find_value, measure_name
 from training.arguments import build_recipe
 from training.evaluation.ablation.sweep import Row, Sweep
 from training.interruption import EXIT_INTERRUPTED
@@ -100,8 +100,13 @@ def load_row(place: Place) -> dict[str, Any] | None:
 class Queue:
     """Works off the rows of a sweep."""
 
-    def __init__(self, sweep: Sweep, output: Path, jobs: int, threads: int, budget_minutes: float):
+    def __init__(
+        self, sweep: Sweep, output: Path, jobs: int, threads: int, budget_minutes: float, again: str | None = None
+    ):
         self.sweep, self.output, self.jobs, self.threads = sweep, output, jobs, threads
+        self.again = again
+        if again not in (None, *sweep.measures):
+            raise ValueError(f"--again {again}: {sweep.name} has the measures {', '.join(sweep.measures)}.")
         self.deadline = time.monotonic() + 60 * budget_minutes if budget_minutes else float("inf")
         self.stop = threading.Event()
         self.architecture = threading.Lock()
@@ -110,7 +115,7 @@ class Queue:
     def work(self) -> None:
         """Train and measure what is not done yet, until all is or time is up."""
         places = [Place(self.output, row) for row in self.sweep.rows()]
-        missing = [place for place in places if load_row(place) is None]
+        missing = [place for place in places if not self.is_done(place)]
         for undone in missing:
             refuse_other_run(undone)
         print(self.plan(places, missing), flush=True)
@@ -136,6 +141,13 @@ class Queue:
                     bar.update()
                     bar.write(f"{place.row.name}: {_summary(place)}")
                     bar.set_postfix_str(self.outlook(places))
+
+    def is_done(self, place: Place) -> bool:
+        """Whether a row's numbers are there, and those that are wanted again are from this commit."""
+        values = load_row(place)
+        if values is None or self.again is None:
+            return values is not None
+        return all(result["commit"] == commit() for result in values["results"] if measured_by(result) == self.again)
 
     def plan(self, places: Sequence[Place], missing: Sequence[Place]) -> str:
         """What is to be done, and how long it will take if that can be known."""
@@ -181,8 +193,11 @@ class Queue:
             model = str(place.model)
         values["command"] = shlex.join(self.train_command(place))
         started = time.monotonic()
-        results = self._measure(place, model)
-        values |= {"measure_seconds": time.monotonic() - started, "results": results, "finished": now()}
+        before = (load_row(place) or {}) if self.again else {}
+        kept = [result for result in before.get("results", []) if measured_by(result) != self.again]
+        results = self._measure(place, model, [self.again] if kept and self.again else list(self.sweep.measures))
+        seconds = max(time.monotonic() - started, before.get("measure_seconds", 0))
+        values |= {"measure_seconds": seconds, "results": [*kept, *results], "finished": now()}
         write_json(place.file, values)
         shutil.rmtree(place.run / "checkpoints", ignore_errors=True)
 
@@ -216,8 +231,8 @@ class Queue:
             return reason or f"exit code {code}: {_last_lines(place.log)}"
         return None
 
-    def _measure(self, place: Place, model: str) -> list[dict[str, Any]]:
-        """The rows of results that the sweep's measures give for a model."""
+    def _measure(self, place: Place, model: str, measures: Sequence[str]) -> list[dict[str, Any]]:
+        """The rows of results that some of the sweep's measures give for a model."""
         from training.evaluation.results import load_results
 
         data = str(place.row.build_recipe().data.data)
@@ -225,7 +240,8 @@ class Queue:
         found.unlink(missing_ok=True)
         diagnosed = place.output / "diagnosis" / place.row.name
         results = []
-        for protocol, flags in self.sweep.measures.items():
+        for protocol in measures:
+            flags = self.sweep.measures[protocol]
             if protocol == DIAGNOSIS:
                 command = ["python", "-m", "modeling_decodepos.diagnosis.command", model]
                 common = {"data": data, "seed": place.row.seed, "output": diagnosed}
@@ -268,6 +284,11 @@ class Queue:
 
     def _is_over(self) -> bool:
         return self.stop.is_set() or time.monotonic() > self.deadline
+
+
+def measured_by(result: dict[str, Any]) -> str:
+    """The measure of a sweep that a result comes from."""
+    return measure_name(result).split("/")[0]
 
 
 def diagnosis_rows(report: Path, model: str, row: Row, command: str) -> list[dict[str, Any]]:
