@@ -71,7 +71,7 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
             backbone: Any = self.backbone_config
             raise ValueError(
                 f"centre_cells is true, but the cells of a {backbone.model_type!r} map are patches, read at their "
-                "centres already; it is for a ResNet, whose convolutions pad. Leave it out."
+                "centres already; it is for a ResNet, whose convolutions pad. Set it to false."
             )
         if self.region_sampling_ratio < 0:
             raise ValueError(f"region_sampling_ratio is {self.region_sampling_ratio}; expected 0 (adaptive) or more.")
