@@ -158,15 +158,19 @@ def _version(package: str) -> str:
 
 
 def commit() -> str:
-    """The commit of this code, marked where the checkout has changes that no commit has."""
+    """The commit of this code, marked where the checkout has changes that no commit has.
+
+    Results and the pages that are written from them are no code: a sweep that stores its own would mark the next row.
+    """
     here = Path(__file__).parent
+    written = (":(exclude,top)model_cards/results", ":(exclude,top)docs")
 
     def ask(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False).stdout.strip()
 
     try:
         return (ask("rev-parse", "HEAD") or "unknown") + (
-            "+changes" if ask("status", "--porcelain", "--untracked-files=no") else ""
+            "+changes" if ask("status", "--porcelain", "--untracked-files=no", "--", ":/", *written) else ""
         )
     except FileNotFoundError:  # there is no git here
         return "unknown"

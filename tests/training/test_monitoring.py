@@ -1,9 +1,11 @@
 import errno
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from training import monitoring
 from training.monitoring import Meter, RunLog, read_log
 
 
@@ -43,3 +45,23 @@ def test_a_resumed_log_is_not_lost_on_a_full_disk(tmp_path: Path, monkeypatch: p
     assert [line["step"] for line in read_log(path)] == [1, 2, 3]
     RunLog(path, 0)
     assert read_log(path) == []
+
+
+def test_written_results_do_not_mark_the_commit_and_code_does(tmp_path, monkeypatch):
+    for name in ("training/monitoring.py", "model_cards/results/a.json", "docs/a.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("first\n")
+    for words in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first"],
+    ):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(monitoring, "__file__", str(tmp_path / "training" / "monitoring.py"))
+    clean = monitoring.commit()
+    assert len(clean) == 40
+    (tmp_path / "model_cards" / "results" / "a.json").write_text("second\n")
+    (tmp_path / "docs" / "a.md").write_text("second\n")
+    assert monitoring.commit() == clean
+    (tmp_path / "training" / "monitoring.py").write_text("second\n")
+    assert monitoring.commit() == clean + "+changes"

@@ -200,6 +200,8 @@ def _network(exported: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
         "architecture": ", ".join(config.get("architectures") or []),
         "weights": sum(math.prod(shape) for shape in shapes),
         "image_size_px": recipe.get("view_size_px"),
+        "region_bins": recipe.get("region_bins"),
+        "centre_cells": bool(recipe.get("centre_cells")),
     }
 
 
