@@ -1,6 +1,7 @@
 """The weights that come along: whole, small, loadable without our code, and better than none."""
 
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,15 @@ def test_it_loads_without_our_code(folder):
         [sys.executable, "-c", LOAD, str(folder)], capture_output=True, text=True, cwd=folder, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_lines_of_its_card_run(folder):
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    names = {}
+    for block in blocks:
+        exec(block.replace(f"ORG/{folder.name}", str(folder)), names)
+    assert names["embeddings"].isfinite().all() and names["model"].config.centre_cells
 
 
 def test_it_leaks_less_than_an_untrained_network(folder):
