@@ -104,7 +104,9 @@ def describe(values: Mapping[str, Any]) -> str:
         f"({sweep['train_hours']:.1f} training, {per_row}; {sweep['measure_hours']:.1f} measuring), torch "
         f"{machine['torch']}. Commit {', '.join(code(commit[:12]) for commit in commits)}."
     )
-    failed = [f"Without a result: {cell(name)}: {cell(reason)}." for name, reason in sweep["failed"].items()]
+    failed = [
+        f"Without a result: {cell(name)}: {cell(reason.split('. ')[0])}." for name, reason in sweep["failed"].items()
+    ]
     arms = [
         f"- {code(arm)}: {code(_keys(keys)) if keys else 'the network as it starts' if keys is None else 'the recipe'}"
         for arm, keys in sweep["arms"].items()
