@@ -12,6 +12,7 @@ import pytest
 from modeling_decodepos.schema import build_features
 from tests.training.evaluation.conftest import NAMES, SIDE, squares_row, write_squares
 from training.evaluation.__main__ import evaluate, find_arm, main, parse, protocol_id
+from training.evaluation.ablation.command import build_parser
 from training.evaluation.protocols import PROTOCOLS
 
 FLAGS = ["--model", "random:resnet_tiny", "--size_px", str(SIDE), "--device", "cpu"]
@@ -220,6 +221,9 @@ def test_an_unknown_model_while_offline(squares: Path, tmp_path: Path):
 def test_commands_of_the_page_parse():
     page = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text(encoding="utf-8")
     lines = [line for line in page.splitlines() if "-m training.evaluation " in line and "PROTOCOL" not in line]
-    assert {parse(shlex.split(line.split("training.evaluation ")[1]))[0].protocol for line in lines} == set(PROTOCOLS)
+    words = [shlex.split(line.split("training.evaluation ")[1], comments=True) for line in lines]
+    sweeps = [build_parser().parse_args(line[1:]) for line in words if line[0] == "ablation"]
+    assert sweeps and all((Path(__file__).parents[3] / sweep.sweep).is_file() for sweep in sweeps)
+    assert {parse(line)[0].protocol for line in words if line[0] != "ablation"} == set(PROTOCOLS)
     for name, entry in PROTOCOLS.items():
         assert f"| `{name}-{entry.version}` |" in page

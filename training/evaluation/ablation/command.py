@@ -21,8 +21,8 @@ from training.interruption import EXIT_INTERRUPTED
 from training.monitoring import write_json
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Work off the queue, then write results.json and report.html for what is done."""
+def build_parser() -> argparse.ArgumentParser:
+    """What may be typed."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluation ablation", description=__doc__)
     parser.add_argument("sweep", type=Path, help="YAML file: base recipe, arms, seeds, measures; see training/sweeps/")
     parser.add_argument("--output", type=Path, required=True, help="folder; what is done in it is not done again")
@@ -42,7 +42,12 @@ def main(arguments: Sequence[str]) -> None:
         "--again", metavar="MEASURE", help="measure rows by this once more where its numbers are of another commit"
     )
     parser.add_argument("--dry-run", action="store_true", help="show the commands and stop")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Work off the queue, then write results.json and report.html for what is done."""
+    args = build_parser().parse_args(arguments)
     try:
         sweep = load_sweep(args.sweep, _changes(args.set), args.only)
         queue = Queue(sweep, args.output, args.jobs, args.threads, args.budget_minutes, args.again)
