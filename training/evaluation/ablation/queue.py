@@ -147,7 +147,8 @@ class Queue:
         values = load_row(place)
         if values is None or self.again is None:
             return values is not None
-        return all(result["commit"] == commit() for result in values["results"] if measured_by(result) == self.again)
+        here = commit()
+        return all(result["commit"] == here for result in values["results"] if measured_by(result) == self.again)
 
     def plan(self, places: Sequence[Place], missing: Sequence[Place]) -> str:
         """What is to be done, and how long it will take if that can be known."""
