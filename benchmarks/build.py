@@ -20,8 +20,8 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.timing import print_machine, print_result, print_table, spread
+from dataset_scripts.build.parquet import Row, build_dataset, write_shard
 from dataset_scripts.check import check_dataset
-from dataset_scripts.parquet import Row, build_dataset, write_shard
 from dataset_scripts.prepare import BUILDERS, build_parser
 from dataset_scripts.proposals import add_regions
 from modeling_decodepos.schema import build_features

@@ -88,8 +88,8 @@ FLAG_NAMES = ("Occluded", "Truncated", "GroupOf", "Depiction", "Inside")
 
 def ours(folder: Path, rows: int) -> dict[str, object]:
     """Reads and selects as `prepare openimage-mini` does, up to the list of images with their boxes."""
-    from dataset_scripts.openimage_mini import choose
-    from dataset_scripts.openimage_mini_selection import Rule
+    from dataset_scripts.sources.openimage_mini.builder import choose
+    from dataset_scripts.sources.openimage_mini.selection import Rule
 
     tables = {
         "classes": folder / "class-descriptions-boxable.csv",

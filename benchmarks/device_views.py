@@ -22,9 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import print_machine, print_result, print_table, ratio, spread, time_interleaved
 from modeling_decodepos.losses import OBJECTIVES
-from training.arguments import ViewArguments
-from training.device_views import PackedViews, make_views, pack_views
-from training.views import ViewParameters, apply_view, sample_views
+from training.recipe import ViewArguments
+from training.views.on_device import PackedViews, make_views, pack_views
+from training.views.sampling import ViewParameters, apply_view, sample_views
 
 NAMES = OBJECTIVES["both"].views
 SHORT_SIDE_PX, LONG_SIDES_PX = 288, (288, 384, 384, 432, 512)

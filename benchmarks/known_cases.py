@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ResNetBackbone, ResNetConfig, ViTConfig, ViTModel
 
 from benchmarks.timing import print_table
-from modeling_decodepos.diagnosis.features import read_features
-from modeling_decodepos.diagnosis.image_statistics import statistics_map
-from modeling_decodepos.diagnosis.measuring import StageResult, measure
-from modeling_decodepos.diagnosis.models import FeatureModel, load_model
-from modeling_decodepos.diagnosis.norms import count_outliers
-from modeling_decodepos.diagnosis.objects import Neighbours, measure_leak, name_neighbour, place_or_content
-from modeling_decodepos.diagnosis.padding import padded_with
-from modeling_decodepos.diagnosis.place import divide_variance, probe_position, probe_regions
-from modeling_decodepos.diagnosis.probe_data import Pictures, ProbeData
-from modeling_decodepos.diagnosis.scene_data import build_scene_data
+from modeling_decodepos.diagnosis.data.pictures import Pictures, ProbeData
+from modeling_decodepos.diagnosis.data.scenes import build_scene_data
+from modeling_decodepos.diagnosis.measures.all import StageResult, measure
+from modeling_decodepos.diagnosis.measures.norms import count_outliers
+from modeling_decodepos.diagnosis.measures.objects import Neighbours, measure_leak, name_neighbour, place_or_content
+from modeling_decodepos.diagnosis.measures.padding import padded_with
+from modeling_decodepos.diagnosis.measures.place import divide_variance, probe_position, probe_regions
+from modeling_decodepos.diagnosis.models.features import read_features
+from modeling_decodepos.diagnosis.models.image_statistics import statistics_map
+from modeling_decodepos.diagnosis.models.load import FeatureModel, load_model
 
 SIZE_PX, IMAGES = 64, 24
 

@@ -29,8 +29,8 @@ from benchmarks.photos import Photo, add_photo_options, decode_each_time, decode
 from benchmarks.pil_views import PilViews, Sample, peer_name
 from benchmarks.timing import print_machine, print_result, print_table, ratio, spread, time_interleaved
 from modeling_decodepos.losses import OBJECTIVES
-from training.arguments import ViewArguments
-from training.loading import RegionBatch, RegionDataset, StepBatches, build_loader
+from training.data.batches import RegionBatch, RegionDataset, StepBatches, build_loader
+from training.recipe import ViewArguments
 
 VIEWS = list(OBJECTIVES["both"].views)
 ARGS = ViewArguments()

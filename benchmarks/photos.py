@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.arguments import ViewArguments
-from training.cache import load_cached
-from training.decoding import decode_image
-from training.loading import RegionDataset
+from training.data.batches import RegionDataset
+from training.data.cache import load_cached
+from training.data.decoding import decode_image
+from training.recipe import ViewArguments
 
 SYNTHETIC_SIZE = (480, 640)
 SYNTHETIC_QUALITY = 90  # files of about 150 KB, as COCO's

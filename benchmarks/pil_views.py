@@ -22,9 +22,9 @@ from torch import Tensor
 
 from benchmarks.roi_align import has_torchvision_operators
 from modeling_decodepos.repositioning import FOREGROUND_SCALES
-from training.arguments import ViewArguments
-from training.photometric import BLUR_SIGMA, SOLARIZE_THRESHOLD, Photometric
-from training.pixels import IMAGE_MEAN, IMAGE_STD
+from training.recipe import ViewArguments
+from training.views.colours import BLUR_SIGMA, SOLARIZE_THRESHOLD, Photometric
+from training.views.normalise import IMAGE_MEAN, IMAGE_STD
 
 Box = tuple[float, float, float, float]  # xyxy, in [0, 1] of the image or the view
 Window = tuple[int, int, int, int]

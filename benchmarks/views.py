@@ -35,12 +35,12 @@ from benchmarks.timing import (
     time_interleaved,
 )
 from modeling_decodepos.losses import OBJECTIVES
-from training.arguments import ViewArguments
-from training.decoding import decode_image
-from training.loading import RegionDataset
-from training.photometric import Photometric, apply_photometric
-from training.pixels import normalise
-from training.views import PixelSource, read_pixels, sample_views
+from training.data.batches import RegionDataset
+from training.data.decoding import decode_image
+from training.recipe import ViewArguments
+from training.views.colours import Photometric, apply_photometric
+from training.views.normalise import normalise
+from training.views.sampling import PixelSource, read_pixels, sample_views
 
 VIEWS = list(OBJECTIVES["both"].views)
 ARGS = ViewArguments()

@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 
 from modeling_decodepos.schema import COLUMNS, SCHEMA_VERSION, SEGMENTATION_IGNORE, build_features, row_problems
 
-from .engines import Count, run_local
+from .build.engines import Count, run_local
+from .build.parquet import CARD_NAME, MANIFEST_NAME, data_sha256, load_manifest, recipe_sha256
 from .files import file_sha256
-from .parquet import CARD_NAME, MANIFEST_NAME, data_sha256, load_manifest, recipe_sha256
-from .pictures import upright_size
+from .pictures.pictures import upright_size
 
 _MOST_PER_FILE = 5  # a systematic fault would fill the screen
 _MOST_NAMED = 5

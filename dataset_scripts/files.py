@@ -2,10 +2,11 @@
 
 import errno
 import hashlib
+import json
 import os
 import secrets
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 LOCK_NAME = ".lock"  # left behind empty: removing it would open a gap between two who wait for it
@@ -43,6 +44,12 @@ def write_text(path: Path, text: str) -> None:
         name_finished(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON file whole or not at all; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def lock_folder(folder: Path, key: str = "output_dir", user: str = "run") -> IO[str]:

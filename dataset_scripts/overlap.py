@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
+from .build.engines import Count, Unfinished, run_local
 from .check import parquet_files, split_of
-from .engines import Count, Unfinished, run_local
 
 # 244 COCO photos stored anew (JPEG quality 30; half, 0.3 and 1.7 times the size; grey) are at most 4 bits from
 # themselves; of 2 million pairs of different photos none is nearer than 10.

@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from . import coco, folder, imagefolder, openimage_mini, regions, scenes, voc
-from .engines import ENGINES, Unfinished
-from .parquet import MANIFEST_NAME, RowFailed, Source, build_dataset, load_manifest
+from .build.engines import ENGINES, Unfinished
+from .build.parquet import MANIFEST_NAME, RowFailed, Source, build_dataset, load_manifest
 from .proposals import PROVIDERS, Proposals
+from .sources import folder, imagefolder, regions, scenes, voc
+from .sources.coco import builder as coco
+from .sources.openimage_mini import builder as openimage_mini
 
 
 class Builder(Protocol):

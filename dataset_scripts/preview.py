@@ -18,8 +18,8 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 from modeling_decodepos.page import page, picture
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
 
-from .parquet_rows import ParquetRows, class_names_of
-from .pictures import explained
+from .build.parquet_rows import ParquetRows, class_names_of
+from .pictures.pictures import explained
 
 COLUMNS = ("image", "image_id", "width", "height", "objects", "regions", "segmentation")
 TILE_PX = 288  # longer side of a picture

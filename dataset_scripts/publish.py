@@ -15,9 +15,9 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from .build.parquet import CARD_NAME, MANIFEST_NAME, load_manifest, recipe_differences
 from .check import inspect_dataset
-from .hub_release import LocalFile, Repository, card_problems, changed_files, exit_code, refuse_other_tag, release
-from .parquet import CARD_NAME, MANIFEST_NAME, load_manifest, recipe_differences
+from .hub.release import LocalFile, Repository, card_problems, changed_files, exit_code, refuse_other_tag, release
 
 
 def release_files(folder: Path) -> dict[str, LocalFile]:

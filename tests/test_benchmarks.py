@@ -19,9 +19,9 @@ import benchmarks.views
 from benchmarks.photos import Photo, decode_each_time, decode_once, random_boxes, synthetic_jpeg
 from benchmarks.pil_views import PilViews
 from modeling_decodepos.region_cutout import sample_grid_boxes, sample_region_cut
-from tests.dataset_scripts.sources import annotation_entry, coco, image_entry
-from training.arguments import ViewArguments
-from training.pixels import IMAGE_MEAN, IMAGE_STD
+from tests.dataset_scripts.small_sources import annotation_entry, coco, image_entry
+from training.recipe import ViewArguments
+from training.views.normalise import IMAGE_MEAN, IMAGE_STD
 
 # One window, no colours: what is left to chance is the flip and the cuts.
 PLAIN = ViewArguments(

@@ -9,9 +9,9 @@ import torch
 
 from benchmarks.known_cases import scenes, small_resnet
 from dataset_scripts import prepare, preview
-from modeling_decodepos.diagnosis import diagnose, load_model
-from training.evaluation.ablation.results_page import write_page
-from training.evaluation.ablation.sweep import Sweep
+from modeling_decodepos.diagnosis import diagnose, load_model, save_report
+from training.sweep.results_page import write_page
+from training.sweep.sweep import Sweep
 
 NASTY = "<script>alert(1)</script>\"'&{0}"
 
@@ -44,7 +44,7 @@ def test_the_page_of_the_diagnosis(tmp_path: Path):
     data = dataclasses.replace(scenes(), name=NASTY, class_names=(NASTY,) * 100, notes=(NASTY,))
     model = load_model(small_resnet(), size_px=64, name=NASTY)
     model = dataclasses.replace(model, stages=tuple(f"{NASTY}{k}" for k in range(len(model.stages))), note=NASTY)
-    check(diagnose([model], data, size_px=64, measures="object_knn,context,norms").save(tmp_path), least=5)
+    check(save_report(diagnose([model], data, size_px=64, measures="object_knn,context,norms"), tmp_path), least=5)
 
 
 @pytest.mark.parametrize("failed", [False, True])

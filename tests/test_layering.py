@@ -1,4 +1,4 @@
-"""Who may import whom. Imports point down: training, model_cards, dataset_scripts, modeling_decodepos."""
+"""Who may import whom. Packages stand above one another, rooms inside a package too, and there is no circle."""
 
 from __future__ import annotations
 
@@ -10,9 +10,53 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# From top to bottom. A room may import itself and what stands after it.
-ROOMS = ("tests", "benchmarks", "training", "model_cards", "dataset_scripts", "modeling_decodepos")
+# From top to bottom. A package may import itself and what stands after it.
+PACKAGES = ("tests", "benchmarks", "training", "model_cards", "dataset_scripts", "modeling_decodepos")
 LIBRARY = ROOT / "modeling_decodepos"
+# The rooms of each package: what a room may import of its own package, beside itself. A file or folder not named here
+# is an error; commands (`__main__`) and the files named with "*" stand above all rooms.
+ROOMS: dict[str, dict[str, str]] = {
+    "training": {
+        "pretrain": "*",
+        "tutorial": "*",
+        "sweep": "run probes evaluation data views backbones provenance recipe errors",
+        "publish": "run probes export data views backbones provenance recipe errors",
+        "evaluation": "data views backbones provenance recipe errors",
+        "run": "probes export data views backbones provenance recipe errors",
+        "probes": "data views recipe errors",
+        "export": "views",
+        "show": "data views recipe errors",
+        "provenance": "data recipe",
+        "data": "views recipe errors",
+        "views": "recipe",
+        "backbones": "",
+        "recipe": "",
+        "errors": "",
+    },
+    "dataset_scripts": {
+        "prepare": "*",
+        "publish": "check hub build files",
+        "overlap": "check build files",
+        "preview": "build pictures files",
+        "check": "build pictures files",
+        "sources": "build pictures proposals files",
+        "hub": "build files",
+        "build": "proposals pictures files",
+        "proposals": "files",
+        "pictures": "files",
+        "files": "",
+    },
+    "modeling_decodepos/diagnosis": {
+        "command": "*",
+        "run": "results measures models data statistics",
+        "report": "results measures models data statistics",
+        "results": "measures models data statistics",
+        "measures": "models data statistics",
+        "models": "",
+        "data": "",
+        "statistics": "",
+    },
+}
 REMOTE_CODE_START = "modeling_decodepos.py"
 REMOTE_CODE_MAY_IMPORT = {"torch", "numpy", "transformers", "huggingface_hub"}
 
@@ -49,9 +93,55 @@ def imports_of(source: str) -> list[Import]:
     return list(walk(ast.parse(source), True))
 
 
+def rooms_used(package: str, path: Path) -> set[str]:
+    """The other rooms of its package that a file imports from."""
+    parts = path.relative_to(ROOT / package).with_suffix("").parts
+    here = [*package.split("/"), *parts[:-1]]
+    used = set()
+    for found in imports_of(path.read_text(encoding="utf-8")):
+        base = here[: len(here) - found.level + 1] if found.level else []
+        words = [*base, *filter(None, found.module.split("."))]
+        for name in found.names or ("",):
+            full = [*words, name]
+            depth = package.count("/") + 1
+            if full[:depth] == package.split("/") and len(full) > depth:
+                used.add(full[depth])
+    return used & ROOMS[package].keys() - {parts[0]}
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Each module with the modules of this repository that it imports, wherever the import stands."""
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for _, path in FILES}
+    graph = {}
+    for name, path in modules.items():
+        package = name.split(".")[:-1]
+        reached = set()
+        for found in imports_of(path.read_text(encoding="utf-8")):
+            base = package[: len(package) - found.level + 1] if found.level else []
+            words = ".".join([*base, *filter(None, found.module.split("."))])
+            reached |= {full for full in (words, *(f"{words}.{n}" for n in found.names)) if full in modules}
+        graph[name] = reached - {name}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Every module that imports itself by way of others."""
+
+    def reached(start: str) -> set[str]:
+        seen, todo = set[str](), list(graph[start])
+        while todo:
+            name = todo.pop()
+            if name not in seen:
+                seen.add(name)
+                todo += graph[name]
+        return seen
+
+    return sorted(name for name in graph if name in reached(name))
+
+
 def upward(room: str, imports: list[Import]) -> list[str]:
     """Imports of a room that stands above this one."""
-    above = ROOMS[: ROOMS.index(room)]
+    above = PACKAGES[: PACKAGES.index(room)]
     return [f"line {i.line}: {i.module}" for i in imports if i.level == 0 and i.package in above]
 
 
@@ -89,7 +179,7 @@ def remote_code_files() -> list[str]:
 
 
 STANDARD_LIBRARY = frozenset(__import__("sys").stdlib_module_names)
-FILES = [(room, path) for room in ROOMS for path in files_of(room)]
+FILES = [(room, path) for room in PACKAGES for path in files_of(room)]
 IDS = [str(path.relative_to(ROOT)) for _, path in FILES]
 
 
@@ -115,6 +205,36 @@ def test_remote_code_is_the_model_and_nothing_of_the_data() -> None:
     files = remote_code_files()
     assert {"configuration_decodepos.py", "modeling_decodepos.py", "region_pooling.py", "losses.py"} <= set(files)
     assert not {"scenes.py", "schema.py", "__init__.py"} & set(files)
+
+
+ROOM_FILES = [(package, path) for package in ROOMS for path in files_of(package)]
+
+
+@pytest.mark.parametrize(("package", "path"), ROOM_FILES, ids=[str(path.relative_to(ROOT)) for _, path in ROOM_FILES])
+def test_a_room_imports_what_stands_below_it(package: str, path: Path) -> None:
+    parts = path.relative_to(ROOT / package).with_suffix("").parts
+    if parts[-1] in ("__main__", "__init__") and len(parts) <= 2:
+        return
+    assert parts[0] in ROOMS[package], f"{parts[0]} has no place among the rooms of {package}"
+    allowed = ROOMS[package][parts[0]]
+    assert allowed == "*" or not rooms_used(package, path) - set(allowed.split())
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_stand_on_floors(package: str) -> None:
+    order = list(ROOMS[package])
+    for room, allowed in ROOMS[package].items():
+        assert allowed == "*" or all(order.index(room) < order.index(lower) for lower in allowed.split())
+
+
+def test_no_circle_of_imports() -> None:
+    assert not circles(import_graph())
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("package", ["training", "dataset_scripts"])
+def test_few_files_at_the_top(package: str) -> None:
+    assert len([path for path in (ROOT / package).glob("*.py") if path.name != "__init__.py"]) <= 8
 
 
 def test_the_rules_catch_what_they_are_for() -> None:

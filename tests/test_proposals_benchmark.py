@@ -8,7 +8,7 @@ import torch
 
 import benchmarks.proposals
 from benchmarks.proposals import Photo, difference, measure, overlaps
-from tests.dataset_scripts.pictures_of_regions import clutter, encode
+from tests.dataset_scripts.proposals.pictures_of_regions import clutter, encode
 
 
 def slow_overlap(one, other):

@@ -11,9 +11,9 @@ import torch
 
 from modeling_decodepos import DecodePosConfig, DecodePosForPreTraining
 from tests.image_processors import needs_auto_image_processor
-from training.arguments import parse_command_line
-from training.building import BACKBONES
-from training.export import export_backbone, export_pretraining
+from training.backbones import BACKBONES
+from training.export.command import export_backbone, export_pretraining
+from training.recipe import parse_command_line
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,7 +62,7 @@ def test_training_commands_parse(monkeypatch: pytest.MonkeyPatch):
 
 def test_modules_take_the_flags_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     modules = {words[2] for words in commands() if words[:2] == ["python", "-m"]}
-    assert {"training.views", "training.report", "dataset_scripts.prepare"} <= modules
+    assert {"training.views", "training.run.report", "dataset_scripts.prepare"} <= modules
     for words in commands():
         if words[:2] != ["python", "-m"]:
             continue

@@ -26,22 +26,24 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import logging as transformers_logging
 
-from dataset_scripts.files import lock_folder
+from dataset_scripts.files import lock_folder, write_json
 from modeling_decodepos.losses import Objective
 from modeling_decodepos.regions import View
-from training.arguments import Recipe, parse_command_line
-from training.broken_images import TooManyBroken
-from training.building import Data, Run, build_accelerator, build_run
-from training.checkpoints import save_checkpoint
-from training.device_views import make_views
-from training.finishing import finish, how_to_load, is_finished, look_before, note_start, record_stop
-from training.interruption import EXIT_INTERRUPTED, RunStopped, StopRequest, is_disk_full
-from training.loading import RegionBatch, StepBatches, build_loader
-from training.monitoring import Meter, RunLog, write_json
-from training.optimisation import set_schedule
-from training.pixels import normalise
-from training.streaming import RegionStream, build_stream_loader
-from training.watch import Watch, measure_spread
+from training.data.batches import RegionBatch, StepBatches, build_loader
+from training.data.broken_images import TooManyBroken
+from training.data.streaming import RegionStream, build_stream_loader
+from training.errors import EXIT_INTERRUPTED, RunStopped
+from training.recipe import Recipe, parse_command_line
+from training.run.checkpoints import save_checkpoint
+from training.run.finish import finish, how_to_load, is_finished, look_before, note_start, record_stop
+from training.run.health import Watch, measure_spread
+from training.run.log import Meter, RunLog
+from training.run.optimisation import set_schedule
+from training.run.setup import Data, Run, build_accelerator, build_run
+from training.run.stopping import StopRequest, is_disk_full
+from training.show import draw_sample
+from training.views.normalise import normalise
+from training.views.on_device import make_views
 
 
 def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
@@ -257,7 +259,7 @@ def run_training(run: Run, dataset: Data, batches: StepBatches, watch: Watch, ou
         note_start(run, dataset, watch.online, output_dir)
         if run.step == 0:
             look_before(run, watch.online, output_dir)
-        dataset.draw(0, 0).save(output_dir / "views.png")
+        draw_sample(dataset).save(output_dir / "views.png")
     if run.step == 0 and run.recipe.run.measure_steps:
         measures = watch.measure()
         record(run, log, {"step": 0, **measures})

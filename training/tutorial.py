@@ -20,8 +20,8 @@ import modeling_decodepos  # noqa: F401  (tells AutoModel about our models)
 from dataset_scripts import prepare
 from modeling_decodepos.diagnosis import diagnose
 from training import pretrain
-from training.images import open_images
-from training.pixels import normalise
+from training.data.sources import open_images
+from training.views.normalise import normalise
 
 SIZE_PX = 64
 

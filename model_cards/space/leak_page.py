@@ -12,7 +12,7 @@ from leak_views import CommonAnswers, Leaks
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from modeling_decodepos.diagnosis.figures import colorize
+from modeling_decodepos.diagnosis.report.figures import colorize
 from modeling_decodepos.page import (
     MINUS,
     NO_NUMBER,

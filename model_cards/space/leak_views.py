@@ -14,18 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeling_decodepos.diagnosis.context import exchange_cosines, leak_ratio
-from modeling_decodepos.diagnosis.estimates import Estimate
-from modeling_decodepos.diagnosis.exchange import exchange_content, exchange_surroundings
-from modeling_decodepos.diagnosis.features import StageFeatures, cell_centres, read_features
-from modeling_decodepos.diagnosis.figures import false_colors, heat_over, page_drift, share_outside
-from modeling_decodepos.diagnosis.influence import measure_influence
-from modeling_decodepos.diagnosis.measuring import BLANKS, probe_halves
-from modeling_decodepos.diagnosis.models import FeatureModel
-from modeling_decodepos.diagnosis.place import divide_variance, is_constant
-from modeling_decodepos.diagnosis.probe_data import ProbeData, Swaps, blank_pictures
-from modeling_decodepos.diagnosis.ridge import ridge_predict
-from modeling_decodepos.diagnosis.scene_data import build_scene_data
+from modeling_decodepos.diagnosis.data.exchange import exchange_content, exchange_surroundings
+from modeling_decodepos.diagnosis.data.pictures import ProbeData, Swaps, blank_pictures
+from modeling_decodepos.diagnosis.data.scenes import build_scene_data
+from modeling_decodepos.diagnosis.measures.all import BLANKS, probe_halves
+from modeling_decodepos.diagnosis.measures.context import exchange_cosines, leak_ratio
+from modeling_decodepos.diagnosis.measures.influence import measure_influence
+from modeling_decodepos.diagnosis.measures.place import divide_variance, is_constant
+from modeling_decodepos.diagnosis.models.features import StageFeatures, cell_centres, read_features
+from modeling_decodepos.diagnosis.models.load import FeatureModel
+from modeling_decodepos.diagnosis.report.figures import false_colors, heat_over, page_drift, share_outside
+from modeling_decodepos.diagnosis.statistics.estimates import Estimate
+from modeling_decodepos.diagnosis.statistics.ridge import ridge_predict
 
 SEED = 0
 REFERENCES = 8  # scenes that stand beside the visitor's picture

@@ -19,7 +19,7 @@ from huggingface_hub.hf_api import RepoFile
 from transformers import AutoConfig, AutoModel, ResNetBackbone, ResNetConfig
 from visitor_pictures import VIEW_PX
 
-from modeling_decodepos.diagnosis.models import FeatureModel, load_model
+from modeling_decodepos.diagnosis.models.load import FeatureModel, load_model
 
 RANDOM, OURS, TYPED = "random weights", "trained on scenes", "another model of the Hub"
 OPERATORS_MODEL = "DECODEPOS_MODEL"

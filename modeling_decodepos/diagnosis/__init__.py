@@ -7,11 +7,11 @@ A collapsed embedding gives the number of chance, or NaN or None where there is 
 import importlib
 from typing import Any
 
-from .context import ContextLeak, context_leak
-from .knn import KnnAccuracy, knn_accuracy, knn_neighbours, knn_predict
-from .position import position_r2
-from .ridge import ridge_predict
-from .spread import effective_rank, embedding_std
+from .measures.context import ContextLeak, context_leak
+from .measures.position import position_r2
+from .statistics.knn import KnnAccuracy, knn_accuracy, knn_neighbours, knn_predict
+from .statistics.ridge import ridge_predict
+from .statistics.spread import effective_rank, embedding_std
 
 __all__ = [
     "ContextLeak",
@@ -27,10 +27,16 @@ __all__ = [
     "load_model",
     "position_r2",
     "ridge_predict",
+    "save_report",
 ]
 
 
-_LATER = {"diagnose": "run", "load_debias": "debias", "load_model": "models"}
+_LATER = {
+    "diagnose": "run",
+    "load_debias": "measures.debias",
+    "load_model": "models.load",
+    "save_report": "report.page",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .metrics import MEASURES, choose_measures
+from .measures.metrics import MEASURES, choose_measures
 
 QUICK_IMAGES, QUICK_SIZE = 32, 128
 
@@ -82,14 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             centre_cells=args.centre_cells,
             progress=True,
         )
-        from .report import summarise
+        from .report.page import save_report, summarise
 
         for model in found.models:
             print(f"\n{model.name}: {summarise(model)}")
         for measure, reason in found.skipped.items():
             if measure in found.measures:
                 print(f"not measured: {measure}, because {reason}")
-        print(f"\nwrote {found.save(args.output)}")
+        print(f"\nwrote {save_report(found, args.output)}")
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"decodepos-diagnose: {error}", file=sys.stderr)
         return 2

@@ -7,20 +7,16 @@ import functools
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from torch import nn
 from tqdm.auto import tqdm
 
-from .debias import build_layer, save_layer
-from .estimates import Estimate
-from .features import REGION_BINS
-from .image_statistics import statistics_model
-from .measuring import (
+from .data.photos import build_photo_data
+from .data.pictures import ProbeData
+from .data.scenes import build_scene_data
+from .measures.all import (
     Asked,
     StageResult,
     choose_removal,
@@ -30,115 +26,16 @@ from .measuring import (
     pool_results,
     skipped_measures,
 )
-from .metrics import EXTRA_PROTOCOLS, METRICS, choose_measures
-from .models import FeatureModel, load_model
-from .objects import NEIGHBOURS
-from .photo_data import build_photo_data
-from .place import ROWS
-from .probe_data import ProbeData
-from .scene_data import build_scene_data
-
-FORMAT = 1
-"""Of report.json."""
+from .measures.debias import build_layer
+from .measures.metrics import choose_measures
+from .measures.objects import NEIGHBOURS
+from .measures.place import ROWS
+from .models.features import REGION_BINS
+from .models.image_statistics import statistics_model
+from .models.load import FeatureModel, load_model
+from .results import Debias, Diagnosis, ModelResult
 
 Model = str | nn.Module | Callable[[torch.Tensor], torch.Tensor] | FeatureModel
-
-
-@dataclass
-class Debias:
-    """What projecting positional directions out of one stage does."""
-
-    stage: int
-    count: int
-    changes: dict[str, tuple[Estimate, Estimate]]
-    layer: nn.Conv2d
-
-
-@dataclass
-class ModelResult:
-    """One model, and its two controls, stage by stage."""
-
-    name: str
-    model: FeatureModel
-    stages: list[StageResult]
-    random: list[StageResult] | None
-    statistics: list[StageResult]
-    debias: Debias | None
-    asked: Asked
-    seconds: float
-
-    @property
-    def last(self) -> StageResult:
-        """The last stage: what most users take features from."""
-        return self.stages[-1]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The results as JSON takes them."""
-        debias = self.debias
-        return {
-            "name": self.name,
-            "picture_size_px": self.model.size_px,
-            "note": self.model.note,
-            "seconds": round(self.seconds, 1),
-            "stages": [stage.to_dict() for stage in self.stages],
-            "controls": {
-                "random_init": None if self.random is None else [stage.to_dict() for stage in self.random],
-                "image_statistics": [stage.to_dict() for stage in self.statistics],
-            },
-            "debias": None
-            if debias is None
-            else {
-                "stage": self.stages[debias.stage].name,
-                "directions": debias.count,
-                "before_after": {k: [a.to_dict(), b.to_dict()] for k, (a, b) in debias.changes.items()},
-            },
-        }
-
-
-@dataclass
-class Diagnosis:
-    """Everything that was measured."""
-
-    data: ProbeData
-    measures: tuple[str, ...]
-    skipped: dict[str, str]
-    settings: dict[str, Any]
-    models: list[ModelResult] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON takes it: no NaN, nothing that was not measured without its reason."""
-        return {
-            "format": FORMAT,
-            "protocols": {metric.key: metric.protocol for metric in METRICS} | EXTRA_PROTOCOLS,
-            "settings": self.settings,
-            "measures": list(self.measures),
-            "skipped": self.skipped,
-            "models": [model.to_dict() for model in self.models],
-        }
-
-    def save(self, output: Path | str) -> Path:
-        """The folder with report.html, report.json, the figures, and one debias layer per model."""
-        from .report import write_report
-
-        return write_report(self, Path(output))
-
-    def save_layers(self, output: Path) -> list[str]:
-        """The debias layer of every model that has one; names of the files."""
-        files = []
-        for number, result in enumerate(self.models):
-            if result.debias is not None:
-                file = f"debias_{number}.safetensors"
-                about = {
-                    "model": result.name,
-                    "stage": result.stages[result.debias.stage].name,
-                    "directions": result.debias.count,
-                    "protocol": EXTRA_PROTOCOLS["debias"],
-                    "data": self.data.name,
-                    "seed": self.settings["seed"],
-                }
-                save_layer(result.debias.layer, output / file, about)
-                files.append(file)
-        return files
 
 
 def diagnose(

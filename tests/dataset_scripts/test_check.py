@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from dataset_scripts.build.parquet import build_dataset, load_manifest, recipe_sha256
 from dataset_scripts.check import check_dataset, inspect_dataset
-from dataset_scripts.parquet import build_dataset, load_manifest, recipe_sha256
 from dataset_scripts.prepare import main
-from dataset_scripts.scenes import scenes_source
+from dataset_scripts.sources.scenes import scenes_source
 from modeling_decodepos.scenes import CLASS_NAMES
 from modeling_decodepos.schema import build_features
 

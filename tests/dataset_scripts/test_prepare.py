@@ -12,11 +12,11 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
+from dataset_scripts.build.parquet import RowFailed, build_dataset, file_sha256, load_manifest
 from dataset_scripts.check import check_dataset
-from dataset_scripts.parquet import RowFailed, build_dataset, file_sha256, load_manifest
 from dataset_scripts.prepare import main
 from dataset_scripts.proposals import propose
-from dataset_scripts.scenes import scene_row, scenes_source
+from dataset_scripts.sources.scenes import scene_row, scenes_source
 from modeling_decodepos.scenes import CLASS_NAMES, FIRST_INDEX, render_scene, sample_scene
 from modeling_decodepos.schema import build_features, xywh_to_unit_xyxy
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, constants
 
-from dataset_scripts import hub_release
 from dataset_scripts import publish as publishing
-from dataset_scripts.hub_release import card_problems
-from dataset_scripts.parquet import build_dataset
+from dataset_scripts.build.parquet import build_dataset
+from dataset_scripts.hub import release as hub_release
+from dataset_scripts.hub.release import card_problems
 from dataset_scripts.publish import main
-from dataset_scripts.scenes import scenes_source
+from dataset_scripts.sources.scenes import scenes_source
 from tests.hub_server import TOKEN, HubServer, StoredFile, run_python
 
 # The client's own, about the client below it.

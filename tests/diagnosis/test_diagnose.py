@@ -21,18 +21,18 @@ from transformers import BertConfig, BertModel, Dinov2Config, ResNetConfig, ResN
 
 from benchmarks.known_cases import own_pixels, place_only, scenes, small_resnet, small_vit, with_place
 from modeling_decodepos import DecodePosConfig, DecodePosModel
-from modeling_decodepos.diagnosis import diagnose, load_debias, load_model
+from modeling_decodepos.diagnosis import diagnose, load_debias, load_model, save_report
 from modeling_decodepos.diagnosis.command import build_parser, main
-from modeling_decodepos.diagnosis.debias import RemovalPoint, choose_count
-from modeling_decodepos.diagnosis.estimates import Estimate
-from modeling_decodepos.diagnosis.features import read_features
-from modeling_decodepos.diagnosis.measuring import StageResult, choose_removal, measure
-from modeling_decodepos.diagnosis.metrics import MEASURES
-from modeling_decodepos.diagnosis.padding import PADDING_MODES, padded_with
-from modeling_decodepos.diagnosis.photo_data import build_photo_data
-from modeling_decodepos.diagnosis.place import positional_subspace, probe_regions
-from modeling_decodepos.diagnosis.probe_data import Pictures, ProbeData
-from modeling_decodepos.diagnosis.report import is_guessing
+from modeling_decodepos.diagnosis.data.photos import build_photo_data
+from modeling_decodepos.diagnosis.data.pictures import Pictures, ProbeData
+from modeling_decodepos.diagnosis.measures.all import StageResult, choose_removal, measure
+from modeling_decodepos.diagnosis.measures.debias import RemovalPoint, choose_count
+from modeling_decodepos.diagnosis.measures.metrics import MEASURES
+from modeling_decodepos.diagnosis.measures.padding import PADDING_MODES, padded_with
+from modeling_decodepos.diagnosis.measures.place import positional_subspace, probe_regions
+from modeling_decodepos.diagnosis.models.features import read_features
+from modeling_decodepos.diagnosis.report.page import is_guessing
+from modeling_decodepos.diagnosis.statistics.estimates import Estimate
 
 FEW = 8
 
@@ -71,7 +71,7 @@ def diagnosis():
 
 
 def test_the_report_holds_every_number_with_its_protocol(diagnosis, tmp_path):
-    page = diagnosis.save(tmp_path).read_text(encoding="utf-8")
+    page = save_report(diagnosis, tmp_path).read_text(encoding="utf-8")
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
     model, function = report["models"]
     assert [stage["stage"] for stage in model["stages"]] == ["stage1", "stage2", "stage3"]
@@ -119,7 +119,7 @@ def test_removing_planted_place_costs_nothing_else():
 
 
 def test_the_layer_survives_its_file(diagnosis, tmp_path):
-    diagnosis.save(tmp_path)
+    save_report(diagnosis, tmp_path)
     layer = load_debias(tmp_path / "debias_0.safetensors")
     torch.testing.assert_close(layer.weight, diagnosis.models[0].debias.layer.weight)
     torch.testing.assert_close(layer.bias, diagnosis.models[0].debias.layer.bias)
@@ -429,7 +429,7 @@ def test_pictures_without_boxes_are_asked_about_place_only(tmp_path):
     assert any("1 pictures could not be read" in note and "torn.png" in note for note in found.settings["notes"])
     numbers = found.models[0].last.numbers
     assert numbers["position_blank"].value is not None and not {"context_leak", "position_regions"} & set(numbers)
-    page = found.save(tmp_path / "out").read_text(encoding="utf-8")
+    page = save_report(found, tmp_path / "out").read_text(encoding="utf-8")
     assert "Not measured: the data has no boxes" in page
 
 

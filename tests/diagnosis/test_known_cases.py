@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.known_cases import CASES, Case
-from modeling_decodepos.diagnosis.metrics import EXTRA_PROTOCOLS, MEASURES, METRICS
+from modeling_decodepos.diagnosis.measures.metrics import EXTRA_PROTOCOLS, MEASURES, METRICS
 
 DOCS = Path(__file__).parents[2] / "docs" / "diagnosis.md"
 

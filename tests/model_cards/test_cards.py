@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 from jinja2 import UndefinedError
 
-from dataset_scripts.hub_release import card_problems
+from dataset_scripts.hub.release import card_problems
 from model_cards import render
 from model_cards.cards import render_card
 from model_cards.results import load_rows, measured_on, row_problems

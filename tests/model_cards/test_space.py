@@ -25,10 +25,10 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from modeling_decodepos.diagnosis.context import exchange_cosines
-from modeling_decodepos.diagnosis.models import FeatureModel
+from modeling_decodepos.diagnosis.measures.context import exchange_cosines
+from modeling_decodepos.diagnosis.models.load import FeatureModel
 from modeling_decodepos.page import markup
-from tests.dataset_scripts.test_openimages_photos import huge_png_header
+from tests.dataset_scripts.sources.test_openimage_mini_photos import huge_png_header
 from tests.hub_server import HubServer, run_python
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dataset_scripts import prepare
-from training.arguments import Recipe, build_recipe
+from training.recipe import Recipe, build_recipe
 
 IMAGES = 24
 

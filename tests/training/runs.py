@@ -14,11 +14,11 @@ from transformers import logging as transformers_logging
 
 from modeling_decodepos.losses import OBJECTIVES
 from training import pretrain
-from training.arguments import Recipe
-from training.building import Run, build_model
-from training.images import open_images
-from training.loading import RegionDataset
-from training.optimisation import build_optimizer
+from training.data.batches import RegionDataset
+from training.data.sources import open_images
+from training.recipe import Recipe
+from training.run.optimisation import build_optimizer
+from training.run.setup import Run, build_model
 
 ROOT = Path(__file__).parents[2]
 Make = Callable[..., Recipe]

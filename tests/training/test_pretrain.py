@@ -9,9 +9,9 @@ import torch
 import training.pretrain as pretrain
 from modeling_decodepos.losses import OBJECTIVES
 from tests.training.runs import Make, freeze_statistics, small_run
-from training.arguments import Recipe
-from training.interruption import RunStopped
-from training.watch import stop_if_immobile
+from training.errors import RunStopped
+from training.recipe import Recipe
+from training.run.health import stop_if_immobile
 
 
 @pytest.mark.parametrize("arm", sorted(OBJECTIVES))

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 from transformers import logging as transformers_logging
 
-from training.evaluation.ablation.command import main as ablate
+from training.errors import UnusableData
 from training.evaluation.evaluation import Common, Evaluation, ProtocolEntry
 from training.evaluation.models import RANDOM
 from training.evaluation.pictures import MissingAnnotations
@@ -28,8 +28,8 @@ from training.evaluation.results import (
     merge_results,
     print_rows,
 )
-from training.interruption import UnusableData
-from training.monitoring import commit
+from training.provenance import commit
+from training.sweep.command import main as ablate
 
 # Of `Common`, those that change a number.
 _COMMON_SETTINGS = ("size_px", "region_bins", "train_split", "validation_split", "train_images", "validation_images")
@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _data_hash(common: Common) -> str:
-    from training.images import open_images
+    from training.data.sources import open_images
 
     splits = {common.train_split: None, common.validation_split: None}
     found = [f"{split}: {open_images(common.data, split, 'grid').fingerprint}" for split in splits]

@@ -23,8 +23,8 @@ from transformers.utils import cached_file
 from modeling_decodepos.configuration_decodepos import DecodePosConfig
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from modeling_decodepos.region_pooling import pool_regions
-from training.building import BACKBONES
-from training.pixels import IMAGE_MEAN, IMAGE_STD
+from training.backbones import BACKBONES
+from training.views.normalise import IMAGE_MEAN, IMAGE_STD
 
 RANDOM = "random:"
 

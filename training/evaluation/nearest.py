@@ -1,7 +1,7 @@
 """Exact nearest neighbours of many queries in a large gallery, in bounded memory, and their vote.
 
-The same numbers as `modeling_decodepos.diagnosis.knn`, for sizes where even a copy of the gallery is much: both sides
-go in blocks, and each query keeps its best k so far. One search serves every smaller k.
+The same numbers as `modeling_decodepos.diagnosis.statistics.knn`, for sizes where even a copy of the gallery
+is much: both sides go in blocks, and each query keeps its best k so far. One search serves every smaller k.
 
 Shapes: G gallery rows, Q queries, D features, k neighbours.
 """
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from modeling_decodepos.diagnosis.knn import TEMPERATURE
+from modeling_decodepos.diagnosis.statistics.knn import TEMPERATURE
 
 QUERY_BLOCK, GALLERY_BLOCK = 1024, 4096
 """16 MiB of cosines at a time: they stay in a CPU's cache on their way from the product to the selection."""

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeling_decodepos.diagnosis.exchange import exchange_surroundings, resize
+from modeling_decodepos.diagnosis.data.exchange import exchange_surroundings, resize
 from modeling_decodepos.regions import boxes_to_pixels
-from training.decoding import BrokenImage
+from training.data.decoding import BrokenImage
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.pictures import LEAST_SIDE, AnnotatedImages, Picture, batched, seed_of
 

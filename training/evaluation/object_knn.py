@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from modeling_decodepos.diagnosis import effective_rank
-from modeling_decodepos.diagnosis.knn import TEMPERATURE, knn_accuracy
+from modeling_decodepos.diagnosis.statistics.knn import TEMPERATURE, knn_accuracy
 from training.evaluation.class_groups import class_groups
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.nearest import nearest, vote

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modeling_decodepos.diagnosis.knn import knn_accuracy
+from modeling_decodepos.diagnosis.statistics.knn import knn_accuracy
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.learning import batch_items, learning_rate_share
 from training.evaluation.object_features import embed_objects

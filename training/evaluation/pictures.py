@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from modeling_decodepos.diagnosis.exchange import resize
+from modeling_decodepos.diagnosis.data.exchange import resize
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
-from training.decoding import BrokenImage
-from training.images import FolderImages, ImageSource, ParquetImages, open_images
-from training.loading import as_it_is, start_worker
+from training.data.decoding import BrokenImage
+from training.data.sources import FolderImages, ImageSource, ParquetImages, open_images
+from training.data.workers import as_it_is, start_worker
 
 LEAST_SIDE = 16 / 224
 """Of the image, on both sides: a smaller region is a few pixels. 16 pixels of a 224-pixel view."""

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.monitoring import now, write_json
+from dataset_scripts.files import write_json
+from training.provenance import now
 
 KEY = ("model", "arm", "protocol", "metric", "seeds")
 FIELDS = (*KEY, "value", "spread", "command", "commit", "data_hash", "machine", "label")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
-from training.decoding import BrokenImage
+from training.data.decoding import BrokenImage
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.miou import confusion, segmentation_score
 from training.evaluation.pictures import AnnotatedImages, Picture, batched, count_classes

@@ -12,8 +12,8 @@ import pytest
 from modeling_decodepos.schema import build_features
 from tests.training.evaluation.conftest import NAMES, SIDE, squares_row, write_squares
 from training.evaluation.__main__ import evaluate, find_arm, main, parse, protocol_id
-from training.evaluation.ablation.command import build_parser
 from training.evaluation.protocols import PROTOCOLS
+from training.sweep.command import build_parser
 
 FLAGS = ["--model", "random:resnet_tiny", "--size_px", str(SIDE), "--device", "cpu"]
 Measure = Callable[..., list[dict[str, Any]]]

@@ -1,0 +1,465 @@
+"""A data set folder: Parquet shards, a manifest and a card.
+
+    FOLDER/data/train-00000-of-00008.parquet …    rows in the contract of `modeling_decodepos.schema`
+    FOLDER/manifest.json                          recipe and its hash; rows, bytes and sha256 of every shard
+    FOLDER/README.md                              card; `datasets.load_dataset(FOLDER)` reads its header
+
+A build can be killed at any moment and run again. Every file appears under its name only when it is whole, and a shard
+is written down in the manifest only after that; a second run keeps the shards that are written down and whose hash is
+right. Row n of a split is made from n alone, so the bytes do not depend on the number of workers.
+"""
+
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+from modeling_decodepos.schema import SCHEMA_VERSION, build_features
+
+from ..files import DISK_FULL, LOCK_NAME, file_sha256, lock_folder, name_finished, temporary_for, write_text
+from ..proposals import Proposals, add_regions, check_provider, recipe_of
+from .engines import ENGINES, Count, Unfinished
+
+MANIFEST_NAME = "manifest.json"
+CARD_NAME = "README.md"
+MANIFEST_FORMAT = 1
+ROWS_PER_GROUP = 100  # small enough to read single images from a remote file
+
+_SHARED = "--output must lie on a file system that all machines of the cluster share, under one path on each."
+SHARED_WITHIN_S = 60.0  # until a file of another machine must be seen here; NFS asks for a folder's news that rarely
+
+Row = dict[str, Any]
+RowMaker = Callable[[str, int], Row]
+"""Makes row n of a split: (split, n) -> row, all but its `regions`. A pure function that can be pickled."""
+
+
+class RowFailed(RuntimeError):
+    """A row could not be made. The message names it and the reason; what the builder raised is the cause."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows `start` to `stop` (exclusive) of a split and the file for them, relative to the data set folder."""
+
+    path: str
+    split: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a builder hands over: which rows there are, how to make one, and how the card describes them.
+
+    Attributes:
+        recipe: all that decides the bytes of the rows; JSON values only.
+        splits: rows per split; a split without rows gets no file.
+        class_names: of `objects.category`.
+        make_row: makes one row; its `regions` are added here.
+        title: of the card.
+        license: a Hub licence identifier, or several, for the card.
+        description: body of the card, Markdown.
+        proposals: the provider of `regions`, by name or with settings.
+        tiers: further configurations by name: how many rows of each split, from the first on, belong to it.
+        extra_files: further text files of the folder, by name.
+    """
+
+    recipe: Mapping[str, Any]
+    splits: Mapping[str, int]
+    class_names: Sequence[str]
+    make_row: RowMaker
+    title: str
+    license: str | list[str]
+    description: str
+    proposals: str | Proposals = "none"
+    tiers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    extra_files: Mapping[str, str] = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------------------------------------------------ shards
+
+
+def write_shard(path: Path, rows: Iterable[Row], schema: pa.Schema) -> dict[str, Any]:
+    """Writes rows to one Parquet file, whole or not at all; returns its manifest entry without the split."""
+    temporary = temporary_for(path)
+    count = 0
+    try:
+        with pq.ParquetWriter(temporary, schema) as writer:
+            group: list[Row] = []
+            for row in rows:
+                group.append(row)
+                if len(group) == ROWS_PER_GROUP:
+                    writer.write_table(pa.Table.from_pylist(group, schema))
+                    count, group = count + len(group), []
+            if group:
+                writer.write_table(pa.Table.from_pylist(group, schema))
+                count += len(group)
+        name_finished(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return {"rows": count, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+# ---------------------------------------------------------------------------------------------------------- manifest
+
+
+def recipe_sha256(recipe: Mapping[str, Any]) -> str:
+    """Hash of a recipe; the order of its keys does not count."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def recipe_differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """One line per key in which two recipes differ."""
+    return [
+        f"{key}: the folder has {json.dumps(found.get(key))}, this command asks for {json.dumps(asked.get(key))}"
+        for key in sorted({*found, *asked})
+        if found.get(key) != asked.get(key)
+    ]
+
+
+def data_sha256(manifest: Mapping[str, Any]) -> str:
+    """One hash for all shards of a data set: what a run or a result cites as its data."""
+    lines = [f"{entry['sha256']}  {path}\n" for path, entry in sorted(manifest["files"].items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a data set folder."""
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise ValueError(f"No {MANIFEST_NAME} in {folder}, expected a folder written by dataset_scripts.prepare.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}). Build the data set again with --overwrite.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise ValueError(
+            f"{path}: format is {found!r}, expected {MANIFEST_FORMAT}. It was written by another program."
+        )
+    return manifest
+
+
+def _save_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    write_text(folder / MANIFEST_NAME, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+def plan_shards(
+    splits: Mapping[str, int], rows_per_shard: int, tiers: Mapping[str, Mapping[str, int]] | None = None
+) -> list[Shard]:
+    """The shards of all splits, each with `rows_per_shard` rows but for the last of a split or of a tier."""
+    if rows_per_shard < 1:
+        raise ValueError(f"rows_per_shard is {rows_per_shard}, expected at least 1.")
+    shards = []
+    for split, rows in splits.items():
+        ends = sorted({rows, *(tier.get(split, 0) for tier in (tiers or {}).values())} - {0})
+        if ends and ends[-1] > rows:
+            raise ValueError(f"A tier has {ends[-1]} rows of split {split!r}, expected at most {rows}.")
+        starts = [start for begin, end in pairwise([0, *ends]) for start in range(begin, end, rows_per_shard)]
+        shards += [
+            Shard(f"data/{split}-{k:05d}-of-{len(starts):05d}.parquet", split, start, stop)
+            for k, (start, stop) in enumerate(pairwise([*starts, rows]))
+        ]
+    return shards
+
+
+# ------------------------------------------------------------------------------------------------------------- build
+
+
+def build_dataset(
+    folder: Path,
+    source: Source,
+    workers: int = 1,
+    rows_per_shard: int = 500,
+    overwrite: bool = False,
+    engine: str = "local",
+) -> dict[str, Any]:
+    """Builds, completes or recognises a data set folder; returns its manifest.
+
+    A finished folder of the same recipe is left as it is. A half-built one is completed. A folder of another recipe is
+    refused with the differences, unless `overwrite`; one that holds something else is always refused.
+
+    Raises:
+        ValueError: It cannot be built as asked, or another build of this folder is under way.
+        RowFailed: A row could not be made.
+        Unfinished: A full disk or a lost worker; a second call goes on.
+    """
+    if workers < 0:
+        raise ValueError(f"workers is {workers}, expected 0 (one per core) or more.")
+    if engine not in ENGINES:
+        raise ValueError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}.")
+    check_provider(source.proposals)
+    recipe = {
+        **source.recipe,
+        "proposals": recipe_of(source.proposals),
+        "rows_per_shard": rows_per_shard,
+        "schema_version": SCHEMA_VERSION,
+    }
+    shards = plan_shards(source.splits, rows_per_shard, source.tiers)
+    if not shards:
+        raise ValueError(f"The splits {dict(source.splits)} have no rows, expected at least one.")
+    manifest = _open_folder(folder, source, recipe, overwrite)
+    if manifest["complete"] and not _missing(folder, manifest):
+        print(f"{folder} is finished and has this recipe: nothing to do.")
+        return manifest
+    try:
+        with lock_folder(folder, "--output", "build"):
+            # Once more: the folder may have changed hands between the look and the lock.
+            manifest = _open_folder(folder, source, recipe, overwrite)
+            try:
+                return _complete(folder, source, manifest, shards, workers, engine)
+            finally:
+                _remove_temporaries(folder)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise Unfinished(
+            f"{folder}: the disk or quota is full ({os.strerror(error.errno)}). Finished shards are kept and nothing "
+            "half-written is left: make room and run the same command again."
+        ) from error
+
+
+def _complete(
+    folder: Path, source: Source, manifest: dict[str, Any], shards: Sequence[Shard], workers: int, engine: str
+) -> dict[str, Any]:
+    """Writes what the manifest does not have yet; returns the finished manifest."""
+    manifest = {**manifest, "complete": False, "files": _kept_shards(folder, manifest, shards)}
+    _save_manifest(folder, manifest)
+    missing = [shard for shard in shards if shard.path not in manifest["files"]]
+    if manifest["files"]:
+        print(f"{folder}: keeping {len(manifest['files'])} of {len(shards)} shards from an earlier run.")
+    features = build_features(source.class_names)
+    make_row = partial(_row_with_regions, make_row=source.make_row, proposals=source.proposals)
+    work = partial(_work, folder=folder.absolute(), make_row=make_row, schema=features.arrow_schema)
+    total = sum(shard.stop - shard.start for shard in missing)
+    with (
+        tqdm(total=total, desc=folder.name, unit=" images", mininterval=0.5) as progress,
+        closing(ENGINES[engine](missing, work, workers, progress.update)) as written,
+    ):
+        for shard, entry in written:
+            _wait_until_seen(folder / shard.path, entry)
+            manifest["files"][shard.path] = {"split": shard.split, **entry}
+            _save_manifest(folder, manifest)
+
+    manifest["files"] = {shard.path: manifest["files"][shard.path] for shard in shards}
+    manifest |= {"data_sha256": data_sha256(manifest), "complete": True}
+    for name, text in source.extra_files.items():
+        write_text(folder / name, text)
+    write_text(folder / CARD_NAME, build_card(source, manifest, features))
+    _save_manifest(folder, manifest)
+    return manifest
+
+
+def _wait_until_seen(path: Path, entry: Mapping[str, Any]) -> None:
+    """Returns when a file that another machine may have written is seen from here."""
+    patience = time.monotonic() + SHARED_WITHIN_S
+    while not (path.is_file() and path.stat().st_size == entry["bytes"]):
+        if time.monotonic() > patience:
+            raise ValueError(f"{path} was written, but is not to be seen on {socket.gethostname()}. {_SHARED}")
+        time.sleep(0.2)
+
+
+def _remove_temporaries(folder: Path) -> None:
+    for path in [*(folder / "data").glob(".*.tmp"), *folder.glob(".*.tmp")]:
+        path.unlink(missing_ok=True)
+
+
+def _open_folder(folder: Path, source: Source, recipe: Mapping[str, Any], overwrite: bool) -> dict[str, Any]:
+    """The manifest to go on from: the folder's own if the recipe is the same, else a new one."""
+    fresh = {
+        "format": MANIFEST_FORMAT,
+        "complete": False,
+        "recipe": recipe,
+        "recipe_sha256": recipe_sha256(recipe),
+        "versions": {name: version(name) for name in ("datasets", "numpy", "pillow", "pyarrow")},
+        "splits": {split: rows for split, rows in source.splits.items() if rows},
+        "class_names": list(source.class_names),
+        "tiers": {name: dict(tier) for name, tier in source.tiers.items()},
+        "files": {},
+    }
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, expected a folder or nothing. Choose another --output.")
+    if not folder.exists() or all(path.name == LOCK_NAME for path in folder.iterdir()):
+        return fresh
+    if not (folder / MANIFEST_NAME).exists():
+        raise ValueError(
+            f"{folder} is not empty and has no {MANIFEST_NAME}, so it was not written by this program. "
+            "Choose another --output; nothing in there was touched."
+        )
+    if overwrite:
+        return fresh
+    found = load_manifest(folder)
+    if not found["files"]:  # nothing is lost that another recipe did not get to
+        return fresh
+    if differences := recipe_differences(found["recipe"], recipe):
+        raise ValueError(
+            f"{folder} was built with another recipe:\n  "
+            + "\n  ".join(differences)
+            + "\nChoose another --output, or build it anew with --overwrite."
+        )
+    return found
+
+
+def _missing(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """True if a file of a finished data set is gone or has another length. Hashes are left to the check."""
+    whole = [
+        (folder / path).is_file() and (folder / path).stat().st_size == entry["bytes"]
+        for path, entry in manifest["files"].items()
+    ]
+    return not all(whole) or not (folder / CARD_NAME).is_file()
+
+
+def _kept_shards(folder: Path, manifest: Mapping[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
+    """Manifest entries of the shards that are there with the right hash; other Parquet files in `data` are removed."""
+    data = folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    planned = {shard.path for shard in shards}
+    kept = {
+        path: entry
+        for path, entry in manifest["files"].items()
+        if path in planned and (folder / path).is_file() and file_sha256(folder / path) == entry["sha256"]
+    }
+    for path in data.glob("*.parquet"):
+        if path.relative_to(folder).as_posix() not in kept:
+            path.unlink()
+    _remove_temporaries(folder)
+    return kept
+
+
+def _row_with_regions(split: str, number: int, make_row: RowMaker, proposals: str | Proposals) -> Row:
+    return add_regions(make_row(split, number), proposals)
+
+
+def _make_rows(shard: Shard, make_row: RowMaker, count: Count) -> Iterable[Row]:
+    for number in range(shard.start, shard.stop):
+        try:
+            row = make_row(shard.split, number)
+        except Exception as error:
+            if getattr(error, "errno", None) in DISK_FULL:
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            raise RowFailed(f"row {number} of split {shard.split!r}, for {shard.path}: {reason}") from error
+        yield row
+        count(1)
+
+
+def _work(shard: Shard, count: Count, folder: Path, make_row: RowMaker, schema: pa.Schema) -> dict[str, Any]:
+    path = folder / shard.path
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent} is not there on {socket.gethostname()}. {_SHARED}")
+    return write_shard(path, _make_rows(shard, make_row, count), schema)
+
+
+# -------------------------------------------------------------------------------------------------------------- card
+
+
+def build_card(source: Source, manifest: Mapping[str, Any], features: Any) -> str:
+    """Text of the data set card: a YAML header that `load_dataset` and the Hub read, then Markdown."""
+    from datasets.info import DatasetInfosDict
+    from huggingface_hub import DatasetCardData
+
+    entries = manifest["files"].values()
+    sizes = {split: sum(e["bytes"] for e in entries if e["split"] == split) for split in manifest["splits"]}
+    configs = [
+        {
+            "config_name": "default",
+            "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in manifest["splits"]],
+        }
+    ]
+    infos = {"default": _dataset_info(manifest["files"], manifest["splits"], features)}
+    for name, tier in source.tiers.items():
+        files = _tier_files(manifest["files"], tier)
+        configs.append(
+            {
+                "config_name": name,
+                "data_files": [
+                    {"split": split, "path": [path for path, entry in files.items() if entry["split"] == split]}
+                    for split, count in tier.items()
+                    if count
+                ],
+            }
+        )
+        infos[name] = _dataset_info(files, tier, features)
+    data = DatasetCardData(
+        pretty_name=source.title,
+        license=source.license,
+        task_categories=["object-detection", "image-feature-extraction"],
+        configs=configs,
+    )
+    DatasetInfosDict(infos).to_dataset_card_data(data)
+    rows = "\n".join(f"| {split} | {manifest['splits'][split]:,} | {sizes[split] / 1e6:.1f} |" for split in sizes)
+    return f"""---
+{data.to_yaml()}
+---
+
+# {source.title}
+
+{source.description.strip()}
+
+## Size
+
+| split | images | MB |
+| --- | --- | --- |
+{rows}
+
+## Columns
+
+- `image`, `image_id`, `width`, `height`
+- `objects`: annotations: `bbox`, `category`, `area`, `iscrowd`
+- `regions`: class-free proposals: `bbox`, `score` (null where the source gives none), `source`
+- `segmentation`: one-channel PNG: 0 = no class, k = category k - 1, 255 = ignore; null where there is none
+- `license`, `author`, `original_url`, `landing_url`: null where they do not apply
+
+Every `bbox` is x, y, width, height in absolute pixels, origin at the top left corner of the image.
+
+```python
+from datasets import load_dataset
+
+dataset = load_dataset("FOLDER", split="{next(iter(sizes))}")  # FOLDER: where this card lies, or its id on the Hub
+print(dataset[0]["objects"])
+```
+
+## How it was made
+
+`manifest.json` holds the recipe and the sha256 of every file. To verify them:
+`python -m dataset_scripts.prepare check FOLDER`.
+
+```json
+{json.dumps(manifest["recipe"], indent=2)}
+```
+"""
+
+
+def _tier_files(files: Mapping[str, Any], tier: Mapping[str, int]) -> dict[str, Any]:
+    """Manifest entries of the shards of a tier; `plan_shards` ended one where the tier ends."""
+    chosen, rows = {}, dict.fromkeys(tier, 0)
+    for path, entry in files.items():
+        if rows.get(entry["split"], 0) < tier.get(entry["split"], 0):
+            rows[entry["split"]] += entry["rows"]
+            chosen[path] = entry
+    return chosen
+
+
+def _dataset_info(files: Mapping[str, Any], rows: Mapping[str, int], features: Any) -> Any:
+    from datasets import DatasetInfo, SplitDict, SplitInfo
+
+    splits = SplitDict()
+    for split, count in rows.items():
+        if count:
+            size = sum(entry["bytes"] for entry in files.values() if entry["split"] == split)
+            splits.add(SplitInfo(split, num_bytes=size, num_examples=count))
+    total = sum(entry["bytes"] for entry in files.values())
+    return DatasetInfo(features=features, splits=splits, download_size=total, dataset_size=total)

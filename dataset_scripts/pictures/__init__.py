@@ -1,0 +1,1 @@
+"""Pictures of a source: their files, their bytes, their boxes."""

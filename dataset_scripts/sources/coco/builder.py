@@ -1,0 +1,291 @@
+"""COCO, and data sets in its layouts, as rows of the Parquet contract.
+
+    SOURCE/train2017/*.jpg   SOURCE/val2017/*.jpg
+    SOURCE/annotations/instances_train2017.json   SOURCE/annotations/instances_val2017.json
+
+Either split may be absent. A data set of one's own may have other names after "instances_", as long as they begin with
+train, val or test and its pictures lie in a folder of that name. `coco_parquet` reads COCO as published on the Hub.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modeling_decodepos.schema import SEGMENTATION_IGNORE
+
+from ...build.parquet import Row, Source
+from ...build.records import Records, map_file, work_folder, write_records
+from ...files import file_sha256
+from ...pictures.picture_files import check_folder, files_sha256, walk
+from ...pictures.pictures import LARGEST_CLASS_COUNT, encode_map, picture_row, read_picture, turn_boxes, turn_map
+from . import parquet as coco_parquet
+from .index import CocoImage, CocoIndex, index_annotations
+from .outlines import IntArray, outline_pixels, polygon_pixels
+
+HELP = "COCO: its original folder, or a COCO-type Parquet data set (folder or Hub id)"
+VERSION = 1
+
+# Images and annotations of each split when nothing is missing, and what tells COCO from other data in its layout.
+OFFICIAL = {"train2017": (118_287, 860_001), "val2017": (5_000, 36_781)}
+OFFICIAL_CATEGORIES = [k for k in range(1, 91) if k not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+
+DESCRIPTION = """
+{contents}
+
+`objects` has one entry per annotation, crowds (`iscrowd`) among them; `regions` from annotations leave crowds out.
+Categories are numbered from 0 in the order of the source's ids{holes}. Boxes are the source's, and may reach beyond
+the image by a fraction of a pixel. {maps}
+
+`license` is the URL of each photo's licence and `original_url` where it comes from, as the source lists them. The
+photos belong to their authors; annotations of COCO are under CC BY 4.0.
+
+{dropped}
+"""
+MAPS = """`segmentation` is drawn from the outlines exactly as pycocotools draws them. Where objects overlap,
+the one with fewer pixels is seen. Crowds are 255 (ignore), and so is the box of an object without an outline."""
+
+
+@dataclass(frozen=True)
+class CocoSplit:
+    """What a row of one split is made from; small, because every task of a worker carries it."""
+
+    pictures: Path
+    annotations: Path
+    annotations_sha256: str
+    records: Records
+    categories: Mapping[int, int]
+    licenses: Mapping[int, str]
+    has_maps: bool
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `prepare coco`."""
+    parser.add_argument(
+        "--source", required=True, help="COCO's folder, a folder of COCO-type Parquet files, or the Hub id of one"
+    )
+    parser.add_argument("--allow-missing", action="store_true", help="build without pictures that are not there")
+    coco_parquet.add_arguments(parser)
+    parser.set_defaults(proposals="boxes")
+
+
+def open_source(arguments: argparse.Namespace) -> Source:
+    """What `prepare coco` builds."""
+    folder = Path(arguments.source)
+    if (folder / "annotations").is_dir():
+        return coco_source(folder, work_folder(arguments.output), arguments.allow_missing)
+    is_hub_id = not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", arguments.source)
+    if is_hub_id or (folder.is_dir() and any(folder.rglob("*.parquet"))):
+        return coco_parquet.open_source(arguments)
+    check_folder(folder)
+    raise ValueError(
+        f"{folder} has neither a folder annotations with instances_*.json in it nor Parquet files; "
+        f"it has {', '.join(sorted(path.name for path in folder.iterdir())[:5]) or 'nothing'}."
+    )
+
+
+def coco_source(folder: Path, work: Path, allow_missing: bool = False) -> Source:
+    """The data set in a folder of COCO's layout.
+
+    Args:
+        folder: holds `annotations` and the folders of pictures.
+        work: folder for the index that workers read; it must last as long as the build.
+        allow_missing: leave out pictures that are not there; otherwise they are an error.
+    """
+    splits: dict[str, CocoSplit] = {}
+    recipes: dict[str, Any] = {}
+    categories: dict[int, str] = {}
+    for split, (name, path) in _annotation_files(folder).items():
+        pictures = _picture_folder(folder, name)
+        if pictures is None:
+            print(f"{path.name} has no folder {name} of pictures beside it: the split {split} is left out.")
+            continue
+        index = index_annotations(path)
+        if categories and categories != index.categories:
+            raise ValueError(f"{path} has other categories than the split before it; both must have the same.")
+        categories = index.categories
+        splits[split], recipes[split] = _open_split(name, pictures, path, index, work, allow_missing)
+    if not splits:
+        raise ValueError(f"{folder} has annotations but no pictures: expected folders such as {folder / 'val2017'}.")
+
+    is_official = list(categories) == OFFICIAL_CATEGORIES
+    complete = is_official and all(_completeness(recipe) == "" for recipe in recipes.values())
+    recipe = {"source": "coco", "coco_version": VERSION, "complete": complete, "parts": recipes}
+    return Source(
+        recipe=recipe,
+        splits={split: place.records.count for split, place in splits.items()},
+        class_names=list(categories.values()),
+        make_row=partial(coco_row, splits=splits),
+        title="COCO 2017" if is_official else "Images in the layout of COCO",
+        license="other",
+        description=_description(is_official, recipes, any(place.has_maps for place in splits.values())),
+        proposals="boxes",
+    )
+
+
+def coco_row(split: str, number: int, splits: Mapping[str, CocoSplit]) -> Row:
+    """Row `number` of a split."""
+    place = splits[split]
+    *fields, places = place.records[number]
+    image = CocoImage(*fields)
+    picture = read_picture(place.pictures / image.file_name, image.file_name)
+    size = (image.width or picture.upright[0], image.height or picture.upright[1])
+    turn = picture.turn_to_fit(size)
+    text = map_file(place.annotations, place.annotations_sha256)
+    annotations = [json.loads(text[start : start + length]) for start, length in places]
+    boxes = turn_boxes([annotation["bbox"] for annotation in annotations], turn, *size)
+    objects = {
+        "bbox": boxes.tolist(),
+        "category": [place.categories[annotation["category_id"]] for annotation in annotations],
+        "area": [_area(annotation) for annotation in annotations],
+        "iscrowd": [bool(annotation.get("iscrowd")) for annotation in annotations],
+    }
+    segmentation = None
+    if place.has_maps:
+        labels = draw_map(annotations, place.categories, *size, where=f"{place.annotations}, {image.file_name}")
+        segmentation = encode_map(turn_map(labels, turn))
+    license_url = None if image.license is None else place.licenses.get(image.license)
+    return picture_row(picture, str(image.id), objects, segmentation, license=license_url, original_url=image.url)
+
+
+def draw_map(
+    annotations: list[dict[str, Any]], categories: Mapping[int, int], width: int, height: int, where: str = ""
+) -> NDArray[np.uint8]:
+    """The semantic map (H, W) of one image: 0 = no class, k = category k - 1, 255 = ignore."""
+    layers = []
+    for annotation in annotations:
+        try:
+            pixels = _pixels(annotation, width, height)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{where}: annotation {annotation.get('id')}: {error}.") from error
+        ignore = annotation.get("iscrowd") or not annotation.get("segmentation")
+        layers.append((pixels, SEGMENTATION_IGNORE if ignore else categories[annotation["category_id"]] + 1))
+    labels = np.zeros(width * height, np.uint8)
+    for pixels, value in sorted(layers, key=lambda layer: -len(layer[0])):
+        labels[pixels] = value
+    return labels.reshape(width, height).T
+
+
+def _pixels(annotation: Mapping[str, Any], width: int, height: int) -> IntArray:
+    if annotation.get("segmentation"):
+        return outline_pixels(annotation["segmentation"], height, width)
+    x, y, w, h = annotation["bbox"]
+    return polygon_pixels([x, y, x + w, y, x + w, y + h, x, y + h], height, width)
+
+
+def _area(annotation: Mapping[str, Any]) -> float:
+    area = annotation.get("area")
+    if isinstance(area, int | float) and math.isfinite(area) and area >= 0:
+        return float(area)
+    return float(annotation["bbox"][2] * annotation["bbox"][3])
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def _annotation_files(folder: Path) -> dict[str, tuple[str, Path]]:
+    """Name after "instances_" and file of each split, train before validation before test."""
+    files: dict[str, tuple[str, Path]] = {}
+    found = sorted((folder / "annotations").glob("instances_*.json"))
+    for prefix, split in (("train", "train"), ("val", "validation"), ("test", "test")):
+        of_split = [path for path in found if path.stem.removeprefix("instances_").startswith(prefix)]
+        if len(of_split) > 1:
+            names = " and ".join(path.name for path in of_split)
+            raise ValueError(
+                f"{folder / 'annotations'} has {names}, all of the split {split}; leave one of them there."
+            )
+        if of_split:
+            files[split] = of_split[0].stem.removeprefix("instances_"), of_split[0]
+    if not files:
+        names = ", ".join(sorted(path.name for path in (folder / "annotations").iterdir())[:5])
+        raise ValueError(
+            f"{folder / 'annotations'} has {names or 'no file'}, expected instances_train2017.json, "
+            "instances_val2017.json or both."
+        )
+    return files
+
+
+def _picture_folder(folder: Path, name: str) -> Path | None:
+    places = (folder / name, folder / "images" / name)
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _open_split(
+    name: str, pictures: Path, path: Path, index: CocoIndex, work: Path, allow_missing: bool
+) -> tuple[CocoSplit, dict[str, Any]]:
+    files = dict(walk(pictures))
+    missing = [image.file_name for image in index.images if image.file_name not in files]
+    if missing and (not allow_missing or len(missing) == len(index.images)):
+        cure = "Download them" if allow_missing else "Download them, or build without them: --allow-missing"
+        raise ValueError(
+            f"{len(missing):,} of the {len(index.images):,} pictures in {path.name} are not in {pictures}; "
+            f"the first is {missing[0]}. {cure}."
+        )
+    absent = set(missing)
+    used = ((image, places) for image, places in index.places() if image.file_name not in absent)
+    records = write_records(work, ([*vars(image).values(), places] for image, places in used))
+    recipe: dict[str, Any] = {
+        "name": name,
+        "images": records.count,
+        "missing": len(missing),
+        "missing_sha256": hashlib.sha256("\n".join(missing).encode()).hexdigest() if missing else None,
+        "annotations": index.annotation_count,
+        "dropped": index.dropped,
+        "annotations_sha256": file_sha256(path),
+        "pictures_sha256": files_sha256(
+            (image.file_name, files[image.file_name]) for image in index.images if image.file_name not in absent
+        ),
+    }
+    split = CocoSplit(
+        pictures=pictures,
+        annotations=path,
+        annotations_sha256=recipe["annotations_sha256"],
+        records=records,
+        categories={category: number for number, category in enumerate(index.categories)},
+        licenses=index.licenses,
+        has_maps=index.has_outlines and len(index.categories) <= LARGEST_CLASS_COUNT,
+    )
+    return split, recipe
+
+
+# --------------------------------------------------------------------------------------------------------------- card
+
+
+def _completeness(recipe: Mapping[str, Any]) -> str:
+    """What is missing of an official split, in words; nothing if it is complete."""
+    images, annotations = OFFICIAL.get(recipe["name"], (0, 0))
+    if not images:
+        return f"{recipe['name']} is no split of COCO 2017"
+    if (recipe["images"], recipe["annotations"]) == (images, annotations):
+        return ""
+    return (
+        f"{recipe['name']} is partial: {recipe['images']:,} of {images:,} images, "
+        f"{recipe['annotations']:,} of {annotations:,} annotations"
+    )
+
+
+def _description(is_official: bool, recipes: Mapping[str, Mapping[str, Any]], has_maps: bool) -> str:
+    contents = "Images with boxes in the layout of COCO."
+    if is_official:
+        partial_splits = [text for recipe in recipes.values() if (text := _completeness(recipe))]
+        contents = f"Built from COCO 2017. {'; '.join(partial_splits) or 'The splits in it are complete'}."
+    dropped = [
+        f"{count:,} {reason} ({split})"
+        for split, recipe in recipes.items()
+        for reason, count in recipe["dropped"].items()
+    ]
+    return DESCRIPTION.format(
+        contents=contents,
+        holes=", which are 1 to 90 with holes" if is_official else "",
+        maps=MAPS if has_maps else "There is no `segmentation`.",
+        dropped=f"Annotations left out: {', '.join(dropped)}." if dropped else "No annotation was left out.",
+    )

@@ -1,0 +1,1 @@
+"""OpenImage-MINI, selected from the tables of Open Images."""

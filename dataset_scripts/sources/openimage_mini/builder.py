@@ -1,0 +1,476 @@
+"""OpenImage-MINI, our reconstruction: chosen from the tables of Open Images, photos fetched one by one."""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+from numpy.typing import NDArray
+
+from ...build.parquet import Source
+from .downloads import Downloader, FetchError, GoneError, Pace
+from .index import INDEX_NAME, Index, ids_sha256, index_rows, read_index, write_index
+from .masks import aspects, locate_masks
+from .photos import IMAGE_URL, Photo, fetch_photos
+from .rows import mini_row, save_rows
+from .selection import RULE_HELP, Rule, Selection, rule_from, select
+from .tables import (
+    Boxes,
+    Ids,
+    is_image_id,
+    read_boxes,
+    read_classes,
+    read_image_list,
+    read_labels,
+    read_masks,
+    read_parents,
+)
+
+HELP = "our reconstruction of OpenImage-MINI, from the tables and photos of Open Images"
+METADATA_URL = "https://storage.googleapis.com/openimages"
+VERSION = 1  # of what the rule and the rows mean; part of the recipe
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file of Open Images.
+
+    Attributes:
+        names: it may have in the source folder.
+        address: below the metadata URL, if it is in none of these names there.
+        group: what `--without` calls it; empty if nothing goes without it.
+    """
+
+    names: tuple[str, ...]
+    address: str
+    group: str = ""
+
+
+TABLES = {
+    "classes": Table(
+        ("class-descriptions-boxable.csv", "oidv7-class-descriptions-boxable.csv"), "v5/class-descriptions-boxable.csv"
+    ),
+    "train boxes": Table(
+        ("oidv6-train-annotations-bbox.csv", "train-annotations-bbox.csv"), "v6/oidv6-train-annotations-bbox.csv"
+    ),
+    "validation boxes": Table(("validation-annotations-bbox.csv",), "v5/validation-annotations-bbox.csv"),
+    "hierarchy": Table(("bbox_labels_600_hierarchy.json",), "2018_04/bbox_labels_600_hierarchy.json", "hierarchy"),
+    "mask classes": Table(("classes-segmentation.txt",), "v5/classes-segmentation.txt", "mask-classes"),
+    "train images": Table(
+        ("train-images-boxable-with-rotation.csv",), "2018_04/train/train-images-boxable-with-rotation.csv", "images"
+    ),
+    "validation images": Table(
+        ("validation-images-with-rotation.csv",), "2018_04/validation/validation-images-with-rotation.csv", "images"
+    ),
+    "train masks": Table(
+        ("train-annotations-object-segmentation.csv",), "v5/train-annotations-object-segmentation.csv", "masks"
+    ),
+    "validation masks": Table(
+        ("validation-annotations-object-segmentation.csv",),
+        "v5/validation-annotations-object-segmentation.csv",
+        "masks",
+    ),
+}
+GROUPS = tuple(dict.fromkeys(table.group for table in TABLES.values() if table.group))
+SPLITS = ("train", "validation")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `prepare openimage-mini`."""
+    parser.add_argument(
+        "--source",
+        type=Path,
+        required=True,
+        help="folder of the tables; what is absent is fetched into it. Or a folder that --ids-only wrote",
+    )
+    parser.add_argument("--ids-only", action="store_true", help="write ids, boxes and rule, no pixels")
+    parser.add_argument("--recipe", type=Path, help="YAML file with keys of the selection rule; flags win over it")
+    for field in dataclasses.fields(Rule):
+        flag, text = f"--{field.name.replace('_', '-')}", f"{RULE_HELP[field.name]} (default: {field.default})"
+        if isinstance(field.default, bool):
+            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=RULE_HELP[field.name])
+        else:
+            parser.add_argument(flag, type=type(field.default), default=argparse.SUPPRESS, help=text)
+    parser.add_argument("--without", nargs="*", choices=GROUPS, default=[], help="tables to do without")
+    parser.add_argument("--metadata-url", default=METADATA_URL, help="where absent tables come from")
+    parser.add_argument("--images", type=Path, help="folder of photos, complete or not (default: SOURCE/images)")
+    parser.add_argument("--image-url", default=IMAGE_URL, help="photos are fetched from URL/SPLIT/ID.jpg")
+    parser.add_argument(
+        "--originals",
+        action="store_true",
+        help="--image-url serves the photographers' originals: check the MD5 and size of the image list",
+    )
+    parser.add_argument("--masks", type=Path, help="folder of mask zips or PNG files (default: SOURCE/masks)")
+    parser.add_argument("--missing", type=Path, help="leave out the ids in this file, and no others")
+    parser.add_argument("--connections", type=int, default=16, help="photos fetched at the same time")
+    parser.add_argument("--requests-per-second", type=float, default=50.0, help="at most, over all connections")
+    parser.set_defaults(proposals="none")
+
+
+def open_source(arguments: argparse.Namespace) -> Source | None:
+    """What `prepare openimage-mini` builds, its photos on disk; None if only ids were asked for, which it wrote."""
+    if arguments.connections < 1 or arguments.requests_per_second <= 0:
+        raise ValueError("--connections and --requests-per-second must be above 0.")
+    for url in (arguments.metadata_url, arguments.image_url):
+        if not url.startswith(("https://", "http://")):
+            raise ValueError(f"{url!r} is no address, expected http:// or https://.")
+    downloader = Downloader(Pace(arguments.requests_per_second))
+    source: Path = arguments.source
+    masks_folder: Path = arguments.masks or source / "masks"
+    with_masks = masks_folder.is_dir() and "masks" not in arguments.without
+    index = _open_index(arguments, downloader, with_masks)
+    if arguments.ids_only:
+        _write_ids(arguments.output, index, arguments.overwrite)
+        return None
+
+    missing = _read_missing(arguments.missing) if arguments.missing else set()
+    work = _work_folder(source)
+    masks = None
+    if with_masks:
+        names = [
+            name for table in index.splits.values() for of_image in table["masks"].to_pylist() for name in of_image
+        ]
+        masks = locate_masks(masks_folder, names, work / "masks") if names else None
+    photos = arguments.images or source / "images"
+    wanted = [photo for photo in _photos(index, masks, arguments.originals) if photo.image_id not in missing]
+    gone = fetch_photos(wanted, photos, arguments.image_url, downloader, arguments.connections)
+    if gone and arguments.missing:
+        raise ValueError(
+            f"{len(gone)} photos are gone that {arguments.missing} does not list, such as {min(gone)}, so that build "
+            "cannot be repeated from this address. Add them to the file, or build without --missing."
+        )
+    return _source(index, missing | gone, masks, photos, work)
+
+
+def _work_folder(source: Path) -> Path:
+    work = source / ".openimage-mini"
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{source} cannot be written ({error}). Copy or link the tables into another folder."
+        ) from error
+    return work
+
+
+# -------------------------------------------------------------------------------------------------------- the choice
+
+
+def _open_index(arguments: argparse.Namespace, downloader: Downloader, with_masks: bool) -> Index:
+    values = _rule_values(arguments)
+    if (arguments.source / INDEX_NAME).is_file():
+        if values:
+            raise ValueError(
+                f"{arguments.source} holds ids that are chosen already; {', '.join(values)} cannot change them. "
+                "Give a folder of tables as --source, or leave these keys out."
+            )
+        return read_index(arguments.source)
+    rule = rule_from(values)
+    work = _work_folder(arguments.source)
+    tables = _collect_tables(arguments.source, arguments.metadata_url, set(arguments.without), with_masks, downloader)
+    state = {name: [path.name, path.stat().st_size, path.stat().st_mtime_ns] for name, path in tables.items()}
+    key = json.dumps([VERSION, dataclasses.asdict(rule), state], sort_keys=True)
+    folder = work / f"index-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    if not (folder / INDEX_NAME).is_file():
+        write_index(folder, choose(tables, rule))
+    return read_index(folder)
+
+
+def _rule_values(arguments: argparse.Namespace) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if arguments.recipe:
+        try:
+            values = yaml.safe_load(arguments.recipe.read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f"{arguments.recipe} cannot be read as YAML ({error}).") from error
+        if not isinstance(values, dict):
+            raise ValueError(
+                f"{arguments.recipe} holds {type(values).__name__}, expected lines such as `cap_step: 20`."
+            )
+    given = vars(arguments)
+    return values | {field.name: given[field.name] for field in dataclasses.fields(Rule) if field.name in given}
+
+
+def _collect_tables(
+    source: Path, base_url: str, without: set[str], with_masks: bool, downloader: Downloader
+) -> dict[str, Path]:
+    """The tables, fetched where they are absent; those that nothing needs may be missing from the result."""
+    found: dict[str, Path] = {}
+    for name, table in TABLES.items():
+        if table.group in without:
+            continue
+        present = [source / file for file in table.names if (source / file).is_file()]
+        if len(present) > 1:
+            raise ValueError(f"{present[0]} and {present[1].name} are both the {name}: remove one of them.")
+        if present:
+            found[name] = present[0]
+            continue
+        if table.group == "masks" and not with_masks:
+            continue  # hundreds of megabytes that would serve for nothing
+        path, url = source / Path(table.address).name, f"{base_url.rstrip('/')}/{table.address}"
+        try:
+            downloader.fetch_file(url, path)
+            found[name] = path
+        except GoneError as error:
+            if not table.group:
+                raise ValueError(
+                    f"{source} has no {' or '.join(table.names)}, and {url} is gone ({error}). Put the {name} there."
+                ) from error
+            print(f"{name}: not in {source} and gone from {url}; going on without.")
+        except FetchError as error:
+            hint = f" or say --without {table.group}" if table.group else ""
+            raise ValueError(
+                f"{source} has no {' or '.join(table.names)}, and it could not be fetched ({error}). Run the same "
+                f"command again, put the file there{hint}."
+            ) from error
+    return found
+
+
+def choose(tables: Mapping[str, Path], rule: Rule) -> Index:
+    """Reads the tables and applies the rule."""
+    names = read_classes(tables["classes"])
+    labels = sorted(names, key=lambda label: names[label])  # of no file's order
+    class_index = {label: place for place, label in enumerate(labels)}
+    allowed = np.ones(len(labels), bool)
+    if "mask classes" in tables:
+        masked = read_labels(tables["mask classes"])
+        allowed &= [label in masked for label in labels]
+    if "hierarchy" in tables:
+        parents = read_parents(tables["hierarchy"])
+        allowed &= [label not in parents for label in labels]
+    boxes, counts = {}, {}
+    for split in SPLITS:
+        boxes[split], counts[f"{split} boxes"] = read_boxes(tables[f"{split} boxes"], class_index, rule.hand_drawn)
+        print(f"{split} boxes: {_in_words(counts[f'{split} boxes'])}")
+    selection = select(boxes["train"], boxes["validation"], allowed, [names[label] for label in labels], rule)
+    counts["selection"] = selection.counts
+    if len(selection.train) < rule.train_images:
+        print(f"{len(selection.train):,} training images fulfil the rule, {rule.train_images:,} were asked for.")
+    chosen = {"train": selection.train, "validation": selection.validation}
+    rows = {
+        split: _rows_of(split, ids, boxes[split], selection, tables, class_index, counts)
+        for split, ids in chosen.items()
+    }
+    return Index(
+        rule=rule,
+        absent=tuple(name for name in TABLES if name not in tables),
+        classes=tuple((labels[place], names[labels[place]]) for place in selection.classes),
+        counts=counts,
+        small=selection.small,
+        **rows,
+    )
+
+
+def _rows_of(
+    split: str,
+    ids: Ids,
+    boxes: Boxes,
+    selection: Selection,
+    tables: Mapping[str, Path],
+    class_index: Mapping[str, int],
+    counts: dict[str, dict[str, int]],
+) -> pa.Table:
+    masks = attribution = None
+    if f"{split} masks" in tables:
+        masks, unknown = read_masks(tables[f"{split} masks"], ids, class_index)
+        counts[f"{split} masks"] = {"listed": sum(map(len, masks)), "unknown class": unknown}
+    if f"{split} images" in tables:
+        attribution, counts[f"{split} images"] = read_image_list(tables[f"{split} images"], ids)
+    return index_rows(ids, boxes, selection, masks, attribution)
+
+
+def _in_words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+
+
+def _write_ids(output: Path, index: Index, overwrite: bool) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        if not (output / INDEX_NAME).is_file():
+            raise ValueError(f"{output} is not empty and holds no ids of this program. Choose another --output.")
+        if not overwrite:
+            if read_index(output).sha256 == index.sha256:
+                print(f"{output} holds these ids: nothing to do.")
+                return
+            raise ValueError(f"{output} holds other ids. Choose another --output, or write anew with --overwrite.")
+    write_index(output, index)
+    rows = {split: table.num_rows for split, table in index.splits.items()}
+    print(f"{output}: {rows['train']:,} train, {rows['validation']:,} validation ids, hash {index.sha256[:16]}")
+
+
+# -------------------------------------------------------------------------------------------------------- the photos
+
+
+def _read_missing(path: Path) -> set[str]:
+    try:
+        ids = set(path.read_text(encoding="utf-8").split())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error}), expected one image id per line.") from error
+    if wrong := sorted(image_id for image_id in ids if not is_image_id(image_id)):
+        raise ValueError(f"{path}: {wrong[0]!r} is no image id, expected 16 digits of 0-9a-f per line.")
+    return ids
+
+
+def _photos(index: Index, masks: Mapping[str, Path] | None, originals: bool) -> list[Photo]:
+    photos = []
+    for split, table in index.splits.items():
+        rows = table.select(["image_id", "masks", "original_size", "original_md5"]).to_pylist()
+        first = {row["image_id"]: masks[row["masks"][0]] for row in rows if row["masks"]} if masks else {}
+        aspect = aspects(first)
+        for row in rows:
+            size, md5 = (row["original_size"], row["original_md5"]) if originals else (None, None)
+            photos.append(Photo(split, row["image_id"], size, md5, aspect.get(row["image_id"])))
+    return photos
+
+
+def _source(index: Index, missing: set[str], masks: Mapping[str, Path] | None, photos: Path, work: Path) -> Source:
+    """The data set of the photos that are there."""
+    there: dict[str, list[bool]] = {
+        split: [image_id not in missing for image_id in table["image_id"].to_pylist()]
+        for split, table in index.splits.items()
+    }
+    listed = [image_id for table in index.splits.values() for image_id in table["image_id"].to_pylist()]
+    left_out = sorted(missing.intersection(listed))
+    state = f"{index.sha256} {ids_sha256(left_out)} {masks is not None}"
+    key = hashlib.sha256(state.encode()).hexdigest()[:16]
+    rows = {split: (work / f"rows-{split}-{key}.arrow").absolute() for split in there}
+    kept = {split: table.filter(there[split]) for split, table in index.splits.items()}
+    for split, table in kept.items():
+        save_rows(rows[split], table, masks)
+    splits = {split: table.num_rows for split, table in kept.items()}
+    small = sum(there["train"][: index.small])
+    recipe = {
+        "source": "openimage-mini",
+        "openimage_mini_version": VERSION,
+        "rule": dataclasses.asdict(index.rule),
+        "absent_tables": list(index.absent),
+        "index_sha256": index.sha256,
+        "ids_sha256": {split: ids_sha256(table["image_id"].to_pylist()) for split, table in index.splits.items()},
+        "missing_ids": len(left_out),
+        "missing_ids_sha256": ids_sha256(left_out),
+        "masks": masks is not None,
+        "small_images": small,
+    }
+    return Source(
+        recipe=recipe,
+        splits=splits,
+        class_names=[name for _, name in index.classes],
+        make_row=partial(mini_row, rows=rows, photos=Path(photos).absolute()),
+        title="OpenImage-MINI (our reconstruction)",
+        license=["cc-by-2.0", "cc-by-4.0"],
+        description=_description(index, kept, small, len(left_out)),
+        tiers={"small": {"train": small, "validation": splits["validation"]}} if small else {},
+        extra_files={
+            "missing_ids.txt": "".join(f"{image_id}\n" for image_id in left_out),
+            "classes.csv": "LabelName,DisplayName\n" + "".join(f'{label},"{name}"\n' for label, name in index.classes),
+        },
+    )
+
+
+# Filled in by whoever publishes the data set.
+TAKEDOWN_CONTACT = "TAKEDOWN-CONTACT"
+
+
+def _description(index: Index, kept: Mapping[str, pa.Table], small: int, missing: int) -> str:
+    rule = index.rule
+    boxes = {split: np.bincount(_categories(table), minlength=len(index.classes)) for split, table in kept.items()}
+    classes = "\n".join(
+        f"| {name} | {label} | {train:,} | {validation:,} |"
+        for (label, name), train, validation in zip(index.classes, boxes["train"], boxes["validation"], strict=True)
+    )
+    turned = sum(sum(bool(degrees) for degrees in table["rotation"].to_pylist()) for table in kept.values())
+    read = "\n".join(f"- {name}: {_in_words(counts)}" for name, counts in index.counts.items())
+    drawn = "only boxes drawn by hand (xclick)" if rule.hand_drawn else "boxes of every source"
+    absent = f" Tables that were not there: {', '.join(index.absent)}." if index.absent else ""
+    gone = (
+        f"{missing:,} chosen photos no longer exist; `missing_ids.txt` lists them. None was replaced."
+        if missing
+        else "Every chosen photo could be had; `missing_ids.txt` is empty."
+    )
+    return f"""
+A set of photos with several objects each, chosen from Open Images by a fixed rule. **This is our reconstruction**:
+the paper that names OpenImage-MINI (arXiv 2303.16947) never released its list, and how it was made is not known.
+Numbers on this set cannot be compared with the paper's.
+
+The paper's: the name, and that there is such a benchmark. Open Images': the photos, boxes, masks, classes and the
+official splits. Ours: the rule below, every number in it, and the columns. The authors of the paper had no part in it.
+
+## Composition
+
+{_composition(index, kept)}
+
+Two configurations: `default`, all {kept["train"].num_rows:,} training images, and `small`, its first {small:,}, for
+cheap runs. Both have the same {kept["validation"].num_rows:,} validation images, of the official validation split.
+
+## Selection
+
+- Boxes: {drawn}; not those marked as group, depiction or inside view, without area, or repeated. Boxes that reach
+  out of the image are clipped.
+- Classes: {len(index.classes)}; leaves of the hierarchy that have masks, as far as these tables were there, with at
+  least {rule.least_train_boxes:,} training and {rule.least_validation_boxes:,} validation boxes.{absent}
+- Images: at least {rule.least_boxes} boxes of at least {rule.least_classes} classes, and one box with
+  {rule.least_side} <= sqrt(area) <= {rule.greatest_side} of the image.
+- Training images: greedy, the rarest class first, up to a cap per class that rises by {rule.cap_step} per round;
+  within a class by the SHA-1 of "{rule.salt}" and the id. Validation images: by that SHA-1. No image is in both.
+- {gone}
+
+Only boxes of these classes are annotated, and not exhaustively: what has no box is not thereby background. In
+`segmentation`, pixels without a mask are 255 (ignore); smaller objects lie over larger ones.
+
+Photos and boxes are as Open Images stores them. {turned:,} of the photos are listed with a rotation other than 0,
+which is how far they would have to be turned to stand upright; it was not applied. Where a file's metadata asks
+viewers to turn it, the metadata was removed, for boxes refer to the pixels as they are stored.
+
+## Biases and use
+
+- Photos that Flickr users shared, which lean towards North America and Europe (arXiv 1711.08536). People are in many,
+  and were not asked.
+- The rule prefers what it can count: photos with several annotated objects of several classes. It drops groups,
+  drawings and views from inside, classes without masks, and classes that are rare in Open Images.
+- Balancing by class changes how often things are seen: shares of classes here are no shares of anything else.
+- Where classes of people are among them, they say what annotators believed to see. Do not teach them as the truth.
+- Meant for research on features of objects among others. Not meant for identifying people.
+
+## Licences and attribution
+
+Photos: each has its own licence in `license`, its author in `author`, and its page in `landing_url`; whoever shows a
+photo names them. Open Images lists all as CC BY 2.0 and gives no warranty for that; a photo may have changed its
+licence since. Annotations: CC BY 4.0, by Google LLC. The selection, as ours, is under CC BY 4.0 as well.
+
+To have a photo taken down, as its author or as somebody in it, write to {TAKEDOWN_CONTACT} with its `image_id`.
+
+## Classes
+
+| class | Open Images | training boxes | validation boxes |
+| --- | --- | --- | --- |
+{classes}
+
+## What was read
+
+{read}
+"""
+
+
+def _composition(index: Index, kept: Mapping[str, pa.Table]) -> str:
+    """A table of what the splits hold."""
+    lines = ["| split | photos | boxes | boxes per photo: least, median, most | authors | without an author |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for split, table in kept.items():
+        per_photo = pc.list_value_length(table["categories"]).to_numpy(zero_copy_only=False)
+        spread = f"{per_photo.min()}, {np.median(per_photo):g}, {per_photo.max()}" if len(per_photo) else "-"
+        authors = [author for author in table["author"].to_pylist() if author]
+        counts = f"{table.num_rows:,} | {per_photo.sum():,} | {spread} | {len(set(authors)):,}"
+        lines.append(f"| {split} | {counts} | {table.num_rows - len(authors):,} |")
+    return "\n".join([*lines, "", f"{len(index.classes)} classes, listed with their boxes at the end."])
+
+
+def _categories(table: pa.Table) -> NDArray[np.int64]:
+    return pc.list_flatten(table["categories"].combine_chunks()).to_numpy(zero_copy_only=False)

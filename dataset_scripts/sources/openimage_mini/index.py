@@ -1,0 +1,243 @@
+"""The list behind OpenImage-MINI: ids, boxes, attribution and the rule that chose them, without pixels.
+
+    FOLDER/index.json                        rule, classes, counts, hashes
+    FOLDER/data/train-small.parquet …        one row per image; the small tier is a file of its own
+    FOLDER/README.md                         card; `load_dataset(FOLDER)` reads it
+
+It is what `--ids-only` writes, and what every build goes through, so that a build from this folder and one from the
+CSV files cannot differ.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...build.parquet import write_text
+from .selection import Rule, Selection, rule_from
+from .tables import Boxes, canonical_order, id_text, is_image_id
+
+INDEX_NAME = "index.json"
+INDEX_FORMAT = 1
+
+SCHEMA = pa.schema(
+    {
+        "image_id": pa.string(),
+        "boxes": pa.list_(pa.list_(pa.float32(), 4)),
+        "categories": pa.list_(pa.int64()),
+        "masks": pa.list_(pa.string()),
+        "mask_categories": pa.list_(pa.int64()),
+        "license": pa.string(),
+        "author": pa.string(),
+        "original_url": pa.string(),
+        "landing_url": pa.string(),
+        "rotation": pa.int16(),
+        "original_size": pa.int64(),
+        "original_md5": pa.string(),
+    }
+)
+ATTRIBUTION = SCHEMA.names[5:]
+
+
+@dataclass(frozen=True)
+class Index:
+    """The chosen images.
+
+    Attributes:
+        rule: what chose them.
+        absent: tables that were not there, so that what they tell is missing.
+        classes: (LabelName, readable name) in the order of `categories`.
+        counts: what was read and left out, for the record.
+        small: rows of `train` that are the small tier, from the first on.
+        train: rows in the form of `SCHEMA`.
+        validation: the same.
+    """
+
+    rule: Rule
+    absent: tuple[str, ...]
+    classes: tuple[tuple[str, str], ...]
+    counts: Mapping[str, Mapping[str, int]]
+    small: int
+    train: pa.Table
+    validation: pa.Table
+
+    @property
+    def splits(self) -> dict[str, pa.Table]:
+        """Rows by split."""
+        return {"train": self.train, "validation": self.validation}
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of all that decides the rows of a build but the pixels."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps([asdict(self.rule), self.absent, self.classes, self.small]).encode())
+        for table in self.splits.values():
+            for batch in table.to_batches(max_chunksize=1000):
+                for row in batch.to_pylist():
+                    digest.update(json.dumps(row).encode())
+        return digest.hexdigest()
+
+
+def ids_sha256(ids: Sequence[str]) -> str:
+    """Hash of a list of ids: that of a text file with one per line."""
+    return hashlib.sha256("".join(f"{image_id}\n" for image_id in ids).encode()).hexdigest()
+
+
+def index_rows(
+    ids: np.ndarray,
+    boxes: Boxes,
+    selection: Selection,
+    masks: Sequence[Sequence[tuple[str, int]]] | None,
+    attribution: pa.Table | None,
+) -> pa.Table:
+    """Rows of a split.
+
+    Args:
+        ids: of the images, in the order of the rows.
+        boxes: all usable boxes of the split; those of kept classes are taken.
+        selection: for its classes.
+        masks: name and class of the masks of every image, or None if they are not known.
+        attribution: columns of the image list for every image, or None if they are not known.
+    """
+    place_of = np.full(max(int(boxes.category.max(initial=0)), int(selection.classes.max())) + 1, -1, np.int64)
+    place_of[selection.classes] = np.arange(len(selection.classes))
+    mine = boxes[np.isin(boxes.image, ids) & (place_of[boxes.category] >= 0)]
+    mine = mine[canonical_order(mine)]
+    starts = np.searchsorted(mine.image, ids, side="left")
+    stops = np.searchsorted(mine.image, ids, side="right")
+    order = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)] or [np.zeros(0, np.intp)])
+    offsets = pa.array(np.concatenate([[0], np.cumsum(stops - starts)]), pa.int32())
+    corners = pa.FixedSizeListArray.from_arrays(pa.array(mine.corners[order].ravel()), 4)
+    categories = pa.array(place_of[mine.category[order]])
+    kept_masks = [
+        [(name, int(place_of[category])) for name, category in of_image if place_of[category] >= 0]
+        for of_image in (masks if masks is not None else [[]] * len(ids))
+    ]
+    columns = {
+        "image_id": pa.array([id_text(number) for number in ids], pa.string()),
+        "boxes": pa.ListArray.from_arrays(offsets, corners),
+        "categories": pa.ListArray.from_arrays(offsets, categories),
+        "masks": pa.array([[name for name, _ in of_image] for of_image in kept_masks], SCHEMA.field("masks").type),
+        "mask_categories": pa.array(
+            [[category for _, category in of_image] for of_image in kept_masks], SCHEMA.field("mask_categories").type
+        ),
+    }
+    for name in ATTRIBUTION:
+        columns[name] = pa.nulls(len(ids), SCHEMA.field(name).type) if attribution is None else attribution[name]
+    return pa.table(columns).cast(SCHEMA)
+
+
+# ------------------------------------------------------------------------------------------------------------ folder
+
+
+def write_index(folder: Path, index: Index) -> None:
+    """Writes the folder; `index.json` comes last, so a folder that has one is whole."""
+    data = folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX_NAME).unlink(missing_ok=True)
+    for name, table in _files(index).items():
+        temporary = data / f".{name}.tmp"
+        pq.write_table(table, temporary, compression="zstd")
+        temporary.replace(data / name)
+    write_text(folder / "README.md", _card(index))
+    facts = {
+        "format": INDEX_FORMAT,
+        "rule": asdict(index.rule),
+        "absent": list(index.absent),
+        "classes": [list(pair) for pair in index.classes],
+        "counts": index.counts,
+        "small": index.small,
+        "sha256": index.sha256,
+        "ids_sha256": {split: ids_sha256(table["image_id"].to_pylist()) for split, table in index.splits.items()},
+    }
+    write_text(folder / INDEX_NAME, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+
+def _files(index: Index) -> dict[str, pa.Table]:
+    tables = {
+        "train-small.parquet": index.train.slice(0, index.small),
+        "train-rest.parquet": index.train.slice(index.small),
+        "validation.parquet": index.validation,
+    }
+    return {name: table for name, table in tables.items() if table.num_rows}
+
+
+def read_index(folder: Path) -> Index:
+    """The index of a folder, verified against its own hash."""
+    path = folder / INDEX_NAME
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}). Write the ids again.") from error
+    if not isinstance(facts, dict) or facts.get("format") != INDEX_FORMAT:
+        raise ValueError(f"{path}: expected format {INDEX_FORMAT}. It was written by another program.")
+    parts = {}
+    for name in ("train-small", "train-rest", "validation"):
+        file = folder / "data" / f"{name}.parquet"
+        parts[name] = pq.read_table(file).cast(SCHEMA) if file.is_file() else SCHEMA.empty_table()
+    index = Index(
+        rule_from(facts["rule"]),
+        tuple(facts["absent"]),
+        tuple((label, name) for label, name in facts["classes"]),
+        facts["counts"],
+        facts["small"],
+        pa.concat_tables([parts["train-small"], parts["train-rest"]]),
+        parts["validation"],
+    )
+    if (found := index.sha256) != facts["sha256"]:
+        raise ValueError(
+            f"{folder}: the ids have the hash {found[:12]}…, index.json says {facts['sha256'][:12]}…: a file is "
+            "damaged or was edited. Get the folder again."
+        )
+    if wrong := [
+        name for table in index.splits.values() for name in table["image_id"].to_pylist() if not is_image_id(name)
+    ]:
+        raise ValueError(f"{folder}: image_id {wrong[0]!r} is no Open Images id, expected 16 digits of 0-9a-f.")
+    return index
+
+
+def _card(index: Index) -> str:
+    from datasets import ClassLabel, DatasetInfo, Features, List, Value
+    from datasets.info import DatasetInfosDict
+    from huggingface_hub import DatasetCardData
+
+    category = List(ClassLabel(names=[name for _, name in index.classes]))
+    features = Features.from_arrow_schema(SCHEMA)
+    features |= {"boxes": List(List(Value("float32"), length=4)), "categories": category, "mask_categories": category}
+    files = list(_files(index))
+
+    def config(name: str, chosen: Sequence[str]) -> dict[str, Any]:
+        paths: dict[str, list[str]] = {}
+        for file in chosen:
+            paths.setdefault(file.partition("-")[0].partition(".")[0], []).append(f"data/{file}")
+        return {"config_name": name, "data_files": [{"split": split, "path": path} for split, path in paths.items()]}
+
+    data = DatasetCardData(
+        pretty_name="OpenImage-MINI (our reconstruction), ids and boxes",
+        license="cc-by-4.0",
+        task_categories=["object-detection"],
+        configs=[config("default", files), config("small", [file for file in files if "rest" not in file])],
+    )
+    info = DatasetInfo(features=Features({name: features[name] for name in SCHEMA.names}))
+    DatasetInfosDict({"default": info, "small": info}).to_dataset_card_data(data)
+    return f"""---
+{data.to_yaml()}
+---
+
+# OpenImage-MINI (our reconstruction), ids and boxes
+
+The images of our reconstruction of OpenImage-MINI, without their pixels: {index.train.num_rows:,} for training, of
+which the first {index.small:,} are the small tier, and {index.validation.num_rows:,} for validation. The paper's list
+was never released. Annotations: Open Images, CC BY 4.0. Every photo has a licence of its own, listed as CC BY 2.0.
+
+`boxes` are x1, y1, x2, y2 in shares of the image. To fetch the photos and build the data set:
+
+    python -m dataset_scripts.prepare openimage-mini --source THIS_FOLDER --output openimage-mini
+"""

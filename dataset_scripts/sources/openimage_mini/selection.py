@@ -1,0 +1,257 @@
+"""Which images OpenImage-MINI consists of: a rule on boxes, without randomness, that no order of rows changes.
+
+The paper's list was never released; this is our reconstruction of a set as large as COCO, of several objects per
+image. From the usable boxes (`openimages_tables`):
+
+1.  Classes: those allowed by the caller (leaves of the hierarchy, classes with masks) that have enough boxes in both
+    splits; if more than `most_classes` are left, those with most training boxes.
+2.  Candidates: images with enough boxes and enough classes among them, and a box neither tiny nor filling the image.
+3.  Training: the rarest class first, each is filled up to a cap; then the cap is raised by `cap_step`, until there
+    are enough images. An image counts for every class in it. Within a class, images come in the order of the SHA-1 of
+    `salt` and id. The first images taken are the small tier, so that it is balanced as well.
+4.  Validation: candidates of the official validation split in the order of the SHA-1, not balanced.
+5.  Rows: the small tier first, in the order of the SHA-1, then the rest in that order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .tables import Boxes, Ids, id_text
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The thresholds; every one is a key of the recipe.
+
+    Our choices: as large as COCO's train2017 and val2017, a class map that fits into 8 bits.
+    """
+
+    train_images: int = 118_287
+    small_images: int = 20_000
+    validation_images: int = 5_000
+    least_train_boxes: int = 500
+    least_validation_boxes: int = 20
+    most_classes: int = 254
+    least_boxes: int = 2
+    least_classes: int = 2
+    least_side: float = 0.1
+    greatest_side: float = 0.8
+    cap_step: int = 20
+    hand_drawn: bool = False
+    salt: str = "openimage-mini"
+
+    def __post_init__(self) -> None:
+        for name in ("train_images", "most_classes", "least_boxes", "least_classes", "cap_step"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        for name in ("small_images", "validation_images", "least_train_boxes", "least_validation_boxes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more.")
+        if self.most_classes > 254:
+            raise ValueError(f"most_classes is {self.most_classes}, expected at most 254: 255 means ignore in a map.")
+        if self.small_images > self.train_images:
+            raise ValueError(
+                f"small_images is {self.small_images}, expected at most train_images, {self.train_images}."
+            )
+        if not 0 <= self.least_side <= self.greatest_side <= 1:
+            raise ValueError(
+                f"least_side and greatest_side are {self.least_side} and {self.greatest_side}, expected 0 <= least "
+                "<= greatest <= 1, in shares of the image."
+            )
+
+
+RULE_HELP = {
+    "train_images": "images for training",
+    "small_images": "of them, images of the small tier",
+    "validation_images": "images for validation",
+    "least_train_boxes": "a class needs so many usable training boxes",
+    "least_validation_boxes": "a class needs so many usable validation boxes",
+    "most_classes": "keep at most so many classes",
+    "least_boxes": "an image needs so many boxes",
+    "least_classes": "an image needs boxes of so many classes",
+    "least_side": "an image needs a box with sqrt(area) of at least this share of the image …",
+    "greatest_side": "… and at most this",
+    "cap_step": "images per class in one round of the greedy choice",
+    "hand_drawn": "only boxes drawn by hand (Source is xclick)",
+    "salt": "of the SHA-1 that orders images",
+}
+
+
+def rule_from(values: Mapping[str, Any]) -> Rule:
+    """A rule with these values; the others keep their defaults. Raises ValueError for unknown keys and wrong types."""
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(Rule)}
+    for key, value in values.items():
+        if key not in kinds:
+            raise ValueError(f"{key!r} is no key of the selection rule, expected some of {', '.join(kinds)}.")
+        kind = kinds[key]
+        fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if not fits and not (kind is float and type(value) is int):
+            raise ValueError(f"{key} is {value!r}, expected {kind.__name__}.")
+    return Rule(**values)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen.
+
+    Attributes:
+        classes: places in the caller's class list, in its order.
+        train: ids in the order of the rows.
+        small: how many of them are the small tier.
+        validation: ids in the order of the rows.
+        counts: of classes and candidates, for the record.
+    """
+
+    classes: NDArray[np.intp]
+    train: Ids
+    small: int
+    validation: Ids
+    counts: dict[str, int]
+
+
+def select(train: Boxes, validation: Boxes, allowed: NDArray[np.bool_], names: Sequence[str], rule: Rule) -> Selection:
+    """Applies the rule.
+
+    Args:
+        train: usable boxes of the training split.
+        validation: those of the validation split.
+        allowed: (classes,) which classes may be used.
+        names: of all classes, unique; they decide ties between classes.
+        rule: the thresholds.
+    """
+    classes = _kept_classes(train, validation, allowed, names, rule)
+    if not len(classes):
+        raise ValueError(
+            f"No class has {rule.least_train_boxes} training and {rule.least_validation_boxes} validation boxes. "
+            "Lower least_train_boxes or least_validation_boxes, or look whether the tables belong together."
+        )
+    kept = np.zeros(len(names), bool)
+    kept[classes] = True
+    val_candidates = _candidates(validation, kept, rule).images
+    candidates = _candidates(train, kept, rule)
+    # An image of both splits would be learned and then asked for.
+    fresh = ~np.isin(candidates.images, np.unique(validation.image))
+    counts = {
+        "classes": len(classes),
+        "train candidates": int(fresh.sum()),
+        "train candidates also in validation, left out": int((~fresh).sum()),
+        "validation candidates": len(val_candidates),
+    }
+    if not fresh.any():
+        raise ValueError(
+            "No training image fulfils the rule. Lower least_boxes or least_classes, or widen least_side and "
+            "greatest_side."
+        )
+    candidates = candidates.of(fresh)
+    candidates = candidates.ordered(_sha1_order(candidates.images, rule.salt))
+    taken = _greedy(candidates, names, rule)
+    small = min(rule.small_images, len(taken))
+    rows = np.concatenate([np.sort(taken[:small]), np.sort(taken[small:])])
+    val_order = _sha1_order(val_candidates, rule.salt)[: rule.validation_images]
+    return Selection(classes, candidates.images[rows], small, val_candidates[val_order], counts)
+
+
+def _kept_classes(
+    train: Boxes, validation: Boxes, allowed: NDArray[np.bool_], names: Sequence[str], rule: Rule
+) -> NDArray[np.intp]:
+    """Places of the classes that are kept, in order."""
+    train_boxes = np.bincount(train.category, minlength=len(names))
+    validation_boxes = np.bincount(validation.category, minlength=len(names))
+    enough = (train_boxes >= rule.least_train_boxes) & (validation_boxes >= rule.least_validation_boxes)
+    found = np.flatnonzero(allowed & enough & (train_boxes > 0))
+    most = sorted(found.tolist(), key=lambda place: (-train_boxes[place], names[place]))[: rule.most_classes]
+    return np.array(sorted(most), np.intp)
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Images that fulfil the multi-object rule, and what they show, a row per image and class.
+
+    Attributes:
+        images: (N,) ids.
+        place: (P,) place in `images`, ascending.
+        category: (P,) the kept classes that it shows.
+    """
+
+    images: Ids
+    place: NDArray[np.intp]
+    category: NDArray[np.intp]
+
+    def of(self, which: NDArray[np.bool_]) -> _Candidates:
+        """Those images only."""
+        mine = which[self.place]
+        return _Candidates(self.images[which], (np.cumsum(which) - 1)[self.place[mine]], self.category[mine])
+
+    def ordered(self, order: NDArray[np.intp]) -> _Candidates:
+        """The same images in another order."""
+        rank = np.empty(len(order), np.intp)
+        rank[order] = np.arange(len(order))
+        place = rank[self.place]
+        rows = np.argsort(place, kind="stable")
+        return _Candidates(self.images[order], place[rows], self.category[rows])
+
+
+def _candidates(boxes: Boxes, kept: NDArray[np.bool_], rule: Rule) -> _Candidates:
+    """The images that fulfil the rule, in the order of their ids."""
+    mine = kept[boxes.category]
+    of_size = _have_sides(boxes.corners, rule)[mine]
+    ids, image = np.unique(boxes.image[mine], return_inverse=True)
+    class_count = len(kept)
+    pairs = np.sort(image * class_count + boxes.category[mine])  # np.unique would hash them, many times slower
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]  # one per image and class
+    place, category = pairs // class_count, pairs % class_count
+    good = (
+        (np.bincount(image, minlength=len(ids)) >= rule.least_boxes)
+        & (np.bincount(place, minlength=len(ids)) >= rule.least_classes)
+        & (np.bincount(image[of_size], minlength=len(ids)) > 0)
+    )
+    return _Candidates(ids, place, category).of(good)
+
+
+def _have_sides(corners: NDArray[np.float32], rule: Rule) -> NDArray[np.bool_]:
+    """(N,) whether the square root of a box's area is in the rule's range."""
+    side = np.subtract(corners[:, 2], corners[:, 0], dtype=np.float64)
+    side *= np.subtract(corners[:, 3], corners[:, 1], dtype=np.float64)
+    np.sqrt(side, out=side)
+    return (side >= rule.least_side) & (side <= rule.greatest_side)
+
+
+def _sha1_order(ids: Ids, salt: str) -> NDArray[np.intp]:
+    """Order of the images by the SHA-1 of salt and id, in hexadecimal as in a text file."""
+    digests = [hashlib.sha1(f"{salt}{id_text(number)}".encode()).digest() for number in ids.tolist()]
+    return np.array(sorted(range(len(digests)), key=digests.__getitem__), np.intp)
+
+
+def _greedy(candidates: _Candidates, names: Sequence[str], rule: Rule) -> NDArray[np.intp]:
+    """Places of the chosen candidates in the order in which they are taken."""
+    by_class = np.argsort(candidates.category, kind="stable")
+    count = np.bincount(candidates.category, minlength=len(names))
+    images_of = np.split(candidates.place[by_class], np.cumsum(count)[:-1])
+    rarest_first = sorted(np.flatnonzero(count).tolist(), key=lambda category: (count[category], names[category]))
+    waiting = {category: iter(images_of[category]) for category in rarest_first}
+    start = np.searchsorted(candidates.place, np.arange(len(candidates.images) + 1))
+    shows = np.zeros(len(names), np.int64)  # chosen images by class
+    is_taken = np.zeros(len(candidates.images), bool)
+    taken: list[int] = []
+    wanted = min(rule.train_images, len(candidates.images))
+    for cap in itertools.count(rule.cap_step, rule.cap_step):
+        for category in rarest_first:
+            while shows[category] < cap:
+                chosen = next((image for image in waiting[category] if not is_taken[image]), None)
+                if chosen is None:
+                    break
+                is_taken[chosen] = True
+                taken.append(chosen)
+                shows[candidates.category[start[chosen] : start[chosen + 1]]] += 1
+                if len(taken) == wanted:
+                    return np.array(taken, np.intp)
+    raise AssertionError("the rounds end when all candidates are taken")

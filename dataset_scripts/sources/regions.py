@@ -1,0 +1,112 @@
+"""A built data set folder again, with other regions; all else in its rows stays as it is."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from modeling_decodepos.schema import build_features
+
+from ..build.parquet import CARD_NAME, Row, Source, data_sha256, load_manifest
+
+HELP = "a built folder with other regions (--proposals); rows and their order stay as they are"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `prepare regions`."""
+    parser.add_argument("--source", type=Path, required=True, help="folder written by this program; it is only read")
+    parser.set_defaults(proposals="selective")
+
+
+def open_source(arguments: argparse.Namespace) -> Source:
+    """What `prepare regions` builds."""
+    if arguments.source.resolve() == arguments.output.resolve():
+        raise ValueError(f"--source and --output are both {arguments.output}. Give the new data set another folder.")
+    return regions_source(arguments.source)
+
+
+def regions_source(folder: Path) -> Source:
+    """The rows of a finished folder, to be handed to `build_dataset` with other proposals."""
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    manifest = load_manifest(folder)
+    if not manifest["complete"]:
+        raise ValueError(f"{folder} is not finished. Run the command that builds it to its end first.")
+    _check_columns(folder, manifest)
+    card = DatasetCard((folder / CARD_NAME).read_text(encoding="utf-8"))
+    shards: dict[str, list[tuple[str, int]]] = {split: [] for split in manifest["splits"]}
+    for path, entry in manifest["files"].items():
+        shards[entry["split"]].append((str(folder / path), entry["rows"]))
+    data = card.data
+    assert isinstance(data, DatasetCardData)
+    title = data.pretty_name or folder.name
+    return Source(
+        recipe={"source": "regions", "of_data_sha256": data_sha256(manifest), "of_recipe": manifest["recipe"]},
+        splits=manifest["splits"],
+        class_names=manifest["class_names"],
+        make_row=partial(stored_row, shards=shards),
+        title=title,
+        license=data.license or "unknown",
+        description=f"The images and annotations of another build, with other regions.\n\n{_body(card.text, title)}",
+        tiers=manifest.get("tiers", {}),
+        extra_files=_text_files(folder),
+    )
+
+
+def _text_files(folder: Path) -> dict[str, str]:
+    """The lists beside the card, such as those of missing ids."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".txt", ".csv"))
+    return {path.name: path.read_text(encoding="utf-8") for path in files}
+
+
+def stored_row(split: str, number: int, shards: Mapping[str, Sequence[tuple[str, int]]]) -> Row:
+    """Row `number` of a split, from its shards: path and rows of each, in order."""
+    first = 0
+    for path, rows in shards[split]:
+        if number < first + rows:
+            return _find(path, number - first)
+        first += rows
+    raise ValueError(f"Split {split!r} has {first} rows; there is no row {number}.")
+
+
+def _find(path: str, number: int) -> Row:
+    file = _open(path)
+    first = 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if number < first + rows:
+            return _read_group(path, group)[number - first]
+        first += rows
+    raise ValueError(f"{path} has {first} rows and not what its manifest says. Check the folder with prepare check.")
+
+
+@lru_cache(maxsize=2)
+def _open(path: str) -> pq.ParquetFile:
+    return pq.ParquetFile(path)
+
+
+@lru_cache(maxsize=1)  # rows are asked for in their order
+def _read_group(path: str, group: int) -> list[Row]:
+    return _open(path).read_row_group(group).to_pylist()
+
+
+def _check_columns(folder: Path, manifest: Mapping[str, Any]) -> None:
+    wanted = build_features(manifest["class_names"]).arrow_schema
+    for path in manifest["files"]:
+        if not (folder / path).is_file():
+            raise ValueError(f"{folder / path} is missing. Build {folder} again: it makes what is missing.")
+        found = pq.read_schema(folder / path)
+        if not found.remove_metadata().equals(wanted.remove_metadata()):
+            raise ValueError(
+                f"{folder / path} has the columns {', '.join(found.names)}, or other types than expected in "
+                f"{', '.join(wanted.names)}; the layout is in modeling_decodepos/schema.py."
+            )
+
+
+def _body(card: str, title: str) -> str:
+    """What a card says between its title and its table of splits."""
+    after = card.split(f"# {title}\n", 1)[-1]
+    return after.split("\n| split |", 1)[0].strip()

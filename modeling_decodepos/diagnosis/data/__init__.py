@@ -1,0 +1,1 @@
+"""Controlled pictures: scenes or photos, blank pages, exchanged surroundings."""

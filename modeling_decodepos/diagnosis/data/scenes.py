@@ -1,0 +1,112 @@
+"""Probe data drawn in memory: scenes, and the same objects drawn elsewhere. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...scenes import (
+    CLASS_NAMES,
+    FIRST_INDEX,
+    TEXTURES,
+    Background,
+    SceneSpec,
+    render_scene,
+    sample_object,
+    sample_scene,
+)
+from .pictures import BACKGROUND_GREY, LEAST_SIDE, Grid, Pictures, ProbeData, draw_swaps
+from .scene_pairs import OBJECT_SHAPES, find_fitting, move_inside, sample_elsewhere
+
+_STREAM = 5
+# Scenes of the probe split from here on are galleries; before, queries.
+_GALLERY = 500_000_000
+_GRID_OBJECT = 0.3  # diameter of a pasted object relative to the view
+
+
+def build_scene_data(images: int, size_px: int, seed: int, objects: int = 10) -> ProbeData:
+    """`images` gallery scenes, `images` query scenes with one probed object each, and `objects` objects on a grid."""
+    first = FIRST_INDEX["probe"]
+    gallery = [sample_scene(seed, first + _GALLERY + index, size_px) for index in range(images)]
+    specs = _probed_scenes(seed, first, images, size_px)
+    queries, last = _draw(specs)
+    shown, _ = _draw(gallery)
+    rng = np.random.default_rng([seed, _STREAM])
+    owner = {region: number for number, region in enumerate(last)}
+
+    def move(region: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        spec = specs[owner[region]]
+        *others, item = spec.objects
+        moved = dataclasses.replace(item, center=sample_elsewhere(rng, item, size_px))
+        scene = render_scene(dataclasses.replace(spec, objects=(*others, moved)))
+        return torch.from_numpy(scene.pixels).permute(2, 0, 1), torch.from_numpy(scene.boxes[-1])
+
+    return ProbeData(
+        name="scenes (drawn in memory)",
+        size_px=size_px,
+        seed=seed,
+        gallery=shown,
+        queries=queries,
+        swaps=draw_swaps(queries, last, move, rng) if len(last) > 1 else None,
+        grid=_draw_grid(rng, objects, size_px),
+        class_names=CLASS_NAMES,
+        groups=torch.arange(len(CLASS_NAMES)) // len(TEXTURES),
+        notes=("In the neighbour read-out, the question is the neighbour's shape (8 shapes).",),
+    )
+
+
+def _probed_scenes(seed: int, first: int, count: int, size_px: int) -> list[SceneSpec]:
+    """Scenes that have a suitable object, which is then in front of all others and wholly inside."""
+    specs: list[SceneSpec] = []
+    index = first
+    while len(specs) < count:
+        spec = sample_scene(seed, index, size_px)
+        index += 1
+        fitting = find_fitting(spec)
+        if not fitting:
+            continue
+        number = fitting[-1]
+        item = dataclasses.replace(spec.objects[number], center=move_inside(spec.objects[number], size_px))
+        others = spec.objects[:number] + spec.objects[number + 1 :]
+        specs.append(dataclasses.replace(spec, objects=(*others, item)))
+    return specs
+
+
+def _draw(specs: list[SceneSpec]) -> tuple[Pictures, list[int]]:
+    """The pictures of scenes with their objects as regions, and the number of each scene's last region."""
+    pixels, boxes, labels, last = [], [], [], []
+    total = 0
+    for spec in specs:
+        scene = render_scene(spec)
+        sides = scene.boxes[:, 2:] - scene.boxes[:, :2]
+        kept = (sides >= LEAST_SIDE).all(1)
+        pixels.append(torch.from_numpy(scene.pixels).permute(2, 0, 1))
+        boxes.append(torch.from_numpy(scene.boxes[kept]))
+        labels.append(torch.from_numpy(scene.classes[kept]))
+        total += int(kept.sum())
+        last.append(total - 1)
+    return Pictures(torch.stack(pixels), boxes, torch.cat(labels)), last
+
+
+def _draw_grid(rng: np.random.Generator, objects: int, size_px: int) -> Grid:
+    """Objects of different classes, each alone in three by three places on a grey canvas."""
+    grey = Background("uniform", ((BACKGROUND_GREY,) * 3,) * 3)
+    size = _GRID_OBJECT * size_px
+    low = float(np.ceil(size / 2) + 1)
+    places = [low, float(round(size_px / 2)), size_px - low]
+    shapes = [k for k, name in enumerate(CLASS_NAMES) if name.split()[1] in OBJECT_SHAPES]
+    pixels, boxes = [], []
+    for class_index in rng.permutation(shapes)[:objects]:
+        item = sample_object(rng, int(class_index), (0.0, 0.0), size)
+        for y, x in product(places, places):
+            scene = render_scene(SceneSpec(size_px, grey, (dataclasses.replace(item, center=(x, y)),)))
+            pixels.append(torch.from_numpy(scene.pixels).permute(2, 0, 1))
+            boxes.append(torch.from_numpy(scene.boxes[0]))
+    count = len(pixels) // len(places) ** 2
+    return Grid(
+        torch.stack(pixels).view(count, -1, 3, size_px, size_px), torch.stack(boxes).view(count, len(places) ** 2, 4)
+    )

@@ -1,0 +1,1 @@
+"""What is measured of features, one file per question."""

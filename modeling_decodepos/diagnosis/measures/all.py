@@ -1,0 +1,377 @@
+"""All measures of one network on one set of probe data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.pictures import ProbeData, blank_pictures, noise_pictures, what_classes_lack
+from ..models.features import StageFeatures, Tick, read_features
+from ..models.load import FeatureModel, padded_convolutions
+from ..statistics.estimates import Estimate, nothing, pool_seeds
+from ..statistics.knn import knn_predict
+from .debias import COUNTS, RemovalPoint, choose_count
+from .influence import measure_influence
+from .metrics import BY_KEY
+from .norms import count_outliers
+from .objects import (
+    NEIGHBOURS,
+    Neighbours,
+    measure_leak,
+    naive_accuracy,
+    name_neighbour,
+    object_accuracy,
+    place_or_content,
+)
+from .padding import PADDING_MODES, padded_with
+from .place import (
+    Subspace,
+    border_profile,
+    divide_variance,
+    positional_subspace,
+    probe_position,
+    probe_regions,
+)
+
+BLANKS = 12  # colours of blank pages
+INFLUENCES = 16  # pictures whose gradient is taken
+PADDED = 24  # pictures seen with every padding mode
+
+_EXCHANGING = frozenset({"context", "object_knn", "debias"})  # measures that look at exchanged regions
+_MOVING = frozenset({"position", "object_knn", "debias"})  # and at moved ones
+
+
+@dataclass
+class StageResult:
+    """What was measured at one stage.
+
+    Attributes:
+        name: Of the stage.
+        grid: h and w of the cells that were looked at.
+        channels: Of the map.
+        verdict: ok, collapsed or content-blind.
+        numbers: An estimate for every key of `metrics.METRICS` that was measured, and a few beside.
+        border: The border profile, outermost ring first.
+        energy: Share of each positional direction, cumulative.
+        removal: Position and accuracy on the gallery after removing directions.
+        padding: Position on blank pages and drift at the border under each padding mode.
+        subspace: The positional directions themselves; not part of report.json.
+    """
+
+    name: str
+    grid: tuple[int, int] = (0, 0)
+    channels: int = 0
+    verdict: str = "ok"
+    numbers: dict[str, Estimate] = field(default_factory=dict)
+    border: list[Estimate] = field(default_factory=list)
+    energy: list[float] = field(default_factory=list)
+    removal: list[RemovalPoint] = field(default_factory=list)
+    padding: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    subspace: Subspace | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON takes it."""
+        return {
+            "stage": self.name,
+            "grid": list(self.grid),
+            "channels": self.channels,
+            "verdict": self.verdict,
+            "numbers": {key: value.to_dict() for key, value in self.numbers.items()},
+            "border_profile": [ring.to_dict() for ring in self.border],
+            "subspace_energy": [round(share, 4) for share in self.energy],
+            "removal": [vars(point) for point in self.removal],
+            "padding": {
+                mode: {key: value.to_dict() for key, value in found.items()} for mode, found in self.padding.items()
+            },
+        }
+
+
+@dataclass
+class Asked:
+    """Features of everything that a network was shown; pictures for the report are drawn from it."""
+
+    gallery: list[StageFeatures]
+    queries: list[StageFeatures]
+    surroundings: list[StageFeatures] = field(default_factory=list)
+    content: list[StageFeatures] = field(default_factory=list)
+    moved: list[StageFeatures] = field(default_factory=list)
+    placed: list[StageFeatures] = field(default_factory=list)
+    noise: list[StageFeatures] = field(default_factory=list)
+    blank: list[StageFeatures] = field(default_factory=list)
+    gradients: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+
+def skipped_measures(data: ProbeData) -> dict[str, str]:
+    """Measures that the data does not allow, and why."""
+    return what_classes_lack(data.gallery, data.queries, NEIGHBOURS) | data.skipped
+
+
+def count_pictures(model: FeatureModel, data: ProbeData, measures: Sequence[str], control: bool) -> int:
+    """How many pictures `measure` will show the model: what a progress bar counts to."""
+    swaps = 0 if data.swaps is None else len(data.swaps.regions)
+    total = len(data.gallery) + len(data.queries)
+    total += swaps * (2 * bool(_EXCHANGING.intersection(measures)) + bool(_MOVING.intersection(measures)))
+    if "retrieval" in measures and data.grid is not None:
+        total += data.grid.pixels.shape[0] * data.grid.pixels.shape[1]
+    if "position" in measures:
+        total += BLANKS + max(4, len(data.queries) // 2)
+    if "influence" in measures:
+        total += min(INFLUENCES, swaps)
+    if "border" in measures and not control and model.is_cnn:
+        total += len(PADDING_MODES) * (BLANKS + min(PADDED, len(data.queries)))
+    return total
+
+
+def measure(
+    model: FeatureModel,
+    data: ProbeData,
+    measures: Sequence[str],
+    *,
+    control: bool = False,
+    tick: Tick = lambda pictures: None,
+) -> tuple[list[StageResult], Asked]:
+    """Results of every stage, and the features they come from.
+
+    Args:
+        model: What to ask.
+        data: What to show.
+        measures: Names from `metrics.MEASURES`.
+        control: Leave out what only the model itself is asked: other paddings, and the removal curve.
+        tick: Is told how many pictures were done.
+    """
+    skipped = skipped_measures(data)
+    wanted = [name for name in measures if name not in skipped]
+    asked = _ask(model, data, wanted, tick)
+    pairs = None
+    if "neighbour" in wanted and data.groups is not None:
+        pairs = Neighbours(data.gallery, data.groups), Neighbours(data.queries, data.groups)
+    results = []
+    for number, name in enumerate(model.stages):
+        queries = asked.queries[number]
+        result = StageResult(name, queries.grid, queries.cells.shape[2])
+        variance = divide_variance(queries.cells, seed=data.seed)
+        result.verdict = variance.verdict
+        result.subspace = positional_subspace(asked.gallery[number].cells)
+        numbers = result.numbers
+        if "position" in wanted:
+            numbers |= _positions(asked, number, data)
+        if "subspace" in wanted:
+            result.energy = result.subspace.energy.cumsum(0).tolist()
+            numbers["position_share"] = variance.place
+            numbers["subspace_size"] = Estimate(float(result.subspace.size), count=len(data.gallery))
+        if "border" in wanted:
+            result.border = border_profile(queries.cells, queries.grid, seed=data.seed)
+            numbers["border_contrast"] = (
+                result.border[0] if result.border else nothing("the map has no ring around its centre")
+            )
+        numbers |= _about_objects(asked, number, data, wanted)
+        if pairs is not None:
+            numbers |= name_neighbour(
+                asked.gallery[number].regions, pairs[0], queries.regions, pairs[1], seed=data.seed
+            )
+        if "norms" in wanted:
+            numbers |= count_outliers(queries.norms, seed=data.seed)
+        if not control and ("subspace" in wanted or "debias" in wanted):
+            result.removal = removal_curve(asked.gallery[number], result.subspace, data)
+        results.append(result)
+    if "influence" in wanted and data.swaps is not None:
+        chosen = slice(0, INFLUENCES)
+        pixels = data.queries.pixels[data.swaps.images[chosen]]
+        shares, asked.gradients = measure_influence(model, pixels, data.swaps.boxes[chosen], seed=data.seed, tick=tick)
+        for result, share in zip(results, shares, strict=True):
+            result.numbers["influence_outside"] = share
+    if "border" in wanted and not control and model.is_cnn:
+        _exchange_padding(model, data, results, asked, tick)
+    return results, asked
+
+
+def _ask(model: FeatureModel, data: ProbeData, wanted: Sequence[str], tick: Tick) -> Asked:
+    asked = Asked(
+        read_features(model, data.gallery.pixels, data.gallery.boxes, cells=True, tick=tick),
+        read_features(model, data.queries.pixels, data.queries.boxes, cells=True, tick=tick),
+    )
+    swaps = data.swaps
+    if swaps is not None and _EXCHANGING.intersection(wanted):
+        here = list(swaps.boxes[:, None])
+        asked.surroundings = read_features(model, swaps.other_surroundings, here, tick=tick)
+        asked.content = read_features(model, swaps.other_content, here, tick=tick)
+    if swaps is not None and _MOVING.intersection(wanted):
+        asked.moved = read_features(model, swaps.moved, list(swaps.moved_boxes[:, None]), tick=tick)
+    if data.grid is not None and "retrieval" in wanted:
+        boxes = list(data.grid.boxes.flatten(0, 1)[:, None])
+        asked.placed = read_features(model, data.grid.pixels.flatten(0, 1), boxes, tick=tick)
+    if "position" in wanted:
+        noise = noise_pictures(max(4, len(data.queries) // 2), data.size_px, data.seed)
+        asked.noise = read_features(model, noise, cells=True, tick=tick)
+        blank = blank_pictures(BLANKS, data.size_px, data.seed)
+        asked.blank = read_features(model, blank, cells=True, tick=tick)
+    return asked
+
+
+def _positions(asked: Asked, number: int, data: ProbeData) -> dict[str, Estimate]:
+    queries, seed = asked.queries[number], data.seed
+    found = {"position_natural": probe_position(asked.gallery[number].cells, queries.cells, queries.grid, seed=seed)}
+    for name, features in (("position_noise", asked.noise[number]), ("position_blank", asked.blank[number])):
+        found[name] = probe_halves(features, seed)
+    if asked.moved and data.swaps is not None:
+        boxes = data.swaps.moved_boxes
+        found["position_regions"] = probe_regions(
+            asked.moved[number].regions, (boxes[:, :2] + boxes[:, 2:]) / 2, seed=seed
+        )
+    return found
+
+
+def probe_halves(features: StageFeatures, seed: int) -> Estimate:
+    """The position probe, learned on the first half of pictures and asked on the second."""
+    half = len(features.cells) // 2
+    return probe_position(features.cells[:half], features.cells[half:], features.grid, seed=seed)
+
+
+def _about_objects(asked: Asked, number: int, data: ProbeData, wanted: Sequence[str]) -> dict[str, Estimate]:
+    found: dict[str, Estimate] = {}
+    if asked.placed and data.grid is not None:
+        placed = asked.placed[number].regions
+        found["content_wins"] = place_or_content(placed.view(*data.grid.pixels.shape[:2], -1), seed=data.seed)
+    if data.swaps is None:
+        return found
+    regions = asked.queries[number].regions[data.swaps.regions] if asked.surroundings else None
+    if "context" in wanted and regions is not None:
+        found |= measure_leak(
+            regions, asked.surroundings[number].regions, asked.content[number].regions, seed=data.seed
+        )
+    if "object_knn" in wanted and data.gallery.labels is not None and data.queries.labels is not None:
+        labels = data.queries.labels[data.swaps.regions]
+        found["knn_prior"] = naive_accuracy(data.gallery.labels, labels, seed=data.seed)
+        versions = {"clean": asked.queries, "recontextualised": asked.surroundings, "repositioned": asked.moved}
+        for name, features in versions.items():
+            rows = features[number].regions
+            found[f"knn_{name}"] = object_accuracy(
+                asked.gallery[number].regions,
+                data.gallery.labels,
+                rows[data.swaps.regions] if name == "clean" else rows,
+                labels,
+                seed=data.seed,
+            )
+    return found
+
+
+def removal_curve(gallery: StageFeatures, subspace: Subspace, data: ProbeData) -> list[RemovalPoint]:
+    """Position R² and object k-NN on the gallery alone, one half against the other, after removing directions."""
+    half = len(gallery.cells) // 2
+    owners = data.gallery.owners
+    points = []
+    for count in (count for count in COUNTS if count <= len(subspace.directions)):
+        cells = subspace.remove(gallery.cells, count)
+        position = probe_position(cells[:half], cells[half:], gallery.grid, seed=data.seed, rows=300)
+        accuracy = None
+        if data.gallery.labels is not None and "object_knn" not in skipped_measures(data):
+            regions = subspace.remove(gallery.regions, count)
+            regions = regions - regions.mean(0)
+            known, labels = owners < half, data.gallery.labels
+            if known.any() and (~known).any():
+                right = knn_predict(regions[known], labels[known], regions[~known], k=NEIGHBOURS) == labels[~known]
+                accuracy = float(right.double().mean())
+        points.append(RemovalPoint(count, position.value or 0.0, accuracy))
+    return points
+
+
+def choose_removal(result: StageResult, data: ProbeData) -> int:
+    """How many positional directions to remove at this stage, by its curve."""
+    held_out = int((data.gallery.owners >= len(data.gallery) // 2).sum())
+    return choose_count(result.removal, held_out) if result.removal else 0
+
+
+def measure_debias(
+    asked: Asked, number: int, subspace: Subspace, count: int, data: ProbeData
+) -> dict[str, tuple[Estimate, Estimate]]:
+    """What removing `count` directions does to the queries: each number before and after."""
+    sides = []
+    for removed in (0, count):
+
+        def clean(features: list[StageFeatures], removed: int = removed) -> list[StageFeatures]:
+            if not features:
+                return []
+            part = features[number]
+            return [
+                StageFeatures(
+                    subspace.remove(part.regions, removed) if part.regions.numel() else part.regions,
+                    subspace.remove(part.cells, removed) if part.cells.numel() else part.cells,
+                    part.grid,
+                    part.norms,
+                )
+            ]
+
+        cleaned = Asked(
+            gallery=clean(asked.gallery),
+            queries=clean(asked.queries),
+            surroundings=clean(asked.surroundings),
+            content=clean(asked.content),
+            moved=clean(asked.moved),
+            placed=clean(asked.placed),
+            noise=clean(asked.noise),
+            blank=clean(asked.blank),
+        )
+        numbers = _about_objects(cleaned, 0, data, ("context", "object_knn"))
+        if cleaned.blank:
+            numbers = _positions(cleaned, 0, data) | numbers
+        else:
+            queries = cleaned.queries[0]
+            natural = probe_position(cleaned.gallery[0].cells, queries.cells, queries.grid, seed=data.seed)
+            numbers = {"position_natural": natural} | numbers
+        sides.append(numbers)
+    before, after = sides
+    return {key: (before[key], after[key]) for key in before if key in BY_KEY}
+
+
+def _exchange_padding(
+    model: FeatureModel, data: ProbeData, results: list[StageResult], asked: Asked, tick: Tick
+) -> None:
+    if model.module is None or not padded_convolutions(model.module):
+        return
+    own = {layer.padding_mode for layer in padded_convolutions(model.module)}
+    blank = blank_pictures(BLANKS, data.size_px, data.seed)
+    pictures = data.queries.pixels[:PADDED]
+    for mode in PADDING_MODES:
+        with padded_with(model.module, mode):
+            try:
+                if asked.blank and own == {mode}:  # the model as it is: asked already
+                    blanks, natural = asked.blank, [_first_pictures(part, PADDED) for part in asked.queries]
+                    tick(len(blank) + len(pictures))
+                else:
+                    blanks = read_features(model, blank, cells=True, tick=tick)
+                    natural = read_features(model, pictures, cells=True, tick=tick)
+            except (RuntimeError, ValueError) as error:
+                # Reflection and wrapping need maps that are larger than the padding.
+                reason = f"this padding is not possible here: {str(error).splitlines()[0]}"
+                for result in results:
+                    result.padding[mode] = {"position_blank": nothing(reason), "border_contrast": nothing(reason)}
+                continue
+        for result, empty, seen in zip(results, blanks, natural, strict=True):
+            profile = border_profile(seen.cells, seen.grid, seed=data.seed)
+            result.padding[mode] = {
+                "position_blank": probe_halves(empty, data.seed),
+                "border_contrast": profile[0] if profile else nothing("the map has no ring around its centre"),
+            }
+
+
+def _first_pictures(features: StageFeatures, count: int) -> StageFeatures:
+    return StageFeatures(torch.zeros(0), features.cells[:count], features.grid, features.norms[:count])
+
+
+def pool_results(repeats: list[list[StageResult]]) -> list[StageResult]:
+    """Results of several seeds as one: numbers are pooled, curves and paddings are those of the first seed."""
+    first = repeats[0]
+    for number, result in enumerate(first):
+        others = [results[number] for results in repeats]
+        result.numbers = {
+            key: pool_seeds([other.numbers[key] for other in others if key in other.numbers]) for key in result.numbers
+        }
+        rings = [other.border for other in others]
+        result.border = [pool_seeds(list(ring)) for ring in zip(*rings, strict=True)]
+        verdicts = {other.verdict for other in others}
+        result.verdict = next((verdict for verdict in ("collapsed", "content-blind") if verdict in verdicts), "ok")
+    return first

@@ -1,0 +1,165 @@
+"""What a region's feature is about: the object in it, its place, its surroundings, or its neighbour.
+
+Shapes: N or E regions, M objects, P places, C channels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data.pictures import Pictures
+from ..statistics.estimates import Array, Estimate, estimate, nothing, ratio
+from ..statistics.knn import knn_predict
+from ..statistics.ridge import ridge_predict
+from .context import exchange_cosines, leak_ratio
+from .place import is_constant
+
+NEIGHBOURS = 20
+COLLAPSED = "collapsed: all features are alike"
+_GAP = 0.25  # of the view; a region farther away is not a neighbour
+
+
+@torch.no_grad()
+def place_or_content(features: Tensor, *, seed: int = 0) -> Estimate:
+    """How often an object elsewhere is nearer than another object in the same place, of all such comparisons.
+
+    1: features follow the object; 0.5: a coin toss; 0: they follow the place. A tie counts half.
+
+    Args:
+        features: (M, P, C) of M objects, each in the same P places.
+        seed: Of the bootstrap over objects.
+    """
+    objects, places = features.shape[:2]
+    if objects < 2 or places < 2:
+        return nothing("fewer than two objects or places")
+    if is_constant(features):
+        return nothing(COLLAPSED)
+    centred = features.double() - features.double().mean((0, 1))
+    unit = F.normalize(centred, dim=2)
+    same = torch.einsum("mpc,mqc->mpq", unit, unit)  # the same object in another place
+    other = torch.einsum("mpc,npc->mpn", unit, unit)  # another object in the same place
+    wins = (same[:, :, :, None] > other[:, :, None, :]).double() + 0.5 * (same[:, :, :, None] == other[:, :, None, :])
+    elsewhere = ~torch.eye(places, dtype=torch.bool)[None, :, :, None]
+    others = ~torch.eye(objects, dtype=torch.bool)[:, None, None, :]
+    counted = (elsewhere & others).expand_as(wins).double()
+    sums = torch.stack([(wins * counted).sum((1, 2, 3)), counted.sum((1, 2, 3))], 1)
+    return estimate(sums.numpy(), ratio, seed=seed)
+
+
+@torch.no_grad()
+def measure_leak(
+    regions: Tensor, other_surroundings: Tensor, other_content: Tensor, *, seed: int = 0
+) -> dict[str, Estimate]:
+    """`context_leak` with its two cosines, each with an interval over regions."""
+    if is_constant(torch.stack([regions, other_surroundings, other_content])):
+        return dict.fromkeys(("context_leak", "context_content", "context_context"), nothing(COLLAPSED))
+    content, context = exchange_cosines(regions, other_surroundings, other_content)
+    rows = torch.stack([content, context, torch.ones_like(content)], 1).numpy()
+
+    def leak(sums: Array) -> Array:
+        found = leak_ratio(torch.from_numpy(np.asarray(sums[..., 0])), torch.from_numpy(np.asarray(sums[..., 1])))
+        return np.asarray(found.numpy())
+
+    return {
+        "context_leak": estimate(
+            rows, leak, seed=seed, reason="features follow neither content nor surroundings: both cosines are 0"
+        ),
+        "context_content": estimate(rows[:, [0, 2]], ratio, seed=seed),
+        "context_context": estimate(rows[:, [1, 2]], ratio, seed=seed),
+    }
+
+
+@torch.no_grad()
+def object_accuracy(
+    gallery: Tensor, gallery_labels: Tensor, queries: Tensor, labels: Tensor, *, k: int = NEIGHBOURS, seed: int = 0
+) -> Estimate:
+    """Share of queries, one per image, whose class the k nearest gallery regions vote for."""
+    if is_constant(torch.cat([gallery, queries])):
+        return nothing(COLLAPSED)
+    # One mean for all, so that what every feature shares does not make all cosines alike.
+    mean = gallery.double().mean(0)
+    right = knn_predict((gallery - mean).float(), gallery_labels, (queries - mean).float(), k=k) == labels
+    rows = torch.stack([right.double(), torch.ones(len(labels))], 1).numpy()
+    return estimate(rows, ratio, seed=seed)
+
+
+def naive_accuracy(gallery_labels: Tensor, labels: Tensor, *, seed: int = 0) -> Estimate:
+    """Share of queries whose class is the most frequent one of the gallery: what knowing nothing gives."""
+    right = labels == gallery_labels.bincount().argmax()
+    return estimate(torch.stack([right.double(), torch.ones(len(labels))], 1).numpy(), ratio, seed=seed)
+
+
+@torch.no_grad()
+def name_neighbour(
+    gallery: Tensor, gallery_pairs: Neighbours, queries: Tensor, query_pairs: Neighbours, *, seed: int = 0
+) -> dict[str, Estimate]:
+    """How often a linear read-out of a region's feature names the class of the region beside it.
+
+    `neighbour_accuracy` stands beside `neighbour_prior`, what naming the most frequent class gives;
+    `neighbour_advantage` is the way from there to naming all: 0 nothing is known of the neighbour, 1 everything.
+    """
+    names = ("neighbour_accuracy", "neighbour_prior", "neighbour_advantage")
+    classes = int(max(gallery_pairs.groups.max(initial=-1), query_pairs.groups.max(initial=-1))) + 1
+    if len(gallery_pairs.groups) < 20 or len(query_pairs.groups) < 20 or classes < 2:
+        count = min(len(gallery_pairs.groups), len(query_pairs.groups))
+        return dict.fromkeys(names, nothing(f"{count} regions have a neighbour that does not touch them; 20 needed"))
+    x, asked = gallery[gallery_pairs.regions], queries[query_pairs.regions]
+    if is_constant(torch.cat([x, asked])):
+        return dict.fromkeys(names, nothing(COLLAPSED))
+    target = torch.from_numpy(np.eye(classes)[gallery_pairs.groups])
+    predicted = ridge_predict(x, target, asked).argmax(1).numpy()
+    frequent = np.bincount(gallery_pairs.groups, minlength=classes).argmax()
+    right = np.stack([predicted == query_pairs.groups, frequent == query_pairs.groups, np.ones(len(predicted))], 1)
+    rows = np.zeros((int(query_pairs.images.max()) + 1, 3))
+    np.add.at(rows, query_pairs.images, right.astype(np.float64))
+
+    def advantage(sums: Array) -> Array:
+        values: Array = (sums[..., 0] - sums[..., 1]) / (sums[..., 2] - sums[..., 1])
+        return values
+
+    return {
+        "neighbour_accuracy": estimate(rows[:, [0, 2]], ratio, seed=seed),
+        "neighbour_prior": estimate(rows[:, [1, 2]], ratio, seed=seed),
+        "neighbour_advantage": estimate(rows, advantage, seed=seed),
+    }
+
+
+class Neighbours:
+    """Regions with the group of the nearest region that does not touch them.
+
+    Attributes:
+        regions: Numbers of regions that have such a neighbour.
+        groups: Its group.
+        images: Number of their image.
+    """
+
+    def __init__(self, pictures: Pictures, groups: Tensor):
+        regions, found, images = [], [], []
+        start = 0
+        for image, boxes in enumerate(pictures.boxes):
+            labels = None if pictures.labels is None else pictures.labels[start : start + len(boxes)]
+            for region in range(len(boxes)):
+                gap = _gaps(boxes[region], boxes)
+                gap[region] = float("inf")
+                gap[gap <= 0] = float("inf")  # what overlaps is content as well
+                if labels is None or not len(gap) or float(gap.min()) > _GAP:
+                    continue
+                label = int(labels[int(gap.argmin())])
+                group = int(groups[label]) if label < len(groups) else -1
+                if group >= 0:
+                    regions.append(start + region)
+                    found.append(group)
+                    images.append(image)
+            start += len(boxes)
+        self.regions = torch.tensor(regions, dtype=torch.long)
+        self.groups = np.array(found, np.int64)
+        self.images = np.array(images, np.int64)
+
+
+def _gaps(box: Tensor, boxes: Tensor) -> Tensor:
+    """(R,) distance between a box and others; 0 or less where they touch."""
+    apart = torch.maximum(box[:2] - boxes[:, 2:], boxes[:, :2] - box[2:])
+    return torch.where((apart > 0).any(1), apart.clamp(min=0).norm(dim=1), apart.max(1).values)

@@ -1,0 +1,1 @@
+"""Any model to one feature map per stage."""

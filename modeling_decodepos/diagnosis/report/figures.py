@@ -1,0 +1,225 @@
+"""Pictures of a diagnosis: heat maps on the pictures themselves, drawn with Pillow.
+
+Colours run from dark blue (least) to pale yellow (most), legible without colour vision. Lengths are CSS pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..data.pictures import ProbeData
+from ..measures.place import Subspace
+from ..models.features import StageFeatures
+from ..results import ModelResult
+
+_SCALE = 2  # drawn for screens with two pixels per CSS pixel
+_TILE, _GAP, _LEFT, _TOP, _CAPTION = 148, 8, 150, 30, 22
+_INK, _MUTED, _BOX = "#1c2330", "#667085", "#ffd400"
+_RAMP = ((0.0, "0d0f2b"), (0.25, "3b1f6b"), (0.5, "9b2f6f"), (0.75, "ee6a4c"), (1.0, "fdf5b2"))
+
+Pixels = NDArray[np.uint8]
+
+
+def colorize(values: Tensor, low: float | None = None, high: float | None = None) -> Pixels:
+    """(h, w, 3) colours of (h, w) numbers, from their least (or `low`) to their greatest (or `high`)."""
+    numbers = values.double().numpy()
+    low = float(numbers.min()) if low is None else low
+    high = float(numbers.max()) if high is None else high
+    share = np.clip((numbers - low) / (high - low), 0, 1) if high > low else np.zeros_like(numbers)
+    stops = [stop for stop, _ in _RAMP]
+    colors = np.array([[int(text[k : k + 2], 16) for k in (0, 2, 4)] for _, text in _RAMP], float)
+    parts = [np.interp(share, stops, colors[:, channel]) for channel in range(3)]
+    return np.stack(parts, -1).round().astype(np.uint8)
+
+
+class Sheet:
+    """A white sheet of square tiles in rows, a label before each row and a caption below each tile."""
+
+    def __init__(self, columns: Sequence[str], rows: int):
+        self.width = _LEFT + len(columns) * (_TILE + _GAP) + _GAP
+        self.image = Image.new("RGB", (self.width * _SCALE, (_TOP + rows * (_TILE + _CAPTION)) * _SCALE), "white")
+        self.draw = ImageDraw.Draw(self.image)
+        for number, name in enumerate(columns):
+            self._text(_LEFT + number * (_TILE + _GAP), 8, name, _INK, 13, _TILE)
+
+    def label(self, row: int, text: str, note: str = "") -> None:
+        """Write before a row."""
+        top = _TOP + row * (_TILE + _CAPTION)
+        for line, part in enumerate(_wrap(text, 19)[:4]):
+            self._text(8, top + 8 + 17 * line, part, _INK, 13, _LEFT - 14)
+        for line, part in enumerate(_wrap(note, 22)[:4] if note else []):
+            self._text(8, top + 84 + 15 * line, part, _MUTED, 11, _LEFT - 14)
+
+    def put(
+        self, row: int, column: int, tile: Pixels, caption: str = "", box: Tensor | None = None, smooth: bool = False
+    ) -> None:
+        """Paste (h, w, 3) pixels into a tile, with a box (4,) in units of it."""
+        left, top = _LEFT + column * (_TILE + _GAP), _TOP + row * (_TILE + _CAPTION)
+        how = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+        side = _TILE * _SCALE
+        self.image.paste(Image.fromarray(tile).resize((side, side), how), (left * _SCALE, top * _SCALE))
+        if box is not None:
+            x1, y1, x2, y2 = (float(value) * _TILE for value in box)
+            place = [round(v * _SCALE) for v in (left + x1, top + y1, left + x2, top + y2)]
+            self.draw.rectangle([place[0] - 1, place[1] - 1, place[2] + 1, place[3] + 1], outline=_INK, width=5)
+            self.draw.rectangle(place, outline=_BOX, width=3)
+        self._text(left, top + _TILE + 3, caption, _MUTED, 11, _TILE)
+
+    def _text(self, x: float, y: float, text: str, color: str, size: int, room: int) -> None:
+        font = ImageFont.load_default(size=size * _SCALE)
+        while text and font.getlength(text) > room * _SCALE:
+            text = text.removesuffix("…")[:-1] + "…" if len(text.removesuffix("…")) > 1 else ""
+        self.draw.text((x * _SCALE, y * _SCALE), text, fill=color, font=font)
+
+
+def _wrap(text: str, length: int) -> list[str]:
+    lines = [""]
+    for word in text.replace("_", "_ ").replace("/", "/ ").split(" "):
+        pieces = [word[k : k + length] for k in range(0, len(word), length)] or [""]
+        for piece in pieces:
+            joined = f"{lines[-1]} {piece}" if lines[-1] and not lines[-1].endswith(("_", "/")) else lines[-1] + piece
+            if len(joined) <= length or not lines[-1]:
+                lines[-1] = joined
+            else:
+                lines.append(piece)
+    return lines
+
+
+def draw_blank_pages(models: Sequence[ModelResult]) -> Image.Image | None:
+    """What each stage says about a blank page: how far each cell's feature is from the page's own mean."""
+    shown = [model for model in models if model.asked.blank]
+    if not shown:
+        return None
+    most = max(len(model.stages) for model in shown)
+    sheet = Sheet([f"stage {k + 1} of {most}" for k in range(most)], len(shown))
+    for row, model in enumerate(shown):
+        sheet.label(row, model.name, "deviation from the page's mean, as a share of the feature's length")
+        for column, (stage, features) in enumerate(zip(model.stages, model.asked.blank, strict=True)):
+            drift, size = page_drift(features)
+            sheet.put(row, column, colorize(drift, 0.0, max(float(drift.max()), 0.02)), f"{stage.name}: {size:.0%}")
+    return sheet.image
+
+
+def page_drift(features: StageFeatures) -> tuple[Tensor, float]:
+    """(h, w) root mean square deviation of blank pages' cells from their page's mean, over the features' length;
+    and its mean."""
+    deviation = (features.cells - features.cells.mean(1, keepdim=True)).square().sum(2).mean(0).sqrt()
+    length = features.cells.square().sum(2).mean().sqrt().clamp(min=1e-12)
+    relative = (deviation / length).view(features.grid)
+    return relative, float(relative.mean())
+
+
+def draw_influence(models: Sequence[ModelResult], data: ProbeData, columns: int = 5) -> Image.Image | None:
+    """The probed regions, and below them, per model, where the last stage's gradient falls."""
+    shown = [model for model in models if model.asked.gradients.numel()]
+    if not shown or data.swaps is None:
+        return None
+    columns = min(columns, len(shown[0].asked.gradients))
+    sheet = Sheet([f"picture {k + 1}" for k in range(columns)], len(shown) + 1)
+    sheet.label(0, "region asked about")
+    pictures = [_picture(data.queries.pixels[data.swaps.images[k]]) for k in range(columns)]
+    for column, picture in enumerate(pictures):
+        sheet.put(0, column, picture, box=data.swaps.boxes[column])
+    for row, model in enumerate(shown, start=1):
+        sheet.label(row, model.name, f"{model.last.name}: gradient energy")
+        for column in range(columns):
+            energy = model.asked.gradients[column]
+            share = share_outside(energy, data.swaps.boxes[column])
+            blend = heat_over(pictures[column], energy)
+            sheet.put(row, column, blend, f"{share:.0%} outside the box", data.swaps.boxes[column], smooth=True)
+    return sheet.image
+
+
+def heat_over(picture: Pixels, energy: Tensor) -> Pixels:
+    """(s, s, 3) picture in grey under the heat of its gradient energy (s, s), softened over neighbouring pixels."""
+    side = energy.shape[0]
+    soft = F.avg_pool2d(energy[None, None], 5, stride=1, padding=2)[0, 0].sqrt()
+    heat = colorize(soft, 0.0, float(soft.quantile(0.995)))
+    grey = np.asarray(Image.fromarray(picture).convert("L").resize((side, side)))[:, :, None]
+    return (0.28 * grey + 0.72 * heat).astype(np.uint8)
+
+
+def share_outside(energy: Tensor, box: Tensor) -> float:
+    """Share of the energy (s, s) that lies outside a box (4,)."""
+    side = energy.shape[0]
+    centres = (torch.arange(side) + 0.5) / side
+    inside = ((centres >= box[1]) & (centres < box[3]))[:, None] & ((centres >= box[0]) & (centres < box[2]))[None]
+    return float((energy * ~inside).sum() / energy.sum().clamp(min=1e-30))
+
+
+def draw_swaps(models: Sequence[ModelResult], data: ProbeData, rows: int = 3) -> Image.Image | None:
+    """The exchanges, and how much each model's last feature stays the same under each, as centred cosines."""
+    shown = [model for model in models if model.asked.surroundings]
+    if not shown or data.swaps is None:
+        return None
+    swaps, rows = data.swaps, min(rows, len(data.swaps.regions))
+    sheet = Sheet(["region", "other surroundings", "other content", "moved"], rows)
+    for row in range(rows):
+        sheet.label(row, f"picture {row + 1}")
+        tiles = (
+            (data.queries.pixels[swaps.images[row]], swaps.boxes[row]),
+            (swaps.other_surroundings[row], swaps.boxes[row]),
+            (swaps.other_content[row], swaps.boxes[row]),
+            (swaps.moved[row], swaps.moved_boxes[row]),
+        )
+        for column, (pixels, box) in enumerate(tiles):
+            sheet.put(row, column, _picture(pixels), box=box)
+    return sheet.image
+
+
+def draw_directions(models: Sequence[ModelResult], data: ProbeData, columns: int = 4) -> Image.Image | None:
+    """Features of the last stage as false colours, before and after the positional directions are removed."""
+    shown = [model for model in models if model.debias is not None and model.debias.count > 0]
+    if not shown:
+        return None
+    columns = min(columns, len(data.queries))
+    sheet = Sheet(["mean of all pictures", *(f"picture {k + 1}" for k in range(columns))], 1 + 2 * len(shown))
+    sheet.label(0, "picture")
+    for column in range(columns):
+        sheet.put(0, column + 1, _picture(data.queries.pixels[column]))
+    for number, model in enumerate(shown):
+        assert model.debias is not None
+        features = model.asked.queries[model.debias.stage]
+        subspace = model.stages[model.debias.stage].subspace
+        assert subspace is not None
+        for step, removed in enumerate((0, model.debias.count)):
+            row = 1 + 2 * number + step
+            note = "as it is" if removed == 0 else f"{removed} directions removed"
+            sheet.label(row, model.name, note)
+            colors = _false_colors(features, subspace, removed)
+            mean, every = colors
+            sheet.put(row, 0, mean)
+            for column in range(columns):
+                sheet.put(row, column + 1, every[column])
+    return sheet.image
+
+
+def _false_colors(features: StageFeatures, subspace: Subspace, removed: int) -> tuple[Pixels, list[Pixels]]:
+    """The mean map and single pictures in false colours, on one scale."""
+    cells = subspace.remove(features.cells, removed)
+    colors = false_colors(torch.cat([cells, cells.mean(0, keepdim=True)]), features.grid, fitted=len(cells))
+    return colors[-1], colors[:-1]
+
+
+def false_colors(cells: Tensor, grid: tuple[int, int], fitted: int | None = None) -> list[Pixels]:
+    """Maps (I, L, C) as colours: the three strongest directions of the first `fitted` maps (all by default)."""
+    flat = cells[:fitted].flatten(0, 1)
+    mean = flat.mean(0)
+    axes = torch.linalg.svd((flat - mean)[:: max(1, len(flat) // 500)], full_matrices=False)[2][:3].T
+    along = (cells - mean) @ axes
+    if along.shape[2] < 3:
+        along = F.pad(along, (0, 3 - along.shape[2]))
+    spread = along[:fitted].flatten(0, 1).std(0).clamp(min=1e-12)
+    scaled = ((along / spread / 4 + 0.5).clamp(0, 1) * 255).round().byte()
+    return [part.view(*grid, 3).numpy() for part in scaled]
+
+
+def _picture(pixels: Tensor) -> Pixels:
+    return pixels.permute(1, 2, 0).contiguous().numpy()

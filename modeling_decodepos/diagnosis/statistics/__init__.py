@@ -1,0 +1,1 @@
+"""Read-outs and intervals: ridge, neighbours, bootstrap, spread."""

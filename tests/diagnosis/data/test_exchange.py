@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+import torch
+
+from modeling_decodepos.diagnosis.data.exchange import exchange_content, exchange_surroundings, move_elsewhere
+from modeling_decodepos.regions import boxes_to_pixels, rasterise
+
+SIZE = 32
+BOX, OTHER_BOX = np.array([0.25, 0.5, 0.75, 1.0]), np.array([0.0, 0.0, 0.5, 0.25])
+
+
+@pytest.fixture
+def pictures():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+
+
+def inside(box):
+    return torch.from_numpy(rasterise(boxes_to_pixels(box[None], (SIZE, SIZE)), (SIZE, SIZE)))
+
+
+def test_other_surroundings_keep_the_region_and_nothing_else(pictures):
+    pixels, other = pictures
+    exchanged = exchange_surroundings(pixels, BOX, other)
+    assert torch.equal(exchanged[:, 16:32, 8:24], pixels[:, 16:32, 8:24])
+    assert torch.equal(exchanged[:, ~inside(BOX)], other[:, ~inside(BOX)])
+
+
+def test_other_content_fills_the_box_and_nothing_else(pictures):
+    pixels, other = pictures
+    before = pixels.clone()
+    other[:, 0:8, 0:16] = torch.tensor([10, 200, 30], dtype=torch.uint8)[:, None, None]
+    exchanged = exchange_content(pixels, BOX, other, OTHER_BOX)
+    assert (exchanged[:, 16:32, 8:24] == torch.tensor([10, 200, 30])[:, None, None]).all()
+    assert torch.equal(exchanged[:, ~inside(BOX)], before[:, ~inside(BOX)])
+    assert torch.equal(pixels, before)
+
+
+def test_other_content_of_the_same_size_is_copied_exactly(pictures):
+    pixels, other = pictures
+    exchanged = exchange_content(pixels, BOX, other, BOX - [0.25, 0.5, 0.25, 0.5])
+    assert torch.equal(exchanged[:, 16:32, 8:24], other[:, 0:16, 0:16])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_moved_region_is_alone_and_where_its_box_says(pictures, seed):
+    pixels, other = pictures
+    pixels[:] = 7
+    other[:] = 200
+    pixels[:, 16:32, 8:24] = 90
+    moved, box = move_elsewhere(pixels, BOX, other, np.random.default_rng(seed))
+    assert box.min() >= 0 and box.max() <= 1
+    assert torch.equal(moved[0] != 200, inside(box))
+    # Half a pixel of what lies around the region may be seen at its rim, where it was made smaller.
+    assert (moved[0][inside(box)] == 90).float().mean() > 0.5
+    assert (box[2:] - box[:2] < [0.46, 0.46]).all()
+    again, same_box = move_elsewhere(pixels, BOX, other, np.random.default_rng(seed))
+    assert torch.equal(again, moved)
+    assert (same_box == box).all()

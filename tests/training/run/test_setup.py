@@ -1,0 +1,72 @@
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from torch import nn
+
+from dataset_scripts.files import write_json
+from tests.training.runs import Make, small_run
+from training.pretrain import training_step
+from training.run.setup import build_accelerator, build_run, compile_stages
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mixed_share": 0.0}, ["mixed_share is 0", "'both'", "--objective decoupling"]),
+        ({"backbone": "/no/such/folder"}, ["backbone", "/no/such/folder", "resnet18"]),
+        ({"global_batch_size": 25}, ["global_batch_size is 25", "24 images", "at most 24"]),
+        ({"backbone": "vit_tiny"}, ["view_size_px 64", "64 and, with small_view_scale, 32 pixels", "multiples of 12"]),
+        ({"accumulation_steps": 3}, ["8 is not divisible by 3", "take 6"]),
+        ({"data": "/no/such/photos"}, ["data", "/no/such/photos"]),
+    ],
+)
+def test_what_a_user_can_get_wrong_is_one_message(make_recipe: Make, tmp_path: Path, changes: dict, words: list[str]):
+    with pytest.raises((ValueError, OSError)) as error:
+        build_run(Accelerator(cpu=True), make_recipe(**changes), tmp_path)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_processes_wait_for_what_only_the_main_one_does(make_recipe: Make, monkeypatch: pytest.MonkeyPatch):
+    given: dict[str, Any] = {}
+
+    def build(**arguments: Any) -> Accelerator:
+        given.update(arguments)
+        return Accelerator(cpu=True)
+
+    monkeypatch.setattr("training.run.setup.Accelerator", build)
+    build_accelerator(make_recipe())
+    (wait,) = (h.timeout for h in given["kwargs_handlers"] if isinstance(h, InitProcessGroupKwargs))
+    assert wait >= timedelta(hours=1)
+
+
+@pytest.mark.filterwarnings("ignore")  # what torch warns of when it compiles is not ours
+def test_every_stage_is_compiled(make_recipe: Make, monkeypatch: pytest.MonkeyPatch):
+    """Student and teacher, full and small views: torch gives up silently on a function with too many versions."""
+    compile_part = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda part: compile_part(part, backend="eager"))
+    torch._dynamo.reset()
+    run, data = small_run(make_recipe())
+    compile_stages(run.net)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for size in (4, 5, 6):
+            training_step(run, [data.__getitems__([(0, i) for i in range(size)])])
+    torch._dynamo.reset()
+
+
+def test_a_folder_belongs_to_one_recipe_once_it_holds_a_checkpoint(make_recipe: Make, tmp_path: Path):
+    write_json(tmp_path / "run.json", {"recipe": make_recipe().values()})
+    other = make_recipe(cut_ratio_max=0.5)
+    build_run(Accelerator(cpu=True), other, tmp_path)
+    (tmp_path / "checkpoints/step_0000003").mkdir(parents=True)
+    (tmp_path / "checkpoints/step_0000003/state.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"cut_ratio_max: 0.4 there, 0.5 now"):
+        build_run(Accelerator(cpu=True), other, tmp_path)
+    (tmp_path / "run.json").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"run.json is damaged .*Delete that file"):
+        build_run(Accelerator(cpu=True), other, tmp_path)

@@ -1,0 +1,86 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from training.recipe import DEFAULT_RECIPE, GROUPS, build_recipe, load_recipe, parse_command_line
+
+
+def test_every_key_says_what_it_does_and_where_its_default_comes_from():
+    names = [f.name for group in GROUPS for f in dataclasses.fields(group)]
+    assert len(names) == len(set(names)), "keys are flat: one name, one meaning"
+    for group in GROUPS:
+        for f in dataclasses.fields(group):
+            assert f.metadata["help"].endswith("."), f.name
+            assert any(word in f.metadata["origin"] for word in ("paper", "SoCo", "follow-up", "ours", "peers")), (
+                f.name
+            )
+
+
+@pytest.mark.parametrize("path", sorted(DEFAULT_RECIPE.parent.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_parses_and_says_its_cost(path: Path):
+    load_recipe(path)
+    head = path.read_text(encoding="utf-8").split("\n# ---")[0]
+    for word in ("accelerate launch", "Cost:", "Expected:", "Status:"):
+        assert word in head, f"{path.name} lacks {word!r} on top"
+
+
+def test_the_command_line_wins_over_the_recipe(tmp_path: Path):
+    file = tmp_path / "r.yaml"
+    file.write_text("max_steps: 7\nbase_learning_rate: 1e-3\nmixed_precision: no\n")
+    recipe = parse_command_line([str(file), "--max_steps", "9", "--cpu", "--use_predictor", "false"])
+    assert (recipe.run.max_steps, recipe.run.base_learning_rate, recipe.run.cpu) == (9, 1e-3, True)
+    assert recipe.model.use_predictor is False
+    assert recipe.run.mixed_precision == "no"  # YAML reads the bare word as false
+
+
+@pytest.mark.parametrize("word", ["", "2024-01-01", "007", "my: photos", "[a", "*x", "~", "no", "1e3"])
+def test_a_word_of_the_command_line_stays_as_it_was_typed(word: str):
+    assert parse_command_line(["--data", word]).data.data == word
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"globl_batch_size": 8}, ["globl_batch_size", "Did you mean 'global_batch_size'"]),
+        ({"max_steps": "many"}, ["max_steps", "'many'", "int"]),
+        ({"max_steps": True}, ["max_steps", "True", "int"]),
+        ({"objective": "boath"}, ["objective", "boath", "byol_region"]),
+        ({"cut_ratio_min": 0.5, "cut_ratio_max": 0.3}, ["cut_ratio", "0.5", "0.3"]),
+        ({"view_size_px": 100, "cut_grid_px": 16}, ["cut_grid_px", "16", "100"]),
+        ({"mixed_share": 1.5}, ["mixed_share", "1.5"]),
+        ({"max_steps": 0, "epochs": 0}, ["max_steps", "epochs"]),
+        ({"min_region_side": 0.0}, ["min_region_side", "0.0", "more than"]),
+        ({"crop_aspect": 0.0}, ["crop_aspect", "0.0"]),
+        ({"base_learning_rate": float("nan")}, ["base_learning_rate", "nan"]),
+        ({"gradient_clip": -1.0}, ["gradient_clip", "-1.0"]),
+        ({"hue": 3.0}, ["hue", "3.0"]),
+        ({"num_workers": -1}, ["num_workers", "-1"]),
+        ({"cache_dir": "pixels"}, ["cache_dir is 'pixels'", "cache_px is 0", "such as 288"]),
+        ({"streaming": True, "measure_steps": 25}, ["measure_steps is 25", "streaming", "--measure_steps 0"]),
+        ({"cpu": "recipes/x.yaml"}, ["cpu", "put the recipe before"]),
+    ],
+)
+def test_a_wrong_value_is_named(values: dict, words: list[str]):
+    with pytest.raises(ValueError, match=".") as error:
+        build_recipe(values)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_wrong_flag_or_file_ends_with_a_hint(capsys: pytest.CaptureFixture, tmp_path: Path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("max_steps: [3\n")
+    twice = tmp_path / "twice.yaml"
+    twice.write_text("seed: 1\nmax_steps: 3\n\nseed: 2\n")
+    for arguments, words in [
+        (["--max_step", "3"], "--max_steps"),
+        (["nowhere.yaml"], "scenes_smoke"),
+        ([str(broken)], "is no YAML"),
+        ([str(twice)], "twice.yaml: the key 'seed' stands on line 1 and on line 4"),
+        (["--max_steps", "["], "max_steps is '['"),
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            parse_command_line(arguments)
+        assert stop.value.code == 2
+        assert words in capsys.readouterr().err

@@ -1,0 +1,39 @@
+"""Networks that start untrained, by the name a recipe gives them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from transformers import Dinov2Config, PreTrainedConfig, ResNetConfig
+
+# Networks that start untrained, by the name a recipe gives them.
+BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {
+    "resnet50": ResNetConfig,
+    "resnet18": functools.partial(
+        ResNetConfig, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic"
+    ),
+    # A ResNet-10 of width 32, for small scenes on two cores.
+    "resnet_tiny": functools.partial(
+        ResNetConfig, embedding_size=32, hidden_sizes=[32, 64, 128, 256], depths=[1, 1, 1, 1], layer_type="basic"
+    ),
+    # ViT-S/16 in the form of DINOv2, the plain ViT that transformers has as a backbone.
+    "vit_small": functools.partial(
+        Dinov2Config,
+        hidden_size=384,
+        num_hidden_layers=12,
+        num_attention_heads=6,
+        patch_size=16,
+        image_size=224,
+        use_mask_token=False,
+    ),
+    "vit_tiny": functools.partial(
+        Dinov2Config,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        patch_size=12,
+        image_size=96,
+        use_mask_token=False,
+    ),
+}

@@ -1,0 +1,1 @@
+"""Pictures and regions in, batches of views out."""

@@ -1,0 +1,302 @@
+"""Batches of views from data that is larger than the disk: Parquet files read in turn, from a folder or from the Hub.
+
+Every worker process of every training process is a *lane*. An epoch shuffles the files by (seed, epoch) and deals them
+out: lane l of L takes files l, l + L, … . A lane reads its files in blocks of `stream_block` images, visits each block
+in an order of its own, and takes donors from the same block. So every image is seen once per epoch, by one lane; lanes
+with less to read begin their next epoch earlier.
+
+What a sample looks like depends on (seed, epoch, lane, block, place in the block) only. With the same numbers of
+processes and workers a run continues exactly where it stopped: the files' footers say how many images to skip, and
+only the current block, and what comes before it in its Parquet row group, is read again. With other numbers it goes
+on with other samples, and may show images again that this epoch has already shown.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.utils.file_utils import xopen
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from training.data.batches import Broken, RegionBatch, RegionDataset, Sample, StepBatches, build_batch
+from training.data.randomness import Purpose, stream
+from training.data.sources import (
+    COLUMNS,
+    ParquetImages,
+    check_columns,
+    choose_region_source,
+    manifest_fingerprint,
+)
+from training.data.workers import load_in_workers
+from training.recipe import ViewArguments
+
+_ROWS_AT_ONCE = 100
+_FOOTERS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A Parquet file and how many images it holds."""
+
+    url: str
+    rows: int
+
+
+class ImageStream:
+    """A split as a list of Parquet files that are read from front to back; what run.json says of it."""
+
+    def __init__(self, path: str, split: str, shards: list[Shard], region_source: str, seed: int):
+        self.path, self.split, self.shards, self.seed = path, split, shards, seed
+        self.name = f"{path} [{split}]"
+        first = datasets.Dataset(next(self.read(shards, 0, None)), fingerprint="first rows")
+        check_columns(first.column_names, self.name)
+        self.region_source = choose_region_source(first, region_source, f"{self.name} (its first {len(first)} rows)")
+        self.images(first.data.table, ()).check_boxes()  # of the first rows
+
+    def __len__(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """The data set's own manifest hash where it has one."""
+        if (known := manifest_fingerprint(self.path)) is not None:
+            return known
+        local = os.path.isdir(self.path)
+        names = (os.path.relpath(shard.url, self.path) if local else shard.url for shard in self.shards)
+        lines = (f"{name} {shard.rows}\n" for name, shard in zip(names, self.shards, strict=True))
+        return f"sha256 of file names and their numbers of rows {hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+    def columns(self) -> list[str]:
+        """What has to be read."""
+        regions = [self.region_source] if self.region_source in COLUMNS else []
+        return ["image", "image_id", "width", "height", *regions]
+
+    def read(self, shards: list[Shard], start: int, columns: list[str] | None) -> Iterator[pa.Table]:
+        """The rows of files in a row, in small tables, from one on; what comes before it is skipped unread."""
+        for shard in shards:
+            if start >= shard.rows:
+                start -= shard.rows
+                continue
+            with xopen(shard.url, "rb") as file, pq.ParquetFile(file) as parquet:
+                groups = [parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)]
+                first = 0
+                while start >= groups[first]:
+                    start -= groups[first]
+                    first += 1
+                wanted = range(first, len(groups))
+                for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=list(wanted), columns=columns):
+                    if start < len(batch):
+                        yield pa.Table.from_batches([batch.slice(start)]).replace_schema_metadata(None)
+                    start = max(0, start - len(batch))
+
+    def images(self, table: pa.Table, place: tuple[int, ...]) -> ParquetImages:
+        """A block of rows as a source of its own, its random boxes drawn at this place."""
+        rows = datasets.Dataset(table, fingerprint="a block of a stream")
+        return ParquetImages(rows, self.path, self.split, self.region_source, self.seed, place)
+
+
+def open_stream(path: str, split: str, region_source: str, seed: int) -> ImageStream:
+    """The files of a split, their lengths known from their footers.
+
+    Raises:
+        FileNotFoundError: There is no such folder or repository, or no data in it.
+        ValueError: There is no such split, or its files are no Parquet.
+    """
+    files = datasets.load_dataset_builder(path).config.data_files or {}
+    if split not in files:
+        raise ValueError(f"{path} has no split {split!r} to stream; it has {', '.join(map(str, files)) or 'none'}.")
+    if other := [url for url in files[split] if not url.endswith(".parquet")]:
+        raise ValueError(f"{path} [{split}]: {other[0]} is no Parquet file; only those can be streamed.")
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        shards = [shard for shard in pool.map(_read_footer, files[split]) if shard.rows]
+    if not shards:
+        raise ValueError(f"{path} [{split}] holds no image.")
+    return ImageStream(path, split, shards, region_source, seed)
+
+
+def _read_footer(url: str) -> Shard:
+    try:
+        with xopen(url, "rb") as file, pq.ParquetFile(file) as parquet:
+            return Shard(url, parquet.metadata.num_rows)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{url} cannot be read as Parquet: {error}") from None
+
+
+@dataclass(frozen=True)
+class Lane:
+    """The share of the data that one worker process reads."""
+
+    shards: list[Shard]  # of the whole split
+    number: int
+    lanes: int
+    block: int
+    seed: int
+
+    def own_shards(self, epoch: int) -> list[Shard]:
+        """This lane's files of an epoch, in the order of reading."""
+        order = stream(self.seed, Purpose.SHARDS, epoch).permutation(len(self.shards))
+        return [self.shards[n] for n in order[self.number :: self.lanes]]
+
+    def block_sizes(self, epoch: int) -> list[int]:
+        """Images per block; a block of one would have no donor, so the one before takes it along."""
+        images = sum(shard.rows for shard in self.own_shards(epoch))
+        sizes = [self.block] * (images // self.block) + [images % self.block] * (images % self.block > 0)
+        if sizes[-1] == 1 and len(sizes) > 1:
+            sizes[-2:] = [sizes[-2] + 1]
+        return sizes
+
+    def visit_order(self, epoch: int, block: int, size: int) -> np.ndarray:
+        """The order in which a block is visited."""
+        return stream(self.seed, Purpose.BLOCK, epoch, self.number, block).permutation(size)
+
+
+class RegionStream(IterableDataset):
+    """Batches of views of a stream; `build_stream_loader` makes the loader that belongs to it."""
+
+    def __init__(
+        self,
+        source: ImageStream,
+        args: ViewArguments,
+        view_names: list[str],
+        *,
+        block: int,
+        seed: int = 0,
+        image_level: bool = False,
+    ):
+        if block < 2:
+            raise ValueError(f"stream_block is {block}; expected at least 2 (one image lends another its pixels).")
+        self.source, self.block = source, block
+        self.args, self.view_names, self.seed, self.image_level = args, view_names, seed, image_level
+        self.plan: StreamPlan | None = None
+
+    def __iter__(self) -> Iterator[RegionBatch]:
+        if self.plan is None:
+            raise ValueError("a RegionStream has no plan of its own; read it through build_stream_loader.")
+        worker = get_worker_info()
+        return self._batches(self.plan, worker.id if worker else 0)
+
+    def first_block(self) -> RegionDataset:
+        """The first images of the stream, as a data set of their own."""
+        tables = self.source.read(self.source.shards, 0, self.source.columns())
+        return self._block(next(tables), ())
+
+    def _block(self, table: pa.Table, place: tuple[int, ...]) -> RegionDataset:
+        images = self.source.images(table, place)
+        return RegionDataset(
+            images, self.args, self.view_names, seed=self.seed, image_level=self.image_level, place=place
+        )
+
+    def _batches(self, plan: StreamPlan, worker: int) -> Iterator[RegionBatch]:
+        number = (plan.first_batch + worker) % plan.workers
+        lane = Lane(
+            self.source.shards,
+            plan.process * plan.workers + number,
+            plan.processes * plan.workers,
+            self.block,
+            self.seed,
+        )
+        before, until = (len(range(number, last, plan.workers)) for last in (plan.first_batch, plan.last_batch))
+        blocks = self._blocks(lane, before * plan.batch_size)
+        block, epoch, left = next(blocks)
+        for _ in range(before, until):
+            samples: list[Sample] = []
+            broken: list[Broken] = []
+            while len(samples) < plan.batch_size:
+                if not len(left):
+                    block, epoch, left = next(blocks)
+                taken, left = np.split(left, [plan.batch_size - len(samples)])
+                met: dict[int, Broken] = {}
+                samples += block.read_samples([(epoch, int(index)) for index in taken], met)
+                broken += met.values()
+            yield dataclasses.replace(build_batch(samples, len(samples), self.view_names, self.args), broken=broken)
+
+    def _blocks(self, lane: Lane, skip: int) -> Iterator[tuple[RegionDataset, int, np.ndarray]]:
+        """A lane's blocks for ever, each with its epoch and what is to be visited of it, after so many samples."""
+        epoch = 0
+        while skip >= (images := sum(lane.block_sizes(epoch))):
+            skip -= images
+            epoch += 1
+        while True:
+            sizes = lane.block_sizes(epoch)
+            first = 0
+            while skip >= sizes[first]:
+                skip -= sizes[first]
+                first += 1
+            tables = self.source.read(lane.own_shards(epoch), sum(sizes[:first]), self.source.columns())
+            for number, table in enumerate(_regroup(tables, sizes[first:]), start=first):
+                order = lane.visit_order(epoch, number, len(table))
+                yield self._block(table, (lane.number, number)), epoch, order[skip:]
+                skip = 0
+            epoch += 1
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """Which micro-batches a training process takes from its lanes: number m comes from lane m modulo `workers`."""
+
+    processes: int
+    process: int
+    workers: int  # lanes per process
+    batch_size: int
+    first_batch: int
+    last_batch: int
+
+
+def build_stream_loader(
+    dataset: RegionStream, batches: StepBatches, num_workers: int, pin_memory: bool = False
+) -> DataLoader:
+    """A loader of the micro-batches that `batches` plans for this process.
+
+    Raises:
+        ValueError: There are fewer files than lanes.
+    """
+    per_step = len(batches.own_slices)
+    plan = StreamPlan(
+        processes=batches.slices // per_step,
+        process=batches.own_slices[0] // per_step,
+        workers=max(1, num_workers),
+        batch_size=batches.global_batch_size // batches.slices,
+        first_batch=batches.first_step * per_step,
+        last_batch=batches.last_step * per_step,
+    )
+    check_lanes(dataset.source, plan.processes, num_workers)
+    planned = copy.copy(dataset)
+    planned.plan = plan
+    return load_in_workers(planned, num_workers, pin_memory, batch_size=None)
+
+
+def check_lanes(source: ImageStream, processes: int, num_workers: int) -> None:
+    """Every lane needs a file of its own, and two images in it."""
+    workers = max(1, num_workers)
+    files, lanes = len(source.shards), processes * workers
+    if files < lanes:
+        fit = files // processes
+        most = f"num_workers {fit} fits" if fit else f"not even one worker for each of {processes} processes fits"
+        raise ValueError(
+            f"{source.name} has {files} Parquet files, but each of {processes} processes x {workers} workers reads "
+            f"files of its own: {most}. Or write the data in more files."
+        )
+    smallest = min(source.shards, key=lambda shard: shard.rows)
+    if smallest.rows < 2 and files < 2 * lanes:
+        raise ValueError(f"{smallest.url} holds one image; a worker needs at least 2 (one lends another its pixels).")
+
+
+def _regroup(tables: Iterator[pa.Table], sizes: list[int]) -> Iterator[pa.Table]:
+    """The same rows in tables of these sizes."""
+    waiting: list[pa.Table] = []
+    for size in sizes:
+        while sum(map(len, waiting)) < size:
+            waiting.append(next(tables))
+        joined = pa.concat_tables(waiting, promote_options="permissive")
+        yield joined.slice(0, size)
+        waiting = [joined.slice(size)]

@@ -1,0 +1,324 @@
+"""What the network has learned so far, measured while it trains, always on the same images.
+
+    object_knn             share of regions whose class their 20 nearest neighbours tell (where there are classes)
+    object_knn_class_mean  the same, mean over classes
+    position_r2            how much of a region's place its feature tells: 1 all, 0 nothing
+    context_leak           share of the surroundings in a region's feature: 0 none, 1/2 as much as its content
+    region_retrieval       share of regions that are found again, among all, before another image in another place
+    measured_regions       how many regions were asked about
+
+Neighbours and regressions learn from images of the training split (the gallery) and are asked about others (the
+queries). Everything is drawn once from the seed; the images are decoded once and kept as 8-bit views.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from modeling_decodepos.diagnosis import context_leak, knn_accuracy, knn_neighbours, knn_predict, position_r2
+from modeling_decodepos.diagnosis.data.exchange import exchange_content, exchange_surroundings, move_elsewhere, resize
+from modeling_decodepos.modeling_decodepos import DecodePosModel
+from training.data.decoding import BrokenImage
+from training.data.randomness import Purpose, stream
+from training.data.sources import ImageSource, NoSuchSplit, ParquetImages, open_images
+from training.recipe import DataArguments, RunArguments
+from training.views.normalise import normalise
+
+VALIDATION = "validation"
+NEIGHBOURS = 20
+LEAST_SIDE = 0.1
+"""Of the view; a smaller region is a few pixels."""
+
+# A region that fills the view has neither surroundings nor another place.
+_LARGEST_AREA = 0.5
+_MOST_REGIONS = 16  # per image: one crowded photo must not decide
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class MeasuredImages:
+    """The images of one side, gallery or queries, with their regions.
+
+    Attributes:
+        name: Where they come from, for people.
+        source: The split.
+        indices: Their numbers in it.
+        pixels: (I, 3, S, S) uint8.
+        boxes: (R_i, 4) float32 unit boxes of each image.
+        labels: (N,) classes of all regions, image by image; None without classes.
+    """
+
+    name: str
+    source: ImageSource
+    indices: list[int]
+    pixels: Tensor
+    boxes: list[Tensor]
+    labels: Tensor | None
+
+    @property
+    def centres(self) -> Tensor:
+        """(N, 2) centres of all regions."""
+        boxes = torch.cat(self.boxes)
+        return (boxes[:, :2] + boxes[:, 2:]) / 2
+
+    @property
+    def owners(self) -> Tensor:
+        """(N,) number of the image that each region belongs to."""
+        return torch.arange(len(self.boxes)).repeat_interleave(torch.tensor([len(boxes) for boxes in self.boxes]))
+
+    def describe(self) -> str:
+        """In a few words."""
+        return f"{self.name}: {len(self.boxes)} images, {sum(map(len, self.boxes))} regions"
+
+
+@dataclass(frozen=True)
+class Exchanges:
+    """One region of each query image that has a suitable one, and pictures with something about it exchanged."""
+
+    regions: Tensor  # (E,) numbers among all query regions
+    boxes: Tensor  # (E, 4)
+    other_surroundings: Tensor  # (E, 3, S, S) uint8
+    other_content: Tensor
+    moved: Tensor
+    moved_boxes: Tensor  # (E, 4)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The gallery regions that are nearest to some query regions, as numbers among all regions of their side."""
+
+    queries: tuple[int, ...]
+    nearest: tuple[tuple[int, ...], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as JSON takes them."""
+        return {"queries": list(self.queries), "nearest": [list(row) for row in self.nearest]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Neighbours:
+        """What `to_dict` wrote."""
+        return cls(tuple(values["queries"]), tuple(tuple(row) for row in values["nearest"]))
+
+
+@dataclass(frozen=True)
+class OnlineMeasures:
+    """Fixed images, and the measures of any model on them."""
+
+    gallery: MeasuredImages
+    queries: MeasuredImages
+    exchanges: Exchanges | None
+    class_names: tuple[str, ...] | None
+
+    def describe(self) -> dict[str, Any]:
+        """What is measured on, for run.json and the report; `chance` is what naming one class always gives."""
+        about: dict[str, Any] = {"gallery": self.gallery.describe(), "queries": self.queries.describe(), "classes": 0}
+        if self.queries.labels is not None:
+            counts = self.queries.labels.bincount()
+            about["classes"] = int((counts > 0).sum())
+            frequent = float(counts.max() / counts.sum())
+            about["chance"] = {"object_knn": frequent, "object_knn_class_mean": 1 / about["classes"]}
+        return about
+
+    @torch.no_grad()
+    def measure(self, model: DecodePosModel) -> dict[str, float]:
+        """All measures that the data allow, by name. The model runs in evaluation mode and is left as it was found."""
+        with evaluating(model):
+            gallery, queries = (embed(model, side.pixels, side.boxes) for side in (self.gallery, self.queries))
+            measures: dict[str, float] = {"measured_regions": len(queries)}
+            if self.gallery.labels is not None and self.queries.labels is not None:
+                predictions = knn_predict(gallery, self.gallery.labels, queries, k=NEIGHBOURS)
+                accuracy = knn_accuracy(predictions, self.queries.labels)
+                measures |= {"object_knn": accuracy.micro, "object_knn_class_mean": accuracy.class_mean}
+            measures["position_r2"] = position_r2(gallery, self.gallery.centres, queries, self.queries.centres)
+            if self.exchanges is not None:
+                measures |= _measure_exchanges(model, self.exchanges, gallery, queries)
+        return {name: value for name, value in measures.items() if math.isfinite(value)}
+
+    @torch.no_grad()
+    def neighbours(self, model: DecodePosModel, queries: int = 6, count: int = 5) -> Neighbours:
+        """The `count` nearest gallery regions of a few query regions.
+
+        By rule, not choice: the `largest_regions` of the query images in turn, of a class that was not shown yet.
+        """
+        labels, shown = self.queries.labels, set()
+        chosen: list[int] = []
+        for region in largest_regions(self.queries):
+            label = region if labels is None else int(labels[region])
+            if label not in shown and len(chosen) < queries:
+                chosen.append(region)
+                shown.add(label)
+        with evaluating(model):
+            gallery, every = (embed(model, side.pixels, side.boxes) for side in (self.gallery, self.queries))
+        nearest = knn_neighbours(gallery, every[chosen], count)[1]
+        return Neighbours(tuple(chosen), tuple(tuple(row) for row in nearest.tolist()))
+
+
+def build_online(data: DataArguments, run: RunArguments, view_size_px: int) -> OnlineMeasures | None:
+    """The measures of a run; None where the recipe wants none.
+
+    Half of the images are the gallery, half the queries. Queries come from the `validation` split; without one, from
+    images of the training split that are not in the gallery, and `describe` says so.
+    """
+    if run.measure_steps == 0:
+        return None
+    rng = stream(run.seed, Purpose.MEASURES)
+    source, name = _open(data, data.split), data.split
+    order = rng.permutation(len(source))
+    asked = None if data.split == VALIDATION else _open_validation(data)
+    if asked is not None:
+        asked_name, asked_order = VALIDATION, rng.permutation(len(asked))
+    else:
+        asked, asked_name = source, f"other images of {name}, which training sees"
+        order, asked_order = order[: len(order) // 2], order[len(order) // 2 :]
+    half = run.measure_images // 2
+    gallery = _read_images(name, source, order, half, view_size_px, rng)
+    queries = _read_images(asked_name, asked, asked_order, half, view_size_px, rng)
+    return OnlineMeasures(gallery, queries, _draw_exchanges(queries, rng), _class_names(source))
+
+
+def largest_regions(images: MeasuredImages) -> list[int]:
+    """Of each image, the largest region that leaves half of the view free; images without such a region have none."""
+    boxes, owners = torch.cat(images.boxes), images.owners
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    regions = []
+    for image in range(len(images.boxes)):
+        own = torch.nonzero((owners == image) & (area <= _LARGEST_AREA))[:, 0]
+        if len(own):
+            regions.append(int(own[area[own].argmax()]))
+    return regions
+
+
+def embed(model: DecodePosModel, pixels: Tensor, boxes: list[Tensor]) -> Tensor:
+    """(N, D) features, on the CPU, of all regions of (I, 3, S, S) uint8 images, image by image."""
+    device = next(model.parameters()).device
+    features = []
+    for start in range(0, len(pixels), _BATCH):
+        batch = pixels[start : start + _BATCH].to(device, memory_format=torch.channels_last)
+        output = model(normalise(batch), regions=[rows.to(device) for rows in boxes[start : start + _BATCH]])
+        features.append(output.region_embeddings[output.valid_regions].float().cpu())
+    return torch.cat(features)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, each of its modules put back afterwards."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in training.items():
+            module.training = was_training
+
+
+def _measure_exchanges(
+    model: DecodePosModel, exchanges: Exchanges, gallery: Tensor, queries: Tensor
+) -> dict[str, float]:
+    in_place, moved_boxes = list(exchanges.boxes[:, None]), list(exchanges.moved_boxes[:, None])
+    leak = context_leak(
+        queries[exchanges.regions],
+        embed(model, exchanges.other_surroundings, in_place),
+        embed(model, exchanges.other_content, in_place),
+    )
+    moved = embed(model, exchanges.moved, moved_boxes)
+    nearest = knn_neighbours(torch.cat([queries, gallery]), moved, 1)[1][:, 0]
+    found = (nearest == exchanges.regions).double().mean()
+    return {"context_leak": leak.leak, "region_retrieval": float(found)}
+
+
+def _open(data: DataArguments, split: str) -> ImageSource:
+    """A split with its annotations as regions; where it has none, with the regions that the run trains on."""
+    source = open_images(data.data, split, "random")  # asks for no column
+    annotated = isinstance(source, ParquetImages) and source.is_annotated
+    return open_images(data.data, split, "objects" if annotated else data.region_source)
+
+
+def _open_validation(data: DataArguments) -> ImageSource | None:
+    try:
+        return _open(data, VALIDATION)
+    except NoSuchSplit:
+        return None
+
+
+def _read_images(
+    name: str, source: ImageSource, order: np.ndarray, count: int, size: int, rng: np.random.Generator
+) -> MeasuredImages:
+    """The first `count` images, in the given order, that can be read and have a region that is large enough."""
+    indices: list[int] = []
+    pixels, boxes, labels = [], [], []
+    for index in order.tolist():
+        if len(indices) == count:
+            break
+        try:
+            own_boxes, own_labels = _usable_regions(source, index, rng)
+            if len(own_boxes) == 0:
+                continue
+            image = source.pixels(index)
+        except BrokenImage:  # training names it; measures do without it
+            continue
+        indices.append(index)
+        pixels.append(resize(torch.from_numpy(image).permute(2, 0, 1), size, size))
+        boxes.append(torch.from_numpy(own_boxes))
+        labels.append(own_labels)
+    if len(indices) < 2:
+        raise ValueError(
+            f"measure_steps: {name} has {len(indices)} readable images with a region of at least {LEAST_SIDE:.0%} of "
+            "the view on both sides; at least 2 are needed. Set measure_steps to 0 to train without measures."
+        )
+    known = [item for item in labels if item is not None]
+    every = torch.from_numpy(np.concatenate(known)) if len(known) == len(labels) else None
+    return MeasuredImages(name, source, indices, torch.stack(pixels), boxes, every)
+
+
+def _usable_regions(source: ImageSource, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
+    """(R, 4) float32 unit boxes that are large enough, and their classes if all are known."""
+    boxes = source.boxes(index, 0).astype(np.float32)
+    kept = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= LEAST_SIDE).all(1))
+    if len(kept) > _MOST_REGIONS:
+        kept = np.sort(rng.choice(kept, _MOST_REGIONS, replace=False))
+    classes = source.classes(index) if isinstance(source, ParquetImages) else None
+    return boxes[kept], None if classes is None else classes[kept]
+
+
+def _draw_exchanges(images: MeasuredImages, rng: np.random.Generator) -> Exchanges | None:
+    """The largest region of each image, with its surroundings, its content, or surroundings and place exchanged."""
+    boxes, owners = torch.cat(images.boxes).numpy(), images.owners.numpy()
+    labels = None if images.labels is None else images.labels.numpy()
+    regions = largest_regions(images)
+    if len(regions) < 2:
+        return None
+    surroundings, content, moved, moved_boxes = [], [], [], []
+    for number, region in enumerate(regions):
+        following = regions[number + 1 :] + regions[:number]
+        # Content of the same class would count as the same content.
+        other = next((r for r in following if labels is None or labels[r] != labels[region]), following[0])
+        pixels, background = images.pixels[owners[region]], images.pixels[owners[following[0]]]
+        surroundings.append(exchange_surroundings(pixels, boxes[region], background))
+        content.append(exchange_content(pixels, boxes[region], images.pixels[owners[other]], boxes[other]))
+        picture, box = move_elsewhere(pixels, boxes[region], background, rng)
+        moved.append(picture)
+        moved_boxes.append(torch.from_numpy(box).float())
+    return Exchanges(
+        regions=torch.tensor(regions),
+        boxes=torch.from_numpy(boxes[regions]),
+        other_surroundings=torch.stack(surroundings),
+        other_content=torch.stack(content),
+        moved=torch.stack(moved),
+        moved_boxes=torch.stack(moved_boxes),
+    )
+
+
+def _class_names(source: ImageSource) -> tuple[str, ...] | None:
+    if not isinstance(source, ParquetImages):
+        return None
+    category = (source.rows.features.get("objects") or {}).get("category")
+    names = getattr(getattr(category, "feature", None), "names", None)
+    return None if names is None else tuple(names)

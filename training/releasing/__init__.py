@@ -1,1 +1,0 @@
-"""What `python -m training.publish` is made of: facts, numbers, folders, checks."""

@@ -1,0 +1,133 @@
+"""What a run leaves: weights, probes, pictures, the report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from dataset_scripts.files import write_json
+from training.export.native import export_backbone, export_pretraining
+from training.probes.before_after import ProbeResult, draw_probe, probe_model
+from training.probes.during import Neighbours, OnlineMeasures, build_online
+from training.probes.neighbours import draw_neighbours
+from training.provenance import describe_data, describe_run, now
+from training.run.report import write_report
+from training.run.setup import Data, Run
+
+
+def describe(run: Run, dataset: Data, online: OnlineMeasures | None = None) -> dict[str, Any]:
+    """What run.json holds."""
+    data = describe_data(run.recipe.data.data, dataset.source)
+    return describe_run(run.recipe, data) | {
+        "terms": [term.name for term in run.objective.terms] + ["anchor"] * (run.anchor is not None),
+        "projection_size": run.recipe.model.projection_size,
+        "steps": run.total_steps,
+        **({"measured_on": online.describe()} if online else {}),
+    }
+
+
+def note_start(run: Run, dataset: Data, online: OnlineMeasures | None, output_dir: Path) -> None:
+    """Write run.json; of a run that goes on, the first start and command stay, and this one is added to `resumed`."""
+    known, described = output_dir / "run.json", describe(run, dataset, online)
+    if run.step and known.is_file():
+        before = json.loads(known.read_text(encoding="utf-8"))
+        again = {"step": run.step, **{name: described[name] for name in ("started", "command", "commit")}}
+        described |= {name: before[name] for name in ("started", "command") if name in before}
+        described["resumed"] = [*before.get("resumed", []), again]
+    write_json(known, described)
+
+
+def look_before(run: Run, online: OnlineMeasures | None, output_dir: Path) -> None:
+    """Write down what the network finds before its first step; what an earlier run without a checkpoint left goes."""
+    for name in ("probe.json", "neighbours.json"):
+        (output_dir / name).unlink(missing_ok=True)
+    if run.recipe.run.probe_count:
+        write_json(output_dir / "probe.json", {"before": probe(run).to_dict()})
+    if online is not None:
+        found = online.neighbours(run.net.decodepos).to_dict()
+        write_json(output_dir / "neighbours.json", {"measured_on": online.describe(), "before": found})
+
+
+def probe(run: Run) -> ProbeResult:
+    """How much of a region's feature is the object, on exactly re-rendered scenes; see `before_after`."""
+    size = run.recipe.views.view_size_px
+    return probe_model(run.net.decodepos, seed=run.recipe.run.seed, count=run.recipe.run.probe_count, size_px=size)
+
+
+def compare_probes(run: Run, output_dir: Path) -> None:
+    """Probe the trained network, and draw it beside the one the run began with."""
+    path = output_dir / "probe.json"
+    if not path.is_file():
+        return
+    results = json.loads(path.read_text(encoding="utf-8"))
+    results["after"] = probe(run).to_dict()
+    write_json(path, results)
+    before, after = (ProbeResult.from_dict(results[name]) for name in ("before", "after"))
+    draw_probe(before, after).save(output_dir / "probe.png")
+
+
+def compare_neighbours(run: Run, output_dir: Path) -> None:
+    """What is near what now, drawn beside what was near when the run began."""
+    path = output_dir / "neighbours.json"
+    if not path.is_file():
+        return
+    online = build_online(run.recipe.data, run.recipe.run, run.recipe.views.view_size_px)
+    if online is None:
+        return
+    results = json.loads(path.read_text(encoding="utf-8"))
+    if results.get("measured_on") != online.describe():  # since then --allow_change changed what is measured on
+        return
+    results["after"] = online.neighbours(run.net.decodepos).to_dict()
+    write_json(path, results)
+    before, after = (Neighbours.from_dict(results[name]) for name in ("before", "after"))
+    draw_neighbours(online, before, after).save(output_dir / "neighbours.jpg", quality=88)
+
+
+def finish(run: Run, dataset: Data, output_dir: Path) -> None:
+    """Export the weights, compare probes and neighbours, and write the report."""
+    size = run.recipe.views.view_size_px
+    export = {
+        "backbone": str(export_backbone(run.net, output_dir / "export" / "backbone", size)),
+        "pretraining": str(export_pretraining(run.net, output_dir / "export" / "pretraining", size)),
+    }
+    compare_probes(run, output_dir)
+    compare_neighbours(run, output_dir)
+    known = output_dir / "run.json"
+    description = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else describe(run, dataset)
+    description.pop("reason", None)  # of an earlier stop
+    write_json(known, description | {"status": "finished", "finished": now(), "export": export})
+    write_report(output_dir)
+
+
+def record_stop(output_dir: Path, reason: str) -> None:
+    """Say in run.json and on the page why a run was stopped; a full disk is no reason to lose the message."""
+    known = output_dir / "run.json"
+    with contextlib.suppress(OSError):
+        if known.is_file():
+            description = json.loads(known.read_text(encoding="utf-8"))
+            write_json(known, description | {"status": "stopped", "reason": reason, "finished": now()})
+            write_report(output_dir)
+
+
+def is_finished(output_dir: Path) -> bool:
+    """Whether an earlier call already left everything that `finish` leaves."""
+    known = output_dir / "run.json"
+    if not known.is_file():
+        return False
+    description = json.loads(known.read_text(encoding="utf-8"))
+    left = [*description.get("export", {}).values(), output_dir / "report.html"]
+    return description["status"] == "finished" and all(Path(path).exists() for path in left)
+
+
+def how_to_load(output_dir: Path) -> str:
+    """Where everything is, and the three lines that load the result."""
+    backbone = output_dir / "export" / "backbone"
+    return (
+        f"\ncheckpoint  {output_dir / 'checkpoints'}\nreport      {output_dir / 'report.html'}\n\n"
+        "Load what came out (no code of ours needed):\n\n"
+        "    from transformers import AutoImageProcessor, AutoModel\n"
+        f'    processor = AutoImageProcessor.from_pretrained("{backbone}")\n'
+        f'    model = AutoModel.from_pretrained("{backbone}")'
+    )

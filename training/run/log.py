@@ -1,0 +1,99 @@
+"""What a run writes about itself: run.json, log.jsonl, and the numbers a progress bar shows."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataset_scripts.files import write_text
+from training.data.batches import Broken, RegionBatch
+
+
+class RunLog:
+    """log.jsonl: one JSON object per logged step, flushed as it is written."""
+
+    def __init__(self, path: Path, first_step: int):
+        self.path = path
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # A resumed run repeats the steps after its checkpoint; their old lines go. A new one keeps none.
+        kept = [line for line in read_log(path) if first_step > 0 and line["step"] <= first_step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, **values: Any) -> None:
+        """Append one line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; a last line cut off by a crash is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class Meter:
+    """What happened between two log lines: time, waiting for data, room that moved regions had, broken images."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.waited = 0.0
+        self.images = 0
+        self.slack: list[float] = []
+        self.can_move: list[bool] = []
+        self.broken: list[Broken] = []
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what happens meanwhile: it is no training."""
+        began = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - began
+
+    def add(self, images: int, batches: list[RegionBatch]) -> None:
+        """Count one step: its images over all processes, and this process's batches."""
+        self.images += images
+        for batch in batches:
+            self.slack += batch.slack.tolist()
+            self.can_move += batch.can_move.tolist()
+            self.broken += batch.broken
+
+    def line(self) -> dict[str, float | None]:
+        """The values to log; slack is null where no sample was mixed."""
+        seconds = time.perf_counter() - self.started
+        count = len(self.slack)
+        return {
+            "slack": sum(self.slack) / count if count else None,
+            "can_move": sum(self.can_move) / count if count else None,
+            "images_per_second": self.images / seconds,
+            "data_wait": self.waited / seconds,
+            "seconds": seconds,
+            "peak_memory_gb": peak_memory_gb(),
+        }
+
+
+def peak_memory_gb() -> float:
+    """The most memory this process has held so far, in 2^30 bytes: of the GPU if there is one, else its own."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def count_things(number: int, thing: str, plural: str = "s") -> str:
+    """A number with what it counts, in the right number."""
+    return f"{number} {thing if number == 1 else thing + plural}"

@@ -1,0 +1,359 @@
+"""A run, built from a recipe: data, networks, optimiser, and the step it continues from."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
+from torch import nn
+
+from modeling_decodepos.configuration_decodepos import DecodePosConfig
+from modeling_decodepos.losses import OBJECTIVES, Objective
+from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
+from training.backbones import BACKBONES
+from training.data.batches import RegionDataset, StepBatches
+from training.data.cache import cache_folder, load_cached
+from training.data.sources import ImageSource, ParquetImages, describe_regions, open_images
+from training.data.streaming import ImageStream, RegionStream, check_lanes, open_stream
+from training.recipe import ModelArguments, Recipe, build_recipe
+from training.run.anchor import START_FOLDER, FeatureAnchor, load_start, save_start
+from training.run.checkpoints import find_checkpoint, load_checkpoint, saved_steps
+from training.run.log import count_things
+from training.run.optimisation import build_optimizer, learning_rate_at, teacher_momentum_at, weight_decay_at
+
+Data = RegionDataset | RegionStream
+
+
+# How long processes wait for one another. The main process alone prepares a data set, measures, writes checkpoints and
+# the report; GPUs would give up on it after ten minutes.
+LONGEST_WAIT = timedelta(hours=1)
+
+# Keys that may differ between a run and its continuation: they change neither weights nor data.
+FREE_KEYS = frozenset(
+    {"num_workers", "log_steps", "save_steps", "keep_checkpoints", "resume", "output_dir", "cpu", "processes"}
+    | {"cache_dir", "allow_change", "tracker", "max_broken_share", "measure_steps", "watchdog_share"}
+    | {"collapse_warn", "collapse_stop", "collapse_patience", "collapse_grace_steps"}
+)
+
+
+@dataclass
+class Run:
+    """What a training step needs: the networks, their optimiser, and the schedules as functions of the step."""
+
+    accelerator: Accelerator
+    model: nn.Module  # wrapped for distributed training
+    net: DecodePosForPreTraining  # the same, unwrapped
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    recipe: Recipe
+    total_steps: int
+    peak_learning_rate: float
+    anchor: FeatureAnchor | None = None
+    step: int = 0
+    state: dict[str, Any] = field(default_factory=dict)  # what else a checkpoint keeps, as JSON
+
+    def momentum(self) -> float:
+        """The teacher's EMA coefficient at this step."""
+        return teacher_momentum_at(self.step, self.total_steps, self.recipe.run.teacher_momentum)
+
+    def learning_rate(self) -> float:
+        """The learning rate at this step."""
+        warmup = math.ceil(self.recipe.run.warmup_share * self.total_steps)
+        floor = min(self.recipe.run.min_learning_rate, self.peak_learning_rate)
+        return learning_rate_at(self.step, self.total_steps, warmup, self.peak_learning_rate, floor)
+
+    def weight_decay(self) -> float:
+        """The weight decay at this step."""
+        settings = self.recipe.run
+        return weight_decay_at(self.step, self.total_steps, settings.weight_decay, settings.weight_decay_end)
+
+    def is_logged(self) -> bool:
+        """Whether the schedule wants a log line after this step."""
+        return (self.step + 1) % self.recipe.run.log_steps == 0 or self.step + 1 == self.total_steps
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every pair of views whose regions are compared; the anchor compares a view with itself."""
+        pairs = {pair for term in self.objective.terms for pair in term.pairs}
+        return sorted(pairs | ({(self.anchor.view, self.anchor.view)} if self.anchor else set()))
+
+
+def build_accelerator(recipe: Recipe) -> Accelerator:
+    """The processes and the device of a run, checked against what was asked for.
+
+    Raises:
+        ValueError: Fewer processes came up than were asked for, the port is taken, or the tracker is not installed.
+    """
+    settings = recipe.run
+    if settings.tracker != "none" and find_spec(settings.tracker) is None:
+        raise ValueError(
+            f"tracker is {settings.tracker!r}, which is not installed here: pip install {settings.tracker}."
+        )
+    # Some backbones hold weights that no feature map depends on (Swin's last norm, DINO's mask token).
+    handlers = [
+        DistributedDataParallelKwargs(find_unused_parameters=recipe.model.backbone not in BACKBONES),
+        InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+    ]
+    try:
+        accelerator = Accelerator(
+            cpu=settings.cpu,
+            mixed_precision=settings.mixed_precision,
+            kwargs_handlers=handlers,
+            log_with=None if settings.tracker == "none" else settings.tracker,
+            project_dir=settings.output_dir,
+        )
+    except (torch.distributed.DistNetworkError, torch.distributed.DistStoreError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ValueError(
+            f"the processes cannot meet at {place} ({str(error).splitlines()[0]}). If another run holds the port, "
+            "give this one its own: --main_process_port (accelerate) or --master_port (torchrun)."
+        ) from error
+    check_world(accelerator, settings.processes)
+    return accelerator
+
+
+def check_world(accelerator: Accelerator, processes: int) -> None:
+    """The launcher may silently start fewer processes, or several runs beside each other, than were asked for."""
+    asked, by = processes or int(os.environ.get("WORLD_SIZE", "1")), "--processes" if processes else "the launcher"
+    found = accelerator.num_processes
+    # `accelerate launch --cpu --num_processes 2` sets a meeting place, then starts a single process.
+    lonely = found == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ
+    if found != asked or lonely:
+        raise ValueError(
+            f"{by} asked for {'several' if lonely else asked} processes but {found} work together. On CPUs "
+            "launch with ACCELERATE_USE_CPU=true torchrun --nproc_per_node N training/pretrain.py --cpu; on GPUs see "
+            "training/launchers/."
+        )
+
+
+def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tuple[Run, Data, StepBatches]:
+    """Data, networks and optimiser of a run, at the step of the checkpoint it continues from, if there is one."""
+    known = output_dir / "run.json"
+    if known.is_file() and saved_steps(output_dir / "checkpoints"):  # without one there is nothing to protect
+        refuse_other_recipe(output_dir, read_recipe(known), recipe)
+    checkpoint = find_checkpoint(output_dir / "checkpoints", recipe.run.resume)
+    objective = build_objective(recipe)
+    dataset = build_dataset(accelerator, recipe, objective, output_dir)
+    batches = plan_batches(accelerator, recipe, len(dataset.source))
+    if isinstance(dataset, RegionStream):
+        check_lanes(dataset.source, accelerator.num_processes, recipe.data.num_workers)
+    start = output_dir / START_FOLDER
+    net = build_model(recipe.model, recipe.run.seed, start if checkpoint and start.is_dir() else None)
+    check_view_sizes(net, recipe)
+    net = net.to(accelerator.device, memory_format=torch.channels_last)
+    net.train()
+    if recipe.model.backbone not in BACKBONES:
+        save_start(net.decodepos, start, accelerator, resumed=checkpoint is not None)
+    anchor = None
+    if recipe.model.anchor_weight > 0:
+        anchor = FeatureAnchor(load_start(start).to(accelerator.device), objective, recipe.model.anchor_weight)
+    if recipe.model.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # it does not exist for CPUs
+        if anchor is not None:
+            anchor.synchronise()
+    if recipe.model.compile:
+        compile_stages(net)
+    run = Run(
+        accelerator=accelerator,
+        model=accelerator.prepare_model(net),
+        net=net,
+        optimizer=build_optimizer(net, recipe.run.optimizer, recipe.run.weight_decay, recipe.run.sgd_momentum),
+        objective=objective,
+        recipe=recipe,
+        total_steps=recipe.run.max_steps or recipe.run.epochs * batches.steps_per_epoch,
+        peak_learning_rate=recipe.run.base_learning_rate * recipe.run.global_batch_size / 256,
+        anchor=anchor,
+    )
+    if accelerator.process_index:  # what networks draw (dropout, stochastic depth) must differ between processes
+        torch.manual_seed(recipe.run.seed + accelerator.process_index)
+    accelerator.print(describe_plan(run, batches, dataset.source))
+    if checkpoint is not None:
+        run.state = load_checkpoint(
+            checkpoint, net, run.optimizer, accelerator, "processes" in allowed_changes(recipe)
+        )
+        refuse_other_recipe(checkpoint, run.state["recipe"], recipe)
+        refuse_other_data(checkpoint, run.state.get("data"), dataset.source, recipe)
+        run.step = run.state["step"]
+        accelerator.print(f"continuing from {checkpoint} at step {run.step}")
+    run.state["data"] = dataset.source.fingerprint
+    steps = accelerator.gather(torch.tensor([run.step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"the processes would continue from different steps ({sorted(set(steps))}): all machines must see "
+            f"{output_dir} under the same path."
+        )
+    return run, dataset, batches
+
+
+def build_dataset(accelerator: Accelerator, recipe: Recipe, objective: Objective, output_dir: Path) -> Data:
+    """The images that a recipe names, as they become batches: streamed, from a cache, or decoded each time."""
+    data, seed = recipe.data, recipe.run.seed
+    views, image_level = list(objective.views), objective.level == "image"
+    if data.streaming:
+        with accelerator.main_process_first():
+            files = open_stream(data.data, data.split, data.region_source, seed)
+        return RegionStream(files, recipe.views, views, block=data.stream_block, seed=seed, image_level=image_level)
+    with accelerator.main_process_first():
+        source = open_images(data.data, data.split, data.region_source, seed)
+    if isinstance(source, ParquetImages) and source.unusable_boxes:
+        accelerator.print(
+            f"{count_things(source.unusable_boxes, 'box', 'es')} left out: a side below 1 pixel, or over half of it "
+            "outside its image"
+        )
+    if data.cache_px:  # one process builds it; the others wait for a file lock, which unlike a collective has no limit
+        folder = Path(data.cache_dir) if data.cache_dir else cache_folder(output_dir, source, data.cache_px)
+        source = load_cached(source, data.cache_px, folder, data.num_workers)
+        accelerator.print(f"pixels from the cache in {folder}")
+    return RegionDataset(source, recipe.views, views, seed=seed, image_level=image_level)
+
+
+def build_objective(recipe: Recipe) -> Objective:
+    """The recipe's table of pairs with its weights."""
+    objective = OBJECTIVES[recipe.model.objective]
+    if recipe.views.mixed_share == 0 and "repositioned" in objective.views:
+        raise ValueError(
+            f"mixed_share is 0, but objective {recipe.model.objective!r} compares the mixed view. Use --objective "
+            "decoupling, or mix a share of the images."
+        )
+    if "depositioning" in {term.name for term in objective.terms}:
+        objective = objective.weighted({"depositioning": recipe.model.depositioning_weight})
+    return objective
+
+
+def build_model(args: ModelArguments, seed: int, start: Path | None = None) -> DecodePosForPreTraining:
+    """A pre-training model around a named backbone, or around weights: a Hub id's, a folder's, or those of `start`."""
+    heads: dict[str, Any] = {
+        "region_bins": args.region_bins,
+        "projector_hidden_size": args.projector_hidden_size,
+        "projection_size": args.projection_size,
+        "use_predictor": args.use_predictor,
+        "centre_cells": args.centre_cells,
+    }
+    set_seed(seed)
+    if args.backbone in BACKBONES:
+        if args.anchor_weight > 0:
+            raise ValueError(
+                f"anchor_weight is {args.anchor_weight:g}, but backbone {args.backbone!r} starts untrained: there is "
+                "nothing to hold on to. Give a Hub id or a folder with weights as the backbone."
+            )
+        return DecodePosForPreTraining(DecodePosConfig(backbone_config=BACKBONES[args.backbone](), **heads))
+    try:
+        return DecodePosForPreTraining.from_backbone(start or args.backbone, **heads)
+    except OSError as error:
+        raise ValueError(
+            f"backbone: {args.backbone!r} is none of {', '.join(BACKBONES)}, and no folder or reachable Hub id with a "
+            f"config.json ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def check_view_sizes(net: DecodePosForPreTraining, recipe: Recipe) -> None:
+    """Refuse sizes of views that the backbone's map cannot cover, before the first step does."""
+    sizes = recipe.views.view_size_px, recipe.views.small_view_px
+    try:
+        for size in sizes:
+            net.decodepos.check_map_covers(torch.empty((1, 3, size, size), device="meta"))
+    except ValueError as error:
+        raise ValueError(
+            f"view_size_px {sizes[0]} gives views of {sizes[0]} and, with small_view_scale, {sizes[1]} pixels: {error}"
+        ) from None
+
+
+def compile_stages(net: DecodePosForPreTraining) -> None:
+    """Compile the networks stage by stage, in place: the names of their weights stay."""
+    # All stages of student and teacher share one `forward`, in full and half size, and torch counts by `forward`:
+    # from the ninth version on it would run what it has not compiled as it is.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    models: tuple[DecodePosModel, DecodePosModel] = (net.decodepos, net.teacher["decodepos"])
+    for model in models:
+        split = model.config.splits_backbone
+        parts = [model.backbone.embedder, *model.backbone.encoder.stages] if split else [model.backbone]
+        for part in parts:
+            part.compile()
+
+
+def plan_batches(accelerator: Accelerator, recipe: Recipe, images: int) -> StepBatches:
+    """Which part of every global batch this process takes."""
+    per_process = recipe.run.accumulation_steps
+    first = accelerator.process_index * per_process
+    return StepBatches(
+        length=images,
+        global_batch_size=recipe.run.global_batch_size,
+        slices=accelerator.num_processes * per_process,
+        own_slices=tuple(range(first, first + per_process)),
+        seed=recipe.run.seed,
+    )
+
+
+def describe_plan(run: Run, batches: StepBatches, source: ImageSource | ImageStream) -> str:
+    """Batch size and learning rate with everything they were derived from, in one line each."""
+    settings = run.recipe.run
+    return (
+        f"{run.recipe.name}: {count_things(run.total_steps, 'step')} of "
+        f"{count_things(settings.global_batch_size, 'image')} = "
+        f"{count_things(run.accelerator.num_processes, 'process', 'es')} x "
+        f"{count_things(settings.accumulation_steps, 'micro-batch', 'es')} x "
+        f"{count_things(settings.global_batch_size // batches.slices, 'image')}, from the {len(source)} of "
+        f"{run.recipe.data.data}, on {run.accelerator.device}\n"
+        f"regions: {describe_regions(source.region_source, run.recipe.data.region_source)}\n"
+        f"peak learning rate {run.peak_learning_rate:.4g} = {settings.base_learning_rate:g} x "
+        f"{settings.global_batch_size} / 256"
+    )
+
+
+def refuse_other_recipe(place: Path, before: dict[str, Any], recipe: Recipe) -> None:
+    """A run folder, and a checkpoint, belong to one recipe, but for the changes that were allowed by name."""
+    free = FREE_KEYS | allowed_changes(recipe)
+    if recipe.data.streaming:  # the images are dealt out to the workers
+        free -= {"num_workers"} - allowed_changes(recipe)
+    defaults, after = build_recipe({}).values(), recipe.values()
+    changed = [k for k in after if k not in free and before.get(k, defaults[k]) != after[k]]
+    if changed:
+        lines = "\n".join(f"  {k}: {before.get(k, defaults[k])!r} there, {after[k]!r} now" for k in changed)
+        raise ValueError(
+            f"{place} belongs to a run of another recipe:\n{lines}\n"
+            "Give this run its own --output_dir, delete the folder, or go on with the change: --allow_change "
+            f"{','.join(changed)}"
+        )
+
+
+def refuse_other_data(checkpoint: Path, before: str | None, source: ImageSource | ImageStream, recipe: Recipe) -> None:
+    """A path may hold other images than it did; `before` is what told them apart then, None if it was not noted."""
+    if before not in (None, source.fingerprint) and "data" not in allowed_changes(recipe):
+        raise ValueError(
+            f"{source.name} is not what {checkpoint} was trained on:\n  data: {before} there, {source.fingerprint} now"
+            "\nGive this run its own --output_dir, put the images back as they were, or go on with these: "
+            "--allow_change data"
+        )
+
+
+def read_recipe(known: Path) -> dict[str, Any]:
+    """The recipe of a run folder, from its run.json."""
+    try:
+        recipe: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))["recipe"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{known} is damaged ({error!r}). Delete that file; the checkpoints know their recipe, and the same "
+            "command goes on from them."
+        ) from error
+    return recipe
+
+
+def allowed_changes(recipe: Recipe) -> set[str]:
+    """Keys that a continued run may change. `processes` stands for the number of processes."""
+    named = {name.strip() for name in recipe.run.allow_change.split(",") if name.strip()}
+    known = recipe.values().keys()
+    if unknown := sorted(named - known):
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"allow_change names {', '.join(unknown)}, which is no key of a recipe.{hint}")
+    return named

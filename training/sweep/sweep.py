@@ -1,0 +1,147 @@
+"""What a sweep file says: a base recipe, arms that each change some of its keys, seeds, and what is measured.
+
+name: arms_scenes                             # of the results file
+question: Does it help?                       # that the sweep answers, for its page
+recipe: training/recipes/ablation_both.yaml   # what all arms share …
+keys: {view_size_px: 64, max_steps: 1500}     # … and what differs from that file in all of them
+seeds: [0, 1, 2]
+baseline: byol_region                         # every arm is compared with this one, seed by seed
+arms:
+  untrained: null                             # the network as it starts
+  byol_region: {objective: byol_region}
+  both: {objective: both}
+  both_centred: {weights_of: both, measure_with: {centre_cells: true}}  # the same weights, read otherwise
+measures:                                     # flags of `python -m training.evaluation` and `decodepos-diagnose`
+  object_knn: {size_px: 64}
+show: [object_knn/class_mean_k20]             # the numbers of the table, in this order
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from training.recipe import Recipe, load_recipe
+
+Keys = Mapping[str, Any]
+_WEIGHTS, _FLAGS = "weights_of", "measure_with"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file, read and checked."""
+
+    name: str
+    recipe: Path
+    arms: Mapping[str, Keys | None]
+    seeds: tuple[int, ...]
+    baseline: str
+    measures: Mapping[str, Keys]
+    keys: Keys = field(default_factory=dict)
+    show: tuple[str, ...] = ()
+    question: str = ""
+
+    def rows(self) -> list[Row]:
+        """What is to be trained and measured, all arms of a seed before the next seed: a sweep cut short is fair."""
+        return [Row(self, arm, seed) for seed in self.seeds for arm in self.arms]
+
+    @property
+    def trained(self) -> str:
+        """An arm that is trained; an untrained network takes its architecture."""
+        return next(arm for arm, keys in self.arms.items() if keys is not None and _WEIGHTS not in keys)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm with one seed."""
+
+    sweep: Sweep
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.arm}-seed{self.seed}"
+
+    @property
+    def keys(self) -> Keys:
+        """What the sweep file says of the arm."""
+        return self.sweep.arms[self.arm] or {}
+
+    @property
+    def weights(self) -> Row:
+        """The row whose weights are measured: this one, unless its arm has those of another."""
+        return Row(self.sweep, self.keys[_WEIGHTS], self.seed) if _WEIGHTS in self.keys else self
+
+    @property
+    def flags(self) -> Keys:
+        """Flags of this arm's measurements, beside those that all arms have."""
+        flags: Keys = self.keys.get(_FLAGS, {})
+        return flags
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Recipe keys of the weights, beside those of the recipe file."""
+        return {**self.sweep.keys, **self.weights.keys, "seed": self.seed}
+
+    def build_recipe(self) -> Recipe:
+        """The whole recipe."""
+        return load_recipe(self.sweep.recipe, self.values)
+
+
+def load_sweep(path: Path, changes: Keys | None = None, only: Sequence[str] | None = None) -> Sweep:
+    """Read a sweep file.
+
+    Args:
+        path: The YAML file.
+        changes: Recipe keys for all arms, over those of the file.
+        only: These arms only, and the baseline.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read as a sweep file: {error}") from None
+    known = Sweep.__dataclass_fields__
+    if not isinstance(values, dict) or (unknown := sorted(set(values) - set(known))):
+        found = f"the key {unknown[0]!r}" if isinstance(values, dict) else f"a {type(values).__name__}"
+        raise ValueError(f"{path} holds {found}; a sweep file has the keys {', '.join(known)}.")
+    if missing := [
+        name for name in ("name", "recipe", "arms", "seeds", "baseline", "measures") if not values.get(name)
+    ]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}.")
+    values["keys"] = {**(values.get("keys") or {}), **(changes or {})}
+    if only:
+        if unknown := sorted(set(only) - set(values["arms"])):
+            raise ValueError(f"{path} has no arm {unknown[0]!r}; it has {', '.join(values['arms'])}.")
+        wanted = {*only, values["baseline"]}
+        wanted |= {(values["arms"].get(arm) or {}).get(_WEIGHTS) for arm in wanted}
+        values["arms"] = {arm: keys for arm, keys in values["arms"].items() if arm in wanted}
+    sweep = Sweep(
+        **values
+        | {"recipe": Path(values["recipe"]), "seeds": tuple(values["seeds"]), "show": tuple(values.get("show", ()))}
+    )
+    if sweep.baseline not in sweep.arms:
+        close = get_close_matches(sweep.baseline, sweep.arms, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{path}: baseline is {sweep.baseline!r}, the arms are {', '.join(sweep.arms)}{hint}")
+    if all(keys is None for keys in sweep.arms.values()):
+        raise ValueError(f"{path}: no arm is trained; give one a mapping of recipe keys.")
+    for row in sweep.rows():
+        if _WEIGHTS in row.keys and (
+            set(row.keys) != {_WEIGHTS, _FLAGS} or _WEIGHTS in (sweep.arms.get(row.keys[_WEIGHTS]) or {_WEIGHTS: ""})
+        ):
+            raise ValueError(
+                f"{path}, arm {row.arm}: expected {_WEIGHTS}: a trained arm, and {_FLAGS}: flags of the measurements; "
+                f"found {dict(row.keys)}."
+            )
+        try:
+            row.build_recipe()
+        except ValueError as error:
+            raise ValueError(f"{path}, arm {row.arm}: {error}") from None
+    return sweep

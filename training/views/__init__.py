@@ -1,0 +1,1 @@
+"""One picture and its regions -> the views of the method."""

@@ -1,0 +1,299 @@
+"""One image and its regions -> the views of the method.
+
+`sample_views` draws every parameter of every view of a sample without looking at a pixel; `apply_view` uses them.
+Which views there are is a table.
+
+    python -m training.views --data DIR --index N --output views.png
+
+draws the views of one sample with their regions, in the arrangement of the paper's architecture figure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from modeling_decodepos.background import foreground_mask, limit_coverage
+from modeling_decodepos.region_cutout import enlarge_cut, sample_grid_boxes, sample_region_cut
+from modeling_decodepos.regions import boxes_in_window, boxes_to_pixels, flip_boxes
+from modeling_decodepos.repositioning import (
+    FOREGROUND_SCALES,
+    Placement,
+    place_boxes,
+    placed_pixel_boxes,
+    sample_placement,
+)
+from training.recipe import ViewArguments
+from training.views.colours import Photometric, apply_photometric, sample_photometric
+
+# Cuts show 255 times the ImageNet mean, (almost) zero once normalised; the colour measured on the paper's figure.
+MEAN_COLOUR = torch.tensor([124, 116, 104], dtype=torch.uint8)
+WHOLE = np.array([0.0, 0.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class ViewRule:
+    """How a view is made."""
+
+    of_whole: bool = False  # the whole image, else the sample's crop
+    small: bool = False
+    cut: bool = False  # region-augmented
+    moved: bool = False  # regions moved over another image
+
+
+VIEW_RULES: dict[str, ViewRule] = {
+    "whole": ViewRule(of_whole=True),
+    "whole_cut": ViewRule(of_whole=True, cut=True),
+    "crop": ViewRule(),
+    "crop_small": ViewRule(small=True),
+    "crop_cut_small": ViewRule(small=True, cut=True),
+    "repositioned": ViewRule(moved=True),
+}
+
+
+_PLACES = {name: place for place, name in enumerate(VIEW_RULES)}
+# Numbers between the stretches of two views; a view draws a few hundred. Spawned generators would do the same and take
+# ten times as long. A prime: powers of two apart, PCG64 repeats its low bits.
+_STRETCH = 1_000_003
+
+
+@dataclass(frozen=True)
+class PixelSource:
+    """A window of an image (pixels x1, y1, x2, y2), resized to a square, perhaps mirrored, and its colours treated."""
+
+    window: tuple[int, int, int, int]
+    side_px: int
+    flip: bool
+    colours: Photometric
+
+
+@dataclass(frozen=True)
+class ViewParameters:
+    """Everything that was drawn for one view of one sample."""
+
+    size_px: int
+    source: PixelSource
+    boxes: np.ndarray  # (K, 4) float32, unit xyxy of this view
+    valid: np.ndarray  # (K,) bool
+    cut: np.ndarray | None = None  # (S, S) bool
+    placement: Placement | None = None
+    background: PixelSource | None = None
+    foreground: np.ndarray | None = None  # (S, S) bool
+
+
+def sample_views(
+    rng: np.random.Generator,
+    image_size: tuple[int, int],
+    donor_size: tuple[int, int],
+    boxes: np.ndarray,
+    names: Iterable[str],
+    args: ViewArguments,
+    image_level: bool = False,
+) -> dict[str, ViewParameters]:
+    """Parameters of the named views of one image, by name. The mixed view is left out for images that get none.
+
+    Args:
+        rng: The sample's own generator. Every view draws from its own stretch of the sequence, so that what a view
+            looks like does not depend on which others are asked for: the arms of a comparison share their crops.
+        image_size: Height and width of the image.
+        donor_size: Height and width of the image that gives the new surroundings.
+        boxes: (R, 4) unit xyxy boxes of the image; any number.
+        names: Keys of `VIEW_RULES`.
+        args: How to draw.
+        image_level: Use one region, the whole view, in every view (image-level baselines).
+    """
+    height, width = image_size
+    whole = (0, 0, width, height)
+    crop, chosen = _sample_crop(rng, image_size, boxes, args)
+    inside = {
+        window: boxes_in_window(chosen, np.array(window) / [width, height, width, height]) for window in (whole, crop)
+    }
+    shared_flip = bool(rng.random() < 0.5)
+    mixed = rng.random() < args.mixed_share
+    numbers = rng.bit_generator
+    assert isinstance(numbers, np.random.PCG64)  # what `default_rng` gives
+    start = numbers.state
+    views: dict[str, ViewParameters] = {}
+    for name in names:
+        rule = VIEW_RULES[name]
+        if rule.moved and not mixed:
+            continue
+        numbers.state = start
+        numbers.advance(_STRETCH * (1 + _PLACES[name]))
+        own_flip = bool(rng.random() < 0.5)
+        flip = {"own": own_flip, "shared": shared_flip, "none": False}[args.flip]
+        colours = sample_photometric(rng, args, rule.of_whole)
+        window = whole if rule.of_whole else crop
+        size = args.small_view_px if rule.small else args.view_size_px
+        in_view = flip_boxes(inside[window]) if flip else inside[window]
+        if image_level:
+            in_view = WHOLE[None]
+        parameters = ViewParameters(
+            size_px=size,
+            source=PixelSource(window, size, flip, colours),
+            boxes=_pad(in_view, args.num_regions),
+            valid=np.arange(args.num_regions) < len(in_view),
+        )
+        if rule.cut:
+            parameters = dataclasses.replace(
+                parameters, cut=_sample_cut(rng, in_view, size, args, args.cut_surroundings)
+            )
+        if rule.moved:
+            parameters = _sample_move(rng, parameters, in_view, donor_size, args)
+        views[name] = parameters
+    return views
+
+
+def apply_view(parameters: ViewParameters, image: np.ndarray, donor: np.ndarray | None = None) -> torch.Tensor:
+    """(3, S, S) uint8 pixels of a view, channels last in memory.
+
+    Args:
+        parameters: From `sample_views`.
+        image: (H, W, 3) uint8 RGB.
+        donor: The image whose pixels surround moved regions; needed for those views only.
+    """
+    pixels = read_pixels(parameters.source, image)
+    if parameters.cut is not None:
+        _lay(_mean_coloured(parameters.size_px), parameters.cut, pixels)
+    if parameters.placement is not None and parameters.background is not None:
+        if donor is None or parameters.foreground is None:
+            raise ValueError("a view with a placement needs the donor's pixels and a foreground mask.")
+        canvas = read_pixels(parameters.background, donor)
+        target, source = parameters.placement.overlap(canvas.shape[:2])
+        _lay(pixels[source], parameters.foreground[target], canvas[target])
+        pixels = canvas
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _lay(pixels: np.ndarray, where: np.ndarray, canvas: np.ndarray) -> None:
+    """Copy (H, W, 3) pixels onto the canvas where the mask is true.
+
+    The library's `cut_regions`, `reposition_foreground` and `replace_background` do the same to tensors; their
+    `torch.where` takes fifty times as long on bytes with channels last.
+    """
+    cv2.copyTo(pixels, where.view(np.uint8), canvas)
+
+
+@functools.cache
+def _mean_coloured(side_px: int) -> np.ndarray:
+    return np.tile(MEAN_COLOUR.numpy(), (side_px, side_px, 1))
+
+
+def read_pixels(source: PixelSource, image: np.ndarray) -> np.ndarray:
+    """(side, side, 3) uint8 pixels in memory of their own."""
+    x1, y1, x2, y2 = source.window
+    # The batch axis is added before the channels move: only then does torch's 8-bit antialiased resize see that they
+    # come last in memory, take its fast path and return that layout. It would copy the window too, more slowly.
+    window = torch.from_numpy(np.ascontiguousarray(image[y1:y2, x1:x2]))[None].permute(0, 3, 1, 2)
+    side = source.side_px
+    resized = F.interpolate(window, size=(side, side), mode="bilinear", antialias=True)
+    pixels = resized[0].permute(1, 2, 0).numpy()
+    return apply_photometric(cv2.flip(pixels, 1) if source.flip else pixels, source.colours)
+
+
+def _sample_crop(
+    rng: np.random.Generator, image_size: tuple[int, int], boxes: np.ndarray, args: ViewArguments
+) -> tuple[tuple[int, int, int, int], np.ndarray]:
+    """A crop window in pixels, and up to K of the boxes that are large enough in the crop and in the whole image.
+
+    SoCo's rule: try again until half of the regions are in view, and ask for half as many each time. An image without
+    any usable region contributes the crop itself as its one region.
+    """
+    height, width = image_size
+    demand = max(args.num_regions // 2, 1)
+    unit = np.array([width, height, width, height])
+    window, usable = (0, 0, width, height), np.zeros(0, dtype=int)
+    for _ in range(args.crop_attempts):
+        window = _sample_window(rng, image_size, args)
+        sides = boxes_in_window(boxes, np.array(window) / unit).reshape(-1, 2, 2)
+        extent = np.minimum(sides[:, 1] - sides[:, 0], boxes[:, 2:] - boxes[:, :2])
+        usable = np.flatnonzero((extent >= args.min_region_side).all(1))
+        if len(usable) >= demand:
+            break
+        demand = max(demand // 2, 1)
+    if len(usable) == 0:
+        return window, (np.array(window) / unit)[None]
+    return window, boxes[rng.choice(usable, min(args.num_regions, len(usable)), replace=False)]
+
+
+def _sample_window(
+    rng: np.random.Generator, image_size: tuple[int, int], args: ViewArguments
+) -> tuple[int, int, int, int]:
+    """A random resized crop's window in whole pixels; the whole image if ten draws do not fit."""
+    height, width = image_size
+    for _ in range(10):
+        area = height * width * rng.uniform(args.crop_scale_min, args.crop_scale_max)
+        aspect = math.exp(rng.uniform(-1, 1) * math.log(args.crop_aspect))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+            return left, top, left + w, top + h
+    return 0, 0, width, height
+
+
+def _sample_cut(
+    rng: np.random.Generator, boxes: np.ndarray, size: int, args: ViewArguments, surroundings: bool
+) -> np.ndarray:
+    ratio = rng.uniform(args.cut_ratio_min, args.cut_ratio_max) if rng.random() < args.cut_probability else 0.0
+    if surroundings:
+        boxes = np.concatenate([boxes, sample_grid_boxes(rng)])
+    cells = size // args.cut_grid_px
+    return enlarge_cut(sample_region_cut(boxes, (cells, cells), ratio, rng, args.cut_form), args.cut_grid_px)
+
+
+def _sample_move(
+    rng: np.random.Generator,
+    view: ViewParameters,
+    boxes: np.ndarray,
+    donor_size: tuple[int, int],
+    args: ViewArguments,
+) -> ViewParameters:
+    """The view with its regions moved over a donor; boxes that would leave no surroundings are dropped."""
+    size = view.size_px
+    scale = FOREGROUND_SCALES.get(args.repositioning, (1.0, 1.0))
+    keep = limit_coverage(boxes_to_pixels(boxes, (size, size)), (size, size), args.max_foreground / scale[1] ** 2)
+    background = PixelSource(
+        window=_sample_window(rng, donor_size, args),
+        side_px=size,
+        flip=bool(rng.random() < 0.5),
+        colours=sample_photometric(rng, args, of_whole_image=False) if args.donor == "image" else Photometric(),
+    )
+    placement = Placement(size, 0, 0)
+    if keep.any() and args.repositioning != "none":
+        placement = sample_placement(boxes[keep], size, scale, rng)
+    moved = place_boxes(boxes, placement, size)
+    pixel_boxes = placed_pixel_boxes(boxes[keep], placement)
+    cut = None
+    if args.cut_foreground:
+        cut = _sample_cut(rng, pixel_boxes / size, size, args, surroundings=False)
+    return dataclasses.replace(
+        view,
+        source=dataclasses.replace(view.source, side_px=placement.side_px),
+        boxes=_pad(moved, args.num_regions),
+        valid=_pad(keep, args.num_regions),
+        placement=placement,
+        background=background,
+        foreground=foreground_mask(pixel_boxes, (size, size), cut),
+    )
+
+
+def _pad(rows: np.ndarray, length: int) -> np.ndarray:
+    """Rows padded to `length`: boxes with whole-view boxes, flags with False."""
+    if rows.dtype == bool:
+        padded = np.zeros(length, dtype=bool)
+    else:
+        padded = np.empty((length, 4), dtype=np.float32)
+        padded[len(rows) :] = WHOLE
+    padded[: len(rows)] = rows
+    return padded
+
+
+# --- the picture
