@@ -241,6 +241,8 @@ def test_efficientnet_lite_is_loaded_by_its_name(tmp_path: Path, monkeypatch: py
     assert torch.allclose(seen[0], (noise().float() - 127) / 128, atol=1e-5)  # the pixels it was trained on
     assert [tuple(part.shape[1:]) for part in maps] == [(24, 16, 16), (40, 8, 8), (112, 4, 4), (1280, 2, 2)]
     assert torch.equal(maps[-1], network(model.prepare(noise()))[-1])
+    # The random control must not fade to nothing over fifty layers.
+    assert all(1e-2 < float(part.detach().std()) < 1e2 for part in model.fresh(0)(noise()))
 
 
 # --------------------------------------------------------------------------------------------- photos and objects

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -39,6 +40,10 @@ PIXEL_MEAN, PIXEL_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 class SameConv(nn.Conv2d):
     """A convolution that pads as TensorFlow's SAME: an odd pixel goes to the right and to the bottom."""
+
+    def reset_parameters(self) -> None:
+        """Fresh weights that keep the scale of what they meet; torch's own fade to nothing over fifty layers."""
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ceil(H / stride), ceil(W / stride))."""
@@ -83,13 +88,13 @@ class EfficientNetLite(nn.Module):
         width, depth = SCALES[scale]
         self.stem = ConvNorm(3, STEM_CHANNELS, 3, 2)
         self.blocks = nn.ModuleList()
-        self.ends = []  # the last block before each stride, and the last of all
+        self.ends = []  # the last blocks of strides 4, 8 and 16
         channels = STEM_CHANNELS
         for number, (repeats, kernel, stride, expansion, unscaled) in enumerate(STAGES):
             outputs = round_channels(unscaled * width)
             if 0 < number < len(STAGES) - 1:  # the first and the last stage keep their depth
-                repeats = round_up(repeats * depth)
-            if stride == 2 and len(self.blocks) > 1:
+                repeats = math.ceil(repeats * depth)
+            if stride == 2 and number > 1:
                 self.ends.append(len(self.blocks) - 1)
             for repeat in range(repeats):
                 self.blocks.append(Block(channels, outputs, kernel, 1 if repeat else stride, expansion))
@@ -122,11 +127,6 @@ def round_channels(channels: float) -> int:
     """The multiple of 8 nearest to it, at least 90 % of it."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
-
-
-def round_up(repeats: float) -> int:
-    """The next whole number."""
-    return int(-(-repeats // 1))
 
 
 def load(folder: Path) -> EfficientNetLite:
