@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
+from modeling_decodepos.pictures import upright_size
 from modeling_decodepos.schema import COLUMNS, SCHEMA_VERSION, SEGMENTATION_IGNORE, build_features, row_problems
 
 from .build.engines import Count, run_local
 from .build.parquet import CARD_NAME, MANIFEST_NAME, data_sha256, load_manifest, recipe_sha256
 from .files import file_sha256
-from .pictures.pictures import upright_size
 
 _MOST_PER_FILE = 5  # a systematic fault would fill the screen
 _MOST_NAMED = 5
@@ -324,21 +324,21 @@ def _differences(found: pa.Schema, expected: pa.Schema, name: str) -> list[tuple
 
 
 def _image_problems(row: Mapping[str, Any], class_count: int, decode: bool) -> Iterable[str]:
-    size = (row["width"], row["height"])
+    height, width = size = (row["height"], row["width"])
     try:
         if row["image"] is None or row["image"]["bytes"] is None:
             yield "image has no embedded bytes"
         else:
             with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
                 if (found := upright_size(image)) != size:
-                    yield f"image is {found[0]} x {found[1]} px, expected {size[0]} x {size[1]}"
+                    yield f"image is {found[1]} x {found[0]} px, expected {width} x {height}"
                 if decode:
                     image.load()
         if row["segmentation"] is not None:
             with Image.open(io.BytesIO(row["segmentation"]["bytes"])) as image:
                 labels = np.asarray(image)
-            if labels.shape != size[::-1]:
-                yield f"segmentation has shape {labels.shape}, expected {size[::-1]}"
+            if labels.shape != size:
+                yield f"segmentation has shape {labels.shape}, expected {size}"
             elif (wrong := labels[(labels > class_count) & (labels != SEGMENTATION_IGNORE)]).size:
                 yield f"segmentation has the value {wrong[0]}, expected 0 to {class_count} or {SEGMENTATION_IGNORE}"
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:

@@ -11,7 +11,6 @@ a crop, a mirror image or a turn. It looks at the picture alone, so it also find
 import argparse
 import csv
 import hashlib
-import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,8 +22,9 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from tqdm.auto import tqdm
+
+from modeling_decodepos.pictures import BrokenImage, decode_picture
 
 from .build.engines import Count, Unfinished, run_local
 from .check import parquet_files, split_of
@@ -43,9 +43,7 @@ Indices = NDArray[np.int64]
 
 def perceptual_hash(encoded: bytes) -> int:
     """64 bits that nearly the same pictures share but for a few."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        image.draft("L", (2 * _SIDE, 2 * _SIDE))  # a JPEG is decoded at an eighth of its size, if that is enough
-        grey = np.asarray(ImageOps.exif_transpose(image).convert("L"))
+    grey = decode_picture(encoded, "to hash", at_least=(2 * _SIDE, 2 * _SIDE), grey=True)
     small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
     lowest = cv2.dct(small)[:8, :8].ravel()
     bits = lowest > np.median(lowest[1:])
@@ -136,7 +134,7 @@ def _hash_file(name: str, count: Count, folder: Path) -> Pictures:
             try:
                 encoded = row["image"]["bytes"]
                 hashes.append(perceptual_hash(encoded))
-            except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError):
+            except (BrokenImage, TypeError):  # row["image"] may be None
                 broken.append(str(row["image_id"]))
                 continue
             ids.append(str(row["image_id"]))

@@ -433,6 +433,30 @@ def test_pictures_without_boxes_are_asked_about_place_only(tmp_path):
     assert "Not measured: the data has no boxes" in page
 
 
+def test_a_photo_is_turned_upright_as_its_boxes_are(tmp_path):
+    stored = np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8)
+    orientation = Image.Exif()
+    orientation[0x0112] = 6
+    turned, upright = io.BytesIO(), io.BytesIO()
+    Image.fromarray(stored).save(turned, format="PNG", exif=orientation)
+    Image.fromarray(np.rot90(stored, -1)).save(upright, format="PNG")
+    found = []
+    for name, buffer in (("turned", turned), ("upright", upright)):
+        rows = [row(k, objects((30, 10, 12, 16))) | {"image": {"bytes": buffer.getvalue()}} for k in range(4)]
+        write_rows(tmp_path / name, "train", rows)
+        found.append(build_photo_data(str(tmp_path / name), 2, 64, 0).queries)
+    assert torch.equal(found[0].pixels, found[1].pixels)
+    torch.testing.assert_close(found[0].boxes[0], torch.tensor([[0.5, 0.25, 0.7, 0.65]]))
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    values = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    for number in range(4):
+        Image.fromarray(values).save(tmp_path / f"{number}.png")
+    pixels = build_photo_data(str(tmp_path), 2, 64, 0).queries.pixels
+    assert torch.equal(pixels[0, 0], torch.from_numpy((values >> 8).astype(np.uint8)))
+
+
 def test_bad_data_names_file_and_image(tmp_path):
     ragged = objects((6, 4, 30, 20), (1, 1, 20, 20), categories=[1])
     write_rows(tmp_path / "ragged", "train", [row(k, ragged) for k in range(4)])

@@ -56,6 +56,11 @@ def test_the_middle_square_is_seen_upright(tmp_path: Path):
     assert view[:, 5, 5].tolist() == [255, 0, 0] and view[:, -5, -5].tolist() == [0, 0, 255]
 
 
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path):
+    Image.fromarray(np.full((S, S), 128 << 8, np.uint16)).save(tmp_path / "deep.png")
+    assert (pictures.read_view(tmp_path / "deep.png") == 128).all()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

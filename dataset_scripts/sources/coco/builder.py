@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modeling_decodepos.pictures import turn_pixels
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
 
 from ...build.parquet import Row, Source
 from ...build.records import Records, map_file, work_folder, write_records
 from ...files import file_sha256
 from ...pictures.picture_files import check_folder, files_sha256, walk
-from ...pictures.pictures import LARGEST_CLASS_COUNT, encode_map, picture_row, read_picture, turn_boxes, turn_map
+from ...pictures.pictures import LARGEST_CLASS_COUNT, encode_map, picture_row, read_picture, turn_boxes
 from . import parquet as coco_parquet
 from .index import CocoImage, CocoIndex, index_annotations
 from .outlines import IntArray, outline_pixels, polygon_pixels
@@ -152,7 +153,7 @@ def coco_row(split: str, number: int, splits: Mapping[str, CocoSplit]) -> Row:
     segmentation = None
     if place.has_maps:
         labels = draw_map(annotations, place.categories, *size, where=f"{place.annotations}, {image.file_name}")
-        segmentation = encode_map(turn_map(labels, turn))
+        segmentation = encode_map(turn_pixels(labels, turn))
     license_url = None if image.license is None else place.licenses.get(image.license)
     return picture_row(picture, str(image.id), objects, segmentation, license=license_url, original_url=image.url)
 

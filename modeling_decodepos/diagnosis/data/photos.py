@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -11,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ...pictures import BrokenImage, decode_picture
 from ...schema import xywh_to_unit_xyxy
 from .exchange import move_elsewhere, resize
 from .pictures import (
@@ -154,7 +153,7 @@ def _read(files: list[Path], rng: np.random.Generator, count: int, size_px: int)
             break
         try:
             photo = _decode(name, row, size_px, rng)
-        except (UnidentifiedImageError, OSError):
+        except BrokenImage:
             broken.append(f"{name}, image {row['image_id']}" if "image_id" in row else name)
             continue
         photos.append(photo)
@@ -189,9 +188,10 @@ def _decode(file: str, row: Mapping[str, Any], size_px: int, rng: np.random.Gene
     data = (row["image"] or {}).get("bytes")
     if not data:
         raise ValueError(f"{file}: an image without bytes. Embed them, as dataset_scripts.prepare does.")
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    boxes, labels = _read_regions(file, row, image.width, image.height)
+    width, height = row.get("width"), row.get("height")
+    decoded = decode_picture(data, file, (height, width) if width and height else None)
+    pixels = torch.from_numpy(decoded).permute(2, 0, 1)
+    boxes, labels = _read_regions(file, row, decoded.shape[1], decoded.shape[0])
     kept = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= LEAST_SIDE).all(1))
     if len(kept) > _MOST_REGIONS:
         kept = np.sort(rng.choice(kept, _MOST_REGIONS, replace=False))
