@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 from .build.engines import ENGINES, Unfinished
-from .build.parquet import MANIFEST_NAME, RowFailed, Source, build_dataset, load_manifest
+from .build.parquet import MANIFEST_NAME, DatasetPlan, RowFailed, build_dataset, load_manifest
+from .build.work_folder import WorkFolder
 from .proposals import PROVIDERS, Proposals
 from .sources import folder, imagefolder, regions, scenes, voc
 from .sources.coco import builder as coco
@@ -30,7 +31,7 @@ class Builder(Protocol):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Flags of its own, beside those that every builder takes."""
 
-    def open_source(self, arguments: argparse.Namespace) -> Source | None:
+    def open_source(self, arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan | None:
         """What to build, None if nothing is left to do; raises ValueError with the cure if it cannot be built."""
 
 
@@ -83,15 +84,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _build(arguments: argparse.Namespace) -> None:
-    source = BUILDERS[arguments.command].open_source(arguments)
-    if source is None:
-        return
-    proposals = Proposals(arguments.proposals, arguments.mask_model, arguments.proposals_cache)
-    source = dataclasses.replace(source, proposals=proposals)
-    start = time.perf_counter()
-    manifest = build_dataset(
-        arguments.output, source, arguments.workers, overwrite=arguments.overwrite, engine=arguments.engine
-    )
+    with WorkFolder(arguments.output) as work:
+        plan = BUILDERS[arguments.command].open_source(arguments, work)
+        if plan is None:
+            return
+        proposals = Proposals(arguments.proposals, arguments.mask_model, arguments.proposals_cache)
+        plan = dataclasses.replace(plan, proposals=proposals)
+        start = time.perf_counter()
+        manifest = build_dataset(
+            arguments.output, plan, arguments.workers, overwrite=arguments.overwrite, engine=arguments.engine
+        )
     seconds = time.perf_counter() - start
     megabytes = sum(entry["bytes"] for entry in manifest["files"].values()) / 1e6
     rows = ", ".join(f"{rows:,} {split}" for split, rows in manifest["splits"].items())

@@ -1,6 +1,7 @@
 """Single rows of Parquet files, by their number over all the files."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ class ParquetRows:
         group = int(np.searchsorted(starts, wanted, side="right")) - 1
         self._file, self._first, self._batch = file, int(starts[group]), None
         self._batches = opened.iter_batches(batch_size=BATCH_ROWS, row_groups=range(group, len(sizes)))
+
+
+@lru_cache(maxsize=1)
+def rows_of(files: tuple[Path, ...], sha256: str = "") -> ParquetRows:
+    """The rows of files, opened once. Give their hash if there may be others by the same names."""
+    return ParquetRows(files)
 
 
 def class_names_of(schema: pa.Schema) -> list[str] | None:

@@ -18,11 +18,12 @@ from PIL import Image
 from modeling_decodepos.pictures import broken_if_it_fails, read_size, turn_pixels
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
 
-from ..build.parquet import Row, Source
-from ..build.records import Records, work_folder, write_records
+from ..build.parquet import DatasetPlan, Row
+from ..build.records import Records, write_records
+from ..build.work_folder import WorkFolder
 from ..pictures.boxes import box_faults, check_xywh, count_faults
-from ..pictures.picture_files import DEFAULT_VALIDATION_SHARE, files_sha256, split_by_name
-from ..pictures.pictures import encode_map, picture_row, printable, read_picture, turn_boxes
+from ..pictures.encoded import encode_map, picture_row, printable, read_picture, turn_boxes
+from ..pictures.listing import DEFAULT_VALIDATION_SHARE, files_sha256, split_by_name
 
 _MOST_SHOWN = 20
 Size = tuple[int, int]
@@ -95,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def make_source(arguments: argparse.Namespace, found: Collection) -> Source:
+def make_source(arguments: argparse.Namespace, work: WorkFolder, found: Collection) -> DatasetPlan:
     """What to build from a collection."""
     pictures = list(found.pictures)
     broken: list[str] = []
@@ -111,9 +112,9 @@ def make_source(arguments: argparse.Namespace, found: Collection) -> Source:
     dropped = count_faults(np.concatenate(faults)) if faults else {}
     pictures = [_with_boxes(picture, fault == "") for picture, fault in zip(pictures, faults, strict=True)]
 
-    work = work_folder(arguments.output)
+    folder = work.open()
     splits = {
-        split: write_records(work, map(asdict, of_split))
+        split: write_records(folder, map(asdict, of_split))
         for split, of_split in _splits(pictures, arguments.validation_share).items()
     }
     used = [name for picture in pictures for name in (picture.name, picture.map_name) if name]
@@ -129,7 +130,7 @@ def make_source(arguments: argparse.Namespace, found: Collection) -> Source:
     if broken:
         left_out["pictures that cannot be decoded"] = len(broken)
     texts = [f"{count:,} {reason}" for reason, count in left_out.items()]
-    return Source(
+    return DatasetPlan(
         recipe=recipe,
         splits={split: records.count for split, records in splits.items()},
         class_names=found.class_names,

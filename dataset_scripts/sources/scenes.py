@@ -12,7 +12,8 @@ from PIL import Image
 from modeling_decodepos.scenes import CLASS_NAMES, FIRST_INDEX, SCENES_VERSION, render_scene, sample_scene
 from modeling_decodepos.schema import unit_xyxy_to_xywh
 
-from ..build.parquet import Row, Source
+from ..build.parquet import DatasetPlan, Row
+from ..build.work_folder import WorkFolder
 
 HELP = "procedural scenes, drawn here: no download"
 
@@ -72,12 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(proposals="boxes")
 
 
-def open_source(arguments: argparse.Namespace) -> Source:
+def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan:
     """What `prepare scenes` builds."""
     return scenes_source(arguments.train, arguments.validation, arguments.size_px, arguments.seed)
 
 
-def scenes_source(train: int = 4000, validation: int = 500, size_px: int = 128, seed: int = 0) -> Source:
+def scenes_source(train: int = 4000, validation: int = 500, size_px: int = 128, seed: int = 0) -> DatasetPlan:
     """The data set of these settings, to be handed to `build_dataset`."""
     splits = {"train": train, "validation": validation}
     for split, rows in splits.items():
@@ -94,7 +95,7 @@ def scenes_source(train: int = 4000, validation: int = 500, size_px: int = 128, 
         "size_px": size_px,
         "seed": seed,
     }
-    return Source(
+    return DatasetPlan(
         recipe=recipe,
         splits=splits,
         class_names=CLASS_NAMES,

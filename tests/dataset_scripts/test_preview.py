@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_scripts.pictures.pictures import encode_map
+from dataset_scripts.pictures.encoded import encode_map
 from dataset_scripts.prepare import main as prepare
 from dataset_scripts.preview import TILE_PX, choose_rows, class_colour, describe_row, draw_row, main
 from tests.dataset_scripts.small_sources import annotation_entry, coco, image_entry, picture, put

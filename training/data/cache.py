@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import argparse
 import errno
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,7 @@ from tqdm import tqdm
 
 from dataset_scripts.build.engines import available_cores
 from dataset_scripts.build.parquet import recipe_differences
-from dataset_scripts.files import write_text
+from dataset_scripts.files import lock_folder, whole_file, write_text
 from training.data.decoding import BrokenImage
 from training.data.sources import DRAWN, ImageSource, draw_boxes, open_images
 from training.data.workers import load_in_workers
@@ -173,7 +171,7 @@ def build_cache(source: ImageSource, cache_px: int, folder: Path, num_workers: i
     settings = cache_settings(source, cache_px)
     done: list[_Part] = []
     try:
-        with _alone(folder):
+        with lock_folder(folder, "cache", "build", wait=True):
             if (folder / "index.json").is_file():
                 return
             _begin(folder, settings)
@@ -192,19 +190,6 @@ def build_cache(source: ImageSource, cache_px: int, folder: Path, num_workers: i
             "Free some space and run the same command again, which goes on from there; or take another cache_dir, or "
             "a smaller cache_px."
         ) from error
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keeps other processes from building in the folder; whoever comes second waits."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"cache {folder}: another process is building it; waiting.")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _begin(folder: Path, settings: dict[str, Any]) -> None:
@@ -270,14 +255,8 @@ def _write_index(folder: Path, settings: dict[str, Any], parts: list[_Part]) -> 
         "size": np.array([size for part in parts for size in part.sizes], np.int32),
         "original_size": np.array([size for part in parts for size in part.original_sizes], np.int32),
     }
-    temporary = folder / "index.writing"
-    try:
+    with whole_file(folder / "index.safetensors") as temporary:
         save_file(tables, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(folder / "index.safetensors")
-    finally:
-        temporary.unlink(missing_ok=True)
     index = {
         "settings": settings,
         "files": {part.pixels_name: part.bytes for part in parts},

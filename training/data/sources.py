@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset_scripts.build.parquet import MANIFEST_NAME, data_sha256, load_manifest
-from dataset_scripts.pictures.picture_files import SUFFIXES, files_sha256, is_picture, walk
+from dataset_scripts.pictures.listing import SUFFIXES, files_sha256, is_picture, walk
 from dataset_scripts.proposals import propose
 from modeling_decodepos.schema import xywh_to_unit_xyxy
 from training.data.decoding import BrokenImage, decode_image, read_size

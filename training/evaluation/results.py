@@ -6,15 +6,13 @@ everything else in the file stays.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset_scripts.files import write_json
+from dataset_scripts.files import lock_folder, write_json
 from training.provenance import now
 
 KEY = ("model", "arm", "protocol", "metric", "seeds")
@@ -142,8 +140,8 @@ def build_rows(
 
 def merge_results(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Put rows into a results file, which never is seen half written; rows with equal keys are replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
+    # Two evaluations may end at the same time: each reads what the other has written.
+    with lock_folder(path.parent, "the folder of results", "evaluation", wait=True, name=f".{path.name}.lock"):
         kept = {_key(row): row for row in load_results(path)}
         kept |= {_key(row): dict(row) for row in rows}
         write_json(path, {"results": list(kept.values())})
@@ -196,14 +194,3 @@ def machine() -> dict[str, Any]:
 
 def _key(row: Mapping[str, Any]) -> str:
     return json.dumps([row[name] for name in KEY])
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Two evaluations may end at the same time: each reads what the other has written."""
-    folder = os.open(path.parent, os.O_RDONLY)  # a lock that leaves no file behind
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)

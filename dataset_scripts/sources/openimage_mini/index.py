@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...build.parquet import write_text
+from ...files import whole_file, write_text
 from .selection import Rule, Selection, rule_from
 from .tables import Boxes, canonical_order, id_text, is_image_id
 
@@ -140,12 +140,10 @@ def index_rows(
 def write_index(folder: Path, index: Index) -> None:
     """Writes the folder; `index.json` comes last, so a folder that has one is whole."""
     data = folder / "data"
-    data.mkdir(parents=True, exist_ok=True)
     (folder / INDEX_NAME).unlink(missing_ok=True)
     for name, table in _files(index).items():
-        temporary = data / f".{name}.tmp"
-        pq.write_table(table, temporary, compression="zstd")
-        temporary.replace(data / name)
+        with whole_file(data / name) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
     write_text(folder / "README.md", _card(index))
     facts = {
         "format": INDEX_FORMAT,

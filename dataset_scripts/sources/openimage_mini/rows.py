@@ -1,7 +1,6 @@
 """Rows of OpenImage-MINI in the Parquet contract, made from a list on disk, a photo and its masks."""
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,29 +9,26 @@ import pyarrow as pa
 from modeling_decodepos.schema import unit_xyxy_to_xywh
 
 from ...build.parquet import Row
+from ...build.records import Records, write_records
 from .masks import class_map, map_png, mask_size
 from .photos import Photo, photo_path, upright_as_stored, verify_photo
 
 
-def save_rows(path: Path, index: pa.Table, masks: Mapping[str, Path] | None) -> None:
-    """Writes the rows of a split, with the files of their masks, so that every worker can map them into its memory."""
-    files = [[str(masks[name]) for name in names] if masks else [] for names in index["masks"].to_pylist()]
-    table = index.append_column("mask_files", pa.array(files, pa.list_(pa.string())))
-    temporary = path.with_name(f".{path.name}.tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=4096)
-    temporary.replace(path)
+def save_rows(folder: Path, index: pa.Table, masks: Mapping[str, Path] | None) -> Records:
+    """The rows of a split, with the files of their masks, in a file that every worker can map into its memory."""
+    return write_records(
+        folder,
+        (
+            {**row, "mask_files": [str(masks[name].absolute()) for name in row["masks"]] if masks else []}
+            for batch in index.to_batches()
+            for row in batch.to_pylist()
+        ),
+    )
 
 
-@lru_cache(maxsize=4)
-def _load_rows(path: Path, changed_ns: int) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
-def mini_row(split: str, number: int, rows: Mapping[str, Path], photos: Path) -> Row:
+def mini_row(split: str, number: int, rows: Mapping[str, Records], photos: Sequence[Path]) -> Row:
     """Row `number` of a split."""
-    path = rows[split]
-    (row,) = _load_rows(path, path.stat().st_mtime_ns).slice(number, 1).to_pylist()
+    row = rows[split][number]
     image_id = row["image_id"]
     masks = [(Path(file), category) for file, category in zip(row["mask_files"], row["mask_categories"], strict=False)]
     aspect = None

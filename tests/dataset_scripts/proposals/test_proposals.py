@@ -13,8 +13,8 @@ from PIL import Image
 
 from dataset_scripts.proposals import PROVIDERS, Proposals, add_regions, check_provider, propose, recipe_of
 from dataset_scripts.proposals.filtering import keep_once, keep_useful
+from dataset_scripts.proposals.inputs import ProposalInput
 from dataset_scripts.proposals.map_masks import map_masks
-from dataset_scripts.proposals.picture import Picture
 from dataset_scripts.proposals.segments import segment_boxes, segment_image
 from dataset_scripts.proposals.selective import FULL
 from tests.dataset_scripts.proposals.pictures_of_regions import clutter, encode, grainy, noise, row, shapes
@@ -24,7 +24,7 @@ SEARCHES = ("selective", "selective_320", "felzenszwalb")
 
 
 def picture(encoded=None, size=(240, 180), encoded_map=None):
-    return Picture(*size, np.zeros((0, 4), np.float32), np.random.default_rng(0), encoded, encoded_map)
+    return ProposalInput(*size, np.zeros((0, 4), np.float32), np.random.default_rng(0), encoded, encoded_map)
 
 
 def regions(pixels, provider="selective", **options):

@@ -23,7 +23,7 @@ PLACEHOLDER_CLASS = "object"  # the column contract wants a class name, also whe
 
 
 @dataclass(frozen=True)
-class Picture:
+class EncodedPicture:
     """An encoded picture: the file's bytes, its size in pixels as stored, and its EXIF orientation (1 to 8)."""
 
     data: bytes
@@ -49,7 +49,7 @@ class Picture:
         )
 
 
-def read_picture(file: Path | bytes, name: str) -> Picture:
+def read_picture(file: Path | bytes, name: str) -> EncodedPicture:
     """A picture, read and decoded once to be sure that it is whole."""
     try:
         data = file if isinstance(file, bytes) else file.read_bytes()
@@ -63,7 +63,7 @@ def read_picture(file: Path | bytes, name: str) -> Picture:
         # A JPEG in an eighth of its size: all of the file is read and most of the arithmetic is not done.
         image.draft(image.mode, (1, 1))
         image.load()
-    return Picture(data, name, (width, height), orientation)
+    return EncodedPicture(data, name, (width, height), orientation)
 
 
 def turn_boxes(boxes: ArrayLike, orientation: int, width: int, height: int) -> NDArray[np.float64]:
@@ -86,7 +86,7 @@ def encode_map(labels: NDArray[np.uint8]) -> bytes:
 
 
 def picture_row(
-    picture: Picture,
+    picture: EncodedPicture,
     image_id: str,
     objects: dict[str, list[Any]],
     segmentation: bytes | None = None,

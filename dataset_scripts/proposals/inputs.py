@@ -14,7 +14,7 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Picture:
+class ProposalInput:
     """One image of a data set. Nothing is decoded before a method is called.
 
     Attributes:
