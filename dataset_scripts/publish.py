@@ -9,11 +9,11 @@ missing and verifies the rest by hash.
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 
 from .build.parquet import CARD_NAME, MANIFEST_NAME, load_manifest, recipe_differences
 from .check import inspect_dataset
@@ -84,6 +84,9 @@ def _publish(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--repo is {repo_id!r}, expected ORG/NAME: the Hub loads no other names.")
     refuse_unfit(folder, arguments.workers)
     files = release_files(folder)
+    if arguments.dry_run and constants.HF_HUB_OFFLINE:
+        _show(repo_id, "the Hub was not asked", files, list(files), {})
+        return
     repository = Repository(repo_id, "dataset", HfApi(library_name="decodepos"))
     info = repository.info()
     if info is not None and arguments.private and not info.private:
@@ -93,22 +96,33 @@ def _publish(arguments: argparse.Namespace) -> None:
     refuse_other_tag(repository, files, arguments.revision_tag)
 
     remote = {} if info is None else repository.files(info.sha)
-    todo = set(changed_files(files, remote))
-    if arguments.dry_run:
-        for path, file in files.items():
-            print(f"{'upload' if path in todo else 'there '}  {file.size:>14,}  {path}")
-        for path in sorted(set(remote) - set(files)):
-            print(f"{'remove' if _is_stale(path) else 'leave '}  {remote[path].size:>14,}  {path}")
-    megabytes = sum(files[path].size for path in todo) / 1e6
+    todo = changed_files(files, remote)
     state = "a new repository" if info is None else "private" if info.private else "public"
-    print(f"{repo_id} ({state}): {len(todo)} of {len(files)} files to upload, {megabytes:,.1f} MB")
     if arguments.dry_run:
-        print("Nothing was changed: this was a dry run.")
+        _show(repo_id, state, files, todo, remote)
         return
+    print(_summary(repo_id, state, files, todo))
     commit = release(repository, files, _is_stale, arguments.private, arguments.revision_tag)
     revision = arguments.revision_tag or commit
     print(f"{repo_id} holds {len(files)} files, verified by hash, at commit {commit}.")
     print(f'load_dataset("{repo_id}", revision="{revision}")')
+
+
+def _show(
+    repo_id: str, state: str, files: Mapping[str, LocalFile], todo: Collection[str], remote: Mapping[str, Any]
+) -> None:
+    """Print what a dry run would have done with each file."""
+    for path, file in files.items():
+        print(f"{'upload' if path in todo else 'there '}  {file.size:>14,}  {path}")
+    for path in sorted(set(remote) - set(files)):
+        print(f"{'remove' if _is_stale(path) else 'leave '}  {remote[path].size:>14,}  {path}")
+    print(_summary(repo_id, state, files, todo))
+    print("Nothing was changed: this was a dry run.")
+
+
+def _summary(repo_id: str, state: str, files: Mapping[str, LocalFile], todo: Collection[str]) -> str:
+    megabytes = sum(files[path].size for path in todo) / 1e6
+    return f"{repo_id} ({state}): {len(todo)} of {len(files)} files to upload, {megabytes:,.1f} MB"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--repo", required=True, metavar="ORG/NAME", help="made if it does not exist")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument("--dry-run", action="store_true", help="check and show; HF_HUB_OFFLINE=1: do not ask the Hub")
     parser.add_argument("--private", action="store_true", help="of a new repository")
     parser.add_argument("--revision-tag", metavar="TAG", help="name for this revision, such as v1; never moved")
     parser.add_argument("--overwrite", action="store_true", help="replace the data of another data set")

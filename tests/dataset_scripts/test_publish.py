@@ -196,6 +196,13 @@ def test_what_is_not_fit_never_reaches_the_hub(built: Path, tmp_path: Path, publ
     assert "No manifest.json" in publish(folder, code=2)
 
 
+def test_a_dry_run_needs_no_network(built: Path, publish):
+    """This process is offline."""
+    said = publish(built, "--dry-run", "--revision-tag", "v1")
+    assert "org/scenes (the Hub was not asked): 7 of 7 files to upload" in said
+    assert said.count("upload  ") == 7 and "data/train-00002-of-00003.parquet" in said and "dry run" in said
+
+
 def test_a_card_is_read_line_by_line():
     assert card_problems("---\nlicense: mit\n---\n# Fine\n[link](https://x)\n") == []
     assert card_problems("---\nlicense: mit\n---\n\n- Authors: [More Information Needed]\n") == [
