@@ -95,7 +95,7 @@ def _candidates(begin: Indices, end: Indices) -> Iterator[tuple[Indices, Indices
 
 
 @dataclass(frozen=True)
-class Pictures:
+class HashedImages:
     """Hashes of all images of a data set that can be decoded; `contents` are hashes of their encoded bytes."""
 
     ids: list[str]
@@ -105,7 +105,7 @@ class Pictures:
     broken: list[str]
 
 
-def hash_folder(folder: Path, workers: int) -> Pictures:
+def hash_folder(folder: Path, workers: int) -> HashedImages:
     """Hashes of the images of a data set folder, in the order of its files."""
     paths = parquet_files(folder) if folder.is_dir() else []
     if not paths:
@@ -118,7 +118,7 @@ def hash_folder(folder: Path, workers: int) -> Pictures:
     with tqdm(total=total, desc=folder.name, unit=" images", mininterval=0.5) as progress:
         made = dict(run_local(names, partial(_hash_file, folder=folder), workers, progress.update))
     parts = [made[name] for name in names]
-    return Pictures(
+    return HashedImages(
         ids=[image_id for part in parts for image_id in part.ids],
         splits=[split for part in parts for split in part.splits],
         hashes=np.concatenate([part.hashes for part in parts]),
@@ -127,7 +127,7 @@ def hash_folder(folder: Path, workers: int) -> Pictures:
     )
 
 
-def _hash_file(name: str, count: Count, folder: Path) -> Pictures:
+def _hash_file(name: str, count: Count, folder: Path) -> HashedImages:
     ids, hashes, contents, broken = [], [], [], []
     for batch in pq.ParquetFile(folder / name).iter_batches(batch_size=100, columns=["image", "image_id"]):
         for row in batch.to_pylist():
@@ -141,7 +141,7 @@ def _hash_file(name: str, count: Count, folder: Path) -> Pictures:
             contents.append(int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "big"))
         count(batch.num_rows)
     split = split_of(Path(name))
-    return Pictures(ids, [split] * len(ids), np.array(hashes, np.uint64), np.array(contents, np.uint64), broken)
+    return HashedImages(ids, [split] * len(ids), np.array(hashes, np.uint64), np.array(contents, np.uint64), broken)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Match:
     bits: int
 
 
-def find_overlap(first: Pictures, second: Pictures, threshold: int = THRESHOLD) -> list[Match]:
+def find_overlap(first: HashedImages, second: HashedImages, threshold: int = THRESHOLD) -> list[Match]:
     """Matches between two data sets; given the same one twice, between its splits.
 
     Their `kind` is "exact", byte for byte, or "near".
