@@ -55,10 +55,13 @@ def class_names_of(schema: pa.Schema) -> list[str] | None:
     """Class names of `objects` from the features that `datasets` writes into a file, if they are there."""
     from datasets import ClassLabel, Features
 
+    if b"huggingface" not in (schema.metadata or {}):
+        return None
+
     def search(feature: Any) -> list[str] | None:
         if isinstance(feature, ClassLabel):
             return list(feature.names)
         inner = list(feature.values()) if isinstance(feature, dict) else [getattr(feature, "feature", None)]
         return next((names for part in inner if part is not None and (names := search(part))), None)
 
-    return search(Features.from_arrow_schema(schema)["objects"])
+    return search(Features.from_arrow_schema(schema).get("objects"))
