@@ -78,10 +78,11 @@ def turn_boxes(boxes: ArrayLike, orientation: int, width: int, height: int) -> N
     return np.stack([x, y, w, h], axis=1)
 
 
-def encode_map(labels: NDArray[np.uint8]) -> bytes:
-    """A map as a one-channel PNG."""
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Pixels or a map as PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(labels)).save(buffer, "PNG", compress_level=3)  # half the time of level 6
+    # Level 3: 5 % larger than the default level 6 and more than twice as fast.
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
 
 

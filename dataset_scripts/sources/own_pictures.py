@@ -22,7 +22,7 @@ from ..build.parquet import DatasetPlan, Row
 from ..build.records import Records, write_records
 from ..build.work_folder import WorkFolder
 from ..pictures.boxes import box_faults, check_xywh, count_faults
-from ..pictures.encoded import encode_map, picture_row, printable, read_picture, turn_boxes
+from ..pictures.encoded import encode_png, picture_row, printable, read_picture, turn_boxes
 from ..pictures.listing import DEFAULT_VALIDATION_SHARE, files_sha256, split_by_name
 
 _MOST_SHOWN = 20
@@ -160,7 +160,7 @@ def own_row(split: str, number: int, folder: Path, splits: Mapping[str, Records]
     segmentation = None
     if record["map_name"] is not None:
         labels = load_map(folder / record["map_name"], (width, height), class_count)
-        segmentation = encode_map(turn_pixels(labels, turn))
+        segmentation = encode_png(turn_pixels(labels, turn))
     return picture_row(picture, record["image_id"] or name, objects, segmentation)
 
 

@@ -28,7 +28,7 @@ from ...build.parquet import DatasetPlan, Row
 from ...build.records import Records, write_records
 from ...build.work_folder import WorkFolder
 from ...files import file_sha256
-from ...pictures.encoded import LARGEST_CLASS_COUNT, encode_map, picture_row, read_picture, turn_boxes
+from ...pictures.encoded import LARGEST_CLASS_COUNT, encode_png, picture_row, read_picture, turn_boxes
 from ...pictures.listing import check_folder, files_sha256, walk
 from . import parquet as coco_parquet
 from .annotations import CocoContents, CocoImage, read_annotations
@@ -150,7 +150,7 @@ def coco_row(split: str, number: int, splits: Mapping[str, CocoSplit]) -> Row:
     segmentation = None
     if place.has_maps:
         labels = draw_map(annotations, place.categories, *size, where=image.file_name)
-        segmentation = encode_map(turn_pixels(labels, turn))
+        segmentation = encode_png(turn_pixels(labels, turn))
     license_url = None if image.license is None else place.licenses.get(image.license)
     return picture_row(picture, str(image.id), objects, segmentation, license=license_url, original_url=image.url)
 

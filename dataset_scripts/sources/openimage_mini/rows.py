@@ -10,6 +10,7 @@ from modeling_decodepos.schema import unit_xyxy_to_xywh
 
 from ...build.parquet import Row
 from ...build.records import Records, write_records
+from ...pictures.encoded import EncodedPicture, picture_row
 from .masks import class_map, map_png, mask_size
 from .photos import Photo, photo_path, upright_as_stored, verify_photo
 
@@ -42,25 +43,16 @@ def mini_row(split: str, number: int, rows: Mapping[str, Records], photos: Seque
     except ValueError as error:
         raise ValueError(f"{photo}: {error}. Delete it; the same command fetches it again.") from error
     boxes = unit_xyxy_to_xywh(np.array(row["boxes"]), width, height)
-    return {
-        "image": {"bytes": upright_as_stored(content), "path": f"{image_id}.jpg"},
-        "image_id": image_id,
-        "width": width,
-        "height": height,
-        "objects": {
-            "bbox": boxes.tolist(),
-            "category": row["categories"],
-            "area": (boxes[:, 2] * boxes[:, 3]).tolist(),
-            "iscrowd": [False] * len(boxes),
-        },
-        "segmentation": _segmentation(masks, width, height, image_id),
-        **{name: row[name] for name in ("license", "author", "original_url", "landing_url")},
+    objects = {
+        "bbox": boxes.tolist(),
+        "category": row["categories"],
+        "area": (boxes[:, 2] * boxes[:, 3]).tolist(),
+        "iscrowd": [False] * len(boxes),
     }
-
-
-def _segmentation(
-    masks: list[tuple[Path, int]], width: int, height: int, image_id: str
-) -> dict[str, bytes | str] | None:
-    if not masks:
-        return None
-    return {"bytes": map_png(class_map(masks, width, height)), "path": f"{image_id}-segmentation.png"}
+    return picture_row(
+        EncodedPicture(upright_as_stored(content), f"{image_id}.jpg", (width, height), orientation=1),
+        image_id,
+        objects,
+        map_png(class_map(masks, width, height)) if masks else None,
+        **{name: row[name] for name in ("license", "author", "original_url", "landing_url")},
+    )
