@@ -15,6 +15,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants
 
+from .build.engines import Unfinished
 from .build.parquet import CARD_NAME, MANIFEST_NAME, load_manifest, recipe_differences
 from .check import inspect_dataset
 from .hub.release import LocalFile, Repository, card_problems, changed_files, exit_code, refuse_other_tag, release
@@ -84,11 +85,17 @@ def _publish(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--repo is {repo_id!r}, expected ORG/NAME: the Hub loads no other names.")
     refuse_unfit(folder, arguments.workers)
     files = release_files(folder)
-    if arguments.dry_run and constants.HF_HUB_OFFLINE:
-        _show(repo_id, "the Hub was not asked", files, list(files), {})
-        return
     repository = Repository(repo_id, "dataset", HfApi(library_name="decodepos"))
-    info = repository.info()
+    try:
+        info = None if arguments.dry_run and constants.HF_HUB_OFFLINE else repository.info()
+        why_not = "the Hub was not asked" if constants.HF_HUB_OFFLINE else ""
+    except Unfinished:
+        if not arguments.dry_run:
+            raise
+        info, why_not = None, "the Hub did not answer"
+    if why_not:
+        _show(repo_id, why_not, files, list(files), {})
+        return
     if info is not None and arguments.private and not info.private:
         raise ValueError(f"{repo_id} exists and is public; --private is for a new one. Change it on the Hub first.")
     if not arguments.overwrite:
@@ -131,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--repo", required=True, metavar="ORG/NAME", help="made if it does not exist")
-    parser.add_argument("--dry-run", action="store_true", help="check and show; HF_HUB_OFFLINE=1: do not ask the Hub")
+    parser.add_argument("--dry-run", action="store_true", help="check, and say what would be done; works offline")
     parser.add_argument("--private", action="store_true", help="of a new repository")
     parser.add_argument("--revision-tag", metavar="TAG", help="name for this revision, such as v1; never moved")
     parser.add_argument("--overwrite", action="store_true", help="replace the data of another data set")

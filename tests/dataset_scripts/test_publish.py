@@ -203,6 +203,12 @@ def test_a_dry_run_needs_no_network(built: Path, publish):
     assert said.count("upload  ") == 7 and "data/train-00002-of-00003.parquet" in said and "dry run" in said
 
 
+def test_a_dry_run_goes_on_without_an_answer(online: HubServer, built: Path, publish):
+    online.fail_next("GET /api/datasets/org/scenes", 503, times=20)
+    assert "org/scenes (the Hub did not answer): 7 of 7 files to upload" in publish(built, "--dry-run")
+    assert "(HTTP 503), after 5 tries" in publish(built, code=75)
+
+
 def test_a_card_is_read_line_by_line():
     assert card_problems("---\nlicense: mit\n---\n# Fine\n[link](https://x)\n") == []
     assert card_problems("---\nlicense: mit\n---\n\n- Authors: [More Information Needed]\n") == [
