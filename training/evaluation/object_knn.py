@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from modeling_decodepos.diagnosis import effective_rank
-from modeling_decodepos.diagnosis.statistics.knn import TEMPERATURE, knn_accuracy
+from modeling_decodepos.diagnosis.statistics.estimates import bootstrap_interval, jackknife_interval
+from modeling_decodepos.diagnosis.statistics.knn import TEMPERATURE, knn_accuracy, knn_neighbours, knn_vote
 from training.evaluation.class_groups import class_groups
 from training.evaluation.evaluation import Evaluation
-from training.evaluation.nearest import nearest, vote
 from training.evaluation.object_features import (
     Objects,
     Show,
@@ -35,7 +35,7 @@ from training.evaluation.object_features import (
     ShowRePositioned,
     embed_objects,
 )
-from training.evaluation.results import Measured, bootstrap_interval, jackknife_interval
+from training.evaluation.results import Measured
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,14 @@ def _right(
 ) -> Right:
     processes = evaluation.processes
     own = queries.features[processes.rank :: processes.count]
-    cosines, rows = nearest(gallery.features, own, max(asked), device=processes.device, progress=processes.is_main)
+    cosines, rows = knn_neighbours(
+        gallery.features, own, max(asked), device=processes.device, progress=processes.is_main
+    )
     found: Right = {}
     for group in ("", *groups):
         of = groups.get(group, torch.arange(int(max(gallery.labels.max(), queries.labels.max())) + 1))
         labels = of[gallery.labels][rows]
-        own_predictions = torch.stack([vote(cosines[:, :k], labels[:, :k], temperature) for k in asked], 1)
+        own_predictions = torch.stack([knn_vote(cosines[:, :k], labels[:, :k], temperature) for k in asked], 1)
         predictions = torch.cat(processes.collect_rows(list(own_predictions[:, None])))
         found |= {(group, k): predictions[:, column] == of[queries.labels] for column, k in enumerate(asked)}
     return found

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modeling_decodepos.diagnosis.statistics.knn import knn_neighbours
 from training.evaluation.evaluation import Evaluation
-from training.evaluation.nearest import nearest
 from training.evaluation.pictures import Picture, seed_of
 from training.evaluation.results import Measured
 from training.evaluation.segmentation_data import (
@@ -58,7 +58,7 @@ def run(evaluation: Evaluation, settings: PatchRetrievalSettings) -> Mapping[str
     def predict(pixels: Tensor) -> Tensor:
         feature_map = evaluation.model.dense(pixels)
         rows = feature_map.permute(0, 2, 3, 1).flatten(0, 2)
-        cosines, found = nearest(memory.features, rows, k, device=evaluation.processes.device)
+        cosines, found = knn_neighbours(memory.features, rows, k, device=evaluation.processes.device)
         shares = look_up(cosines, memory.shares[found], settings.temperature)
         batch, _, height, width = feature_map.shape
         return shares.view(batch, height, width, -1).permute(0, 3, 1, 2)

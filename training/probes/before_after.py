@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from modeling_decodepos.diagnosis.data.scene_pairs import find_fitting, move_inside, sample_elsewhere, sample_other
+from modeling_decodepos.diagnosis.measures.context import exchange_cosines
+from modeling_decodepos.diagnosis.statistics.estimates import bootstrap_interval
 from modeling_decodepos.scenes import CLASS_NAMES, FIRST_INDEX, SceneSpec, render_scene, sample_scene
 from training.views.normalise import normalise
 
@@ -29,7 +30,6 @@ ROLES = ("anchor", "same", "other")
 # A stream of randomness beside the scenes' own [seed, index]. Above 1: that is the class stream of `scenes`.
 _PROBE_STREAM = 2
 _SCENES_PER_TRIPLET = 32
-_BOOTSTRAP_ROUNDS = 2000
 
 
 @dataclass(frozen=True)
@@ -161,19 +161,11 @@ def compare_triplets(embeddings: torch.Tensor, seed: int, size_px: int) -> Probe
     """
     if not torch.isfinite(embeddings).all():
         raise ValueError("the model's region embeddings hold NaN or infinite values: it cannot be probed.")
-    mean = embeddings.mean((0, 1))
-    centred = embeddings - mean
-    # What is left of a collapsed model is rounding noise, and its cosines would look like findings.
-    centred = torch.where(centred.norm(dim=-1, keepdim=True) > 1e-6 * mean.norm(), centred, 0.0)
-    anchor, same, other = centred.unbind(1)
-    cosines = [F.cosine_similarity(anchor, role, dim=-1).numpy() for role in (same, other)]
+    cosines = [part.numpy() for part in exchange_cosines(*embeddings.unbind(1))]
     wins = np.where(cosines[0] == cosines[1], 0.5, cosines[0] > cosines[1])
-    rng = np.random.default_rng([seed, _PROBE_STREAM])
-    resampled = wins[rng.integers(0, len(wins), (_BOOTSTRAP_ROUNDS, len(wins)))].mean(1)
-    low, high = np.quantile(resampled, [0.025, 0.975])
     return ProbeResult(
         content_wins=float(wins.mean()),
-        interval=(float(low), float(high)),
+        interval=bootstrap_interval(wins, np.ones(len(wins)), seed=[seed, _PROBE_STREAM], rounds=2000),
         cosine_same=float(cosines[0].mean()),
         cosine_other=float(cosines[1].mean()),
         cosines_same=tuple(cosines[0].round(4).tolist()),

@@ -38,7 +38,8 @@ def measure_influence(
             found = model.maps(images)
             pooled = pool_stages(model, [feature_map.float() for feature_map in found], list(boxes[part, None]))
             for number, features in enumerate(pooled):
-                direction = F.normalize((features - features.mean(0)).detach(), dim=1)
+                away = (features - features.mean(0)).detach()
+                direction = F.normalize(away, dim=1, eps=torch.finfo(away.dtype).tiny)
                 if not features.requires_grad:
                     return [nothing("no gradient reaches the pixels")] * len(model.stages), torch.zeros(0)
                 (gradient,) = torch.autograd.grad((features * direction).sum(), images, retain_graph=True)

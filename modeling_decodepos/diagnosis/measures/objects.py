@@ -38,7 +38,7 @@ def place_or_content(features: Tensor, *, seed: int = 0) -> Estimate:
     if is_constant(features):
         return nothing(COLLAPSED)
     centred = features.double() - features.double().mean((0, 1))
-    unit = F.normalize(centred, dim=2)
+    unit = F.normalize(centred, dim=2, eps=torch.finfo(centred.dtype).tiny)
     same = torch.einsum("mpc,mqc->mpq", unit, unit)  # the same object in another place
     other = torch.einsum("mpc,npc->mpn", unit, unit)  # another object in the same place
     wins = (same[:, :, :, None] > other[:, :, None, :]).double() + 0.5 * (same[:, :, :, None] == other[:, :, None, :])
