@@ -505,7 +505,8 @@ def _debias_parts(diagnosis: Diagnosis, layers: Sequence[str]) -> list[Html]:
                     _judge(metric, before, after),
                 ]
             )
-        head = f"{debias.count} of {model.last.channels} directions removed after {model.stages[debias.stage].name}"
+        noun = "direction" if debias.count == 1 else "directions"
+        head = f"{debias.count} of {model.last.channels} {noun} removed after {model.stages[debias.stage].name}"
         if debias.count == 0:
             head = "no number of directions lowers position without cost, so the layer is the identity"
         parts.append(markup("<p><strong>{}</strong>: {}.</p>", model.name, head))
