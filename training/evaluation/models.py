@@ -20,10 +20,10 @@ from transformers import AutoConfig, AutoModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import cached_file
 
+from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.configuration_decodepos import DecodePosConfig
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from modeling_decodepos.region_pooling import pool_regions
-from training.backbones import BACKBONES
 from training.views.normalise import IMAGE_MEAN, IMAGE_STD
 
 RANDOM = "random:"

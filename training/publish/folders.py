@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from dataset_scripts.files import file_sha256
 from dataset_scripts.hub.release import LocalFile
 from model_cards.cards import eval_entries, render_card
-from training.backbones import BACKBONES
+from modeling_decodepos.backbones import BACKBONES
 from training.export.folders import new_folder
 from training.publish.about import About, is_scenes
 from training.publish.curve import loss_picture

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
+from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.diagnosis import effective_rank, embedding_std
-from training.backbones import BACKBONES
 from training.data.batches import Broken
 from training.data.broken_images import BrokenImages, still_broken
 from training.data.sources import ImageSource

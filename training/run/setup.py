@@ -17,10 +17,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
 from torch import nn
 
+from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.configuration_decodepos import DecodePosConfig
 from modeling_decodepos.losses import OBJECTIVES, Objective
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
-from training.backbones import BACKBONES
 from training.data.batches import RegionDataset, StepBatches
 from training.data.cache import cache_folder, load_cached
 from training.data.sources import ImageSource, ParquetImages, describe_regions, open_images

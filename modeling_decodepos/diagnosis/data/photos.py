@@ -14,10 +14,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ...imagenet import MEAN_COLOUR
 from ...schema import xywh_to_unit_xyxy
 from .exchange import move_elsewhere, resize
 from .pictures import (
-    BACKGROUND_GREY,
     LARGEST_AREA,
     LEAST_SIDE,
     Grid,
@@ -259,8 +259,9 @@ def _mover(pictures: Pictures, regions: list[int]) -> Any:
 
 
 def _paste_grid(pictures: Pictures, regions: list[int], size_px: int) -> Grid:
-    """Regions cut out, brought to one size and pasted in three by three places on a grey canvas."""
+    """Regions cut out, brought to one size and pasted in three by three places on ImageNet's mean colour."""
     boxes, owners = pictures.every_box, pictures.owners
+    plain = torch.tensor(MEAN_COLOUR, dtype=torch.uint8).view(3, 1, 1).expand(3, size_px, size_px)
     canvases, places = [], []
     for region in regions:
         x1, y1, x2, y2 = (boxes[region] * size_px).round().int().tolist()
@@ -270,7 +271,7 @@ def _paste_grid(pictures: Pictures, regions: list[int], size_px: int) -> Grid:
         crop = resize(crop, height, width)
         for row, column in product(range(3), range(3)):
             top, left = (k * (size_px - side) // 2 for k, side in ((row, height), (column, width)))
-            canvas = torch.full((3, size_px, size_px), BACKGROUND_GREY, dtype=torch.uint8)
+            canvas = plain.clone()
             canvas[:, top : top + height, left : left + width] = crop
             canvases.append(canvas)
             places.append(torch.tensor([left, top, left + width, top + height]) / size_px)

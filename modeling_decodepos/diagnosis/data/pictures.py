@@ -24,9 +24,6 @@ LARGEST_AREA = 0.5
 FREQUENT_CLASSES = 10
 """At most so many classes are asked for in the neighbour read-out; more would have too few examples each."""
 
-BACKGROUND_GREY = 118
-"""The plain canvas of pasted objects: the mean colour of ImageNet."""
-
 
 @dataclass(frozen=True)
 class Pictures:

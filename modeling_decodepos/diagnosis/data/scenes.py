@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...imagenet import MEAN_COLOUR
 from ...scenes import (
     CLASS_NAMES,
     FIRST_INDEX,
@@ -19,7 +20,7 @@ from ...scenes import (
     sample_object,
     sample_scene,
 )
-from .pictures import BACKGROUND_GREY, LEAST_SIDE, Grid, Pictures, ProbeData, draw_swaps
+from .pictures import LEAST_SIDE, Grid, Pictures, ProbeData, draw_swaps
 from .scene_pairs import OBJECT_SHAPES, find_fitting, move_inside, sample_elsewhere
 
 _STREAM = 5
@@ -93,8 +94,8 @@ def _draw(specs: list[SceneSpec]) -> tuple[Pictures, list[int]]:
 
 
 def _draw_grid(rng: np.random.Generator, objects: int, size_px: int) -> Grid:
-    """Objects of different classes, each alone in three by three places on a grey canvas."""
-    grey = Background("uniform", ((BACKGROUND_GREY,) * 3,) * 3)
+    """Objects of different classes, each alone in three by three places on a canvas of ImageNet's mean colour."""
+    plain = Background("uniform", (MEAN_COLOUR,) * 3)
     size = _GRID_OBJECT * size_px
     low = float(np.ceil(size / 2) + 1)
     places = [low, float(round(size_px / 2)), size_px - low]
@@ -103,7 +104,7 @@ def _draw_grid(rng: np.random.Generator, objects: int, size_px: int) -> Grid:
     for class_index in rng.permutation(shapes)[:objects]:
         item = sample_object(rng, int(class_index), (0.0, 0.0), size)
         for y, x in product(places, places):
-            scene = render_scene(SceneSpec(size_px, grey, (dataclasses.replace(item, center=(x, y)),)))
+            scene = render_scene(SceneSpec(size_px, plain, (dataclasses.replace(item, center=(x, y)),)))
             pixels.append(torch.from_numpy(scene.pixels).permute(2, 0, 1))
             boxes.append(torch.from_numpy(scene.boxes[0]))
     count = len(pixels) // len(places) ** 2

@@ -77,7 +77,7 @@ METRICS = (
         percent=False,
     ),
     Metric(
-        "content_wins", "retrieval", "Same object elsewhere is nearer", "place-or-content/1", 0.5, "higher",
+        "content_wins", "retrieval", "Same object elsewhere is nearer", "place-or-content/2", 0.5, "higher",
         "An object on a plain canvas, in nine places: how often is it closer to itself elsewhere than to another "
         "object in its own place? 50 % is a coin toss.",
     ),

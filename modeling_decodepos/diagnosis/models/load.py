@@ -29,11 +29,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import cached_file
 
 from ...configuration_decodepos import DecodePosConfig
+from ...imagenet import IMAGE_MEAN, IMAGE_STD
 from ...modeling_decodepos import DecodePosModel, is_map_norm
 from ...region_pooling import cell_offset
 from ...regions import check_regions
-
-IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, for models that name none
 
 Maps = Callable[[Tensor], Sequence[Tensor]]
 

@@ -7,7 +7,7 @@ import torch
 from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, ResNetConfig, ResNetModel
 
 from modeling_decodepos import DecodePosModel
-from training.backbones import BACKBONES
+from modeling_decodepos.backbones import BACKBONES
 from training.evaluation.models import load_model
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
