@@ -24,8 +24,9 @@ def build_parser() -> argparse.ArgumentParser:
         "models",
         nargs="+",
         metavar="MODEL",
-        help="Hub id or folder of a transformers model; random:ID for its architecture with fresh weights; timm:NAME; "
-        "module:function for anything that turns (B, 3, H, W) into (B, C, h, w)",
+        help="Hub id or folder of a transformers model; random:ID for its architecture with fresh weights, or "
+        "random:NAME (resnet18, vit_small, convnext …) without a download; timm:NAME; module:function, found from the "
+        "current folder, for anything that turns (B, 3, H, W) into (B, C, h, w)",
     )
     parser.add_argument(
         "--data",
@@ -55,14 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a diagnosis; 2 where the model or the data cannot be used."""
+    """Run a diagnosis; 1 where only some of the models could be measured, 2 where none, or the data cannot be used."""
     args = build_parser().parse_args(arguments)
     images = args.images or (QUICK_IMAGES if args.quick else 96)
     size_px = args.size or (QUICK_SIZE if args.quick else 160)
     try:
         choose_measures(args.measures)
-        # An installed script has its own folder on the path, not the caller's: module:function lies in the latter.
-        sys.path.insert(0, str(Path.cwd()))
         import transformers
 
         from .run import diagnose
@@ -90,10 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if measure in found.measures:
                 print(f"not measured: {measure}, because {reason}")
         print(f"\nwrote {save_report(found, args.output)}")
+        for reason in found.failed.values():
+            print(f"decodepos-diagnose: {reason}", file=sys.stderr)
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"decodepos-diagnose: {error}", file=sys.stderr)
         return 2
-    return 0
+    return 1 if found.failed else 0
 
 
 if __name__ == "__main__":

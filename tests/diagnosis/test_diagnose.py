@@ -20,7 +20,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, Dinov2Config, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from benchmarks.known_cases import own_pixels, place_only, scenes, small_resnet, small_vit, with_place
-from modeling_decodepos import DecodePosConfig, DecodePosModel
+from modeling_decodepos import DecodePosConfig, DecodePosForPreTraining, DecodePosModel
 from modeling_decodepos.diagnosis import diagnose, load_debias, load_model, save_report
 from modeling_decodepos.diagnosis.command import build_parser, main
 from modeling_decodepos.diagnosis.data.photos import build_photo_data
@@ -198,6 +198,29 @@ def test_our_own_checkpoint_gives_the_features_of_its_backbone(tmp_path):
         torch.testing.assert_close(model(pixels)[-2], expected)
 
 
+def test_the_network_that_is_padded_is_the_one_that_gives_the_regions():
+    backbone = ResNetConfig(hidden_sizes=[8, 8, 8, 12], depths=[1, 1, 1, 1], embedding_size=8, layer_type="basic")
+    trained = DecodePosModel(DecodePosConfig(backbone_config=backbone, zero_init_residual=False)).eval()
+    model = load_model(trained, size_px=64)
+    assert model.stages[-1] == "regions"
+    page = torch.full((1, 3, 64, 64), 200, dtype=torch.uint8)
+    with torch.no_grad(), padded_with(model.module, "circular"):
+        for part in model(page):  # a torus has no place
+            assert (part - part.mean((2, 3), keepdim=True)).abs().max() < 1e-5 * part.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("wrap", [DecodePosModel, DecodePosForPreTraining])
+def test_an_instance_of_ours_is_read_as_its_folder(tmp_path, wrap):
+    backbone = ResNetConfig(hidden_sizes=[8, 8, 8, 12], depths=[1, 1, 1, 1], embedding_size=8, layer_type="basic")
+    trained = wrap(DecodePosConfig(backbone_config=backbone, projector_hidden_size=8, projection_size=8)).eval()
+    trained.save_pretrained(tmp_path)
+    numbers = [
+        diagnose(spec, scenes(), size_px=64, measures="context,norms").models[0] for spec in (trained, str(tmp_path))
+    ]
+    assert numbers[0].stages[-1].name == "regions"
+    assert [stage.to_dict() for stage in numbers[0].stages] == [stage.to_dict() for stage in numbers[1].stages]
+
+
 @pytest.mark.parametrize("centre_cells", [False, True])
 def test_our_own_checkpoint_is_asked_about_its_region_embeddings(tmp_path, centre_cells):
     backbone = ResNetConfig(hidden_sizes=[8, 8, 8, 12], depths=[1, 1, 1, 1], embedding_size=8, layer_type="basic")
@@ -279,9 +302,44 @@ def test_a_vit_that_takes_one_size_gets_it_or_says_so():
         load_model(broken, size_px=64)
 
 
-def test_a_model_type_needs_no_download():
-    model = load_model("random:mobilevit", size_px=64)
-    assert model.name == "random:mobilevit" and model.module.config.model_type == "mobilevit"
+@pytest.mark.parametrize("name", ["mobilevit", "convnext", "resnet_tiny", "vit_tiny"])
+def test_model_types_and_short_names_need_no_download(name):
+    model = load_model(f"random:{name}", size_px=64)
+    kinds = {"resnet_tiny": "resnet", "vit_tiny": "dinov2"}
+    assert model.name == f"random:{name}" and model.module.config.model_type == kinds.get(name, name)
+
+
+def breaks(pixels):
+    raise RuntimeError("out of order")
+
+
+def test_a_model_that_fails_does_not_take_the_others_along(tmp_path, capsys):
+    found = diagnose([gives_nan, own_pixels, breaks], scenes(), size_px=64, measures="norms")
+    assert [model.name for model in found.models] == ["own_pixels"]
+    assert "NaN" in found.failed["gives_nan"] and "out of order" in found.failed["breaks"]
+    assert found.to_dict()["failed"] == found.failed and len(found.settings["centre_cells"]) == 1
+    with pytest.raises(ValueError, match="(?s)out of order.*gives_nan"):
+        diagnose([gives_nan, breaks], scenes(), size_px=64, measures="norms")
+    options = ["--images", "6", "--size", "64", "--measures", "norms", "--output", str(tmp_path)]
+    names = [f"{__name__}:breaks", "benchmarks.known_cases:own_pixels"]
+    assert main([*names, *options]) == 1
+    said = capsys.readouterr()
+    assert "out of order" in said.err and "own_pixels" in said.out
+    assert len(json.loads((tmp_path / "report.json").read_text())["models"]) == 1
+    assert main([names[0], *options]) == 2
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e10])
+def test_the_scale_of_features_changes_nothing(scale):
+    def scaled(network, factor):
+        return lambda pixels: [factor * part for part in network(pixels).feature_maps]
+
+    network, data = small_resnet(), scenes()
+    one, other = (measure(load_model(scaled(network, f), size_px=64), data, tuple(MEASURES))[0] for f in (1.0, scale))
+    for a, b in zip(one, other, strict=True):
+        assert a.verdict == b.verdict
+        for key, value in a.numbers.items():
+            assert b.numbers[key].value == pytest.approx(value.value, abs=2e-3), (a.name, key)
 
 
 def not_a_map(pixels):

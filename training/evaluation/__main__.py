@@ -13,9 +13,9 @@ from typing import Any, get_args, get_type_hints
 import torch
 from transformers import logging as transformers_logging
 
+from modeling_decodepos.diagnosis.models.networks import RANDOM
 from training.errors import UnusableData
 from training.evaluation.evaluation import Common, Evaluation, ProtocolEntry
-from training.evaluation.models import RANDOM
 from training.evaluation.pictures import MissingAnnotations
 from training.evaluation.processes import Processes, start_processes
 from training.evaluation.protocols import PROTOCOLS
@@ -52,7 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_common(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--model", required=True, help=f"folder or Hub id; {RANDOM}NAME or {RANDOM}FOLDER is an untrained network")
+    names = f"{RANDOM}NAME or {RANDOM}FOLDER for an untrained network; timm:NAME; module:function"
+    add("--model", required=True, help=f"folder or Hub id; {names}")
     add("--data", required=True, help="folder or Hub id in the layout of modeling_decodepos/schema.py")
     add("--output", type=Path, required=True, help="results file; new numbers are put into it")
     add("--seeds", type=int, nargs="+", default=[0], help="measure once with each; the spread over them is reported")
@@ -175,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(
             f"error: {error}\nWithout, these protocols can run if the rest is there: {others}."
         ) from error
-    except (ValueError, FileNotFoundError, UnusableData) as error:
+    except (ValueError, FileNotFoundError, ImportError, UnusableData) as error:
         raise SystemExit(f"error: {error}") from error
 
 

@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeVar
 
 from tqdm.auto import tqdm
 
+from modeling_decodepos.diagnosis.models.load import FeatureModel
+from modeling_decodepos.diagnosis.models.networks import Spec
 from training.evaluation.models import EvaluatedModel, load_model
 from training.evaluation.pictures import AnnotatedImages, Reader
 from training.evaluation.processes import Processes
@@ -21,7 +23,7 @@ T = TypeVar("T")
 class Common:
     """What all protocols can be told. What changes a number is part of its protocol id."""
 
-    model: str
+    model: Spec | FeatureModel
     data: str
     seed: int = 0
     size_px: int = 224

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..data.pictures import ProbeData, blank_pictures, noise_pictures, what_classes_lack
 from ..models.features import StageFeatures, Tick, read_features
-from ..models.load import FeatureModel, padded_convolutions
+from ..models.load import FeatureModel
+from ..models.networks import padded_convolutions
 from ..statistics.estimates import Estimate, nothing, pool_seeds
 from ..statistics.knn import knn_predict
 from .debias import COUNTS, RemovalPoint, choose_count

@@ -214,7 +214,7 @@ def test_wrong_flags_and_files(measure: Measure, squares: Path, tmp_path: Path):
 
 def test_an_unknown_model_while_offline(squares: Path, tmp_path: Path):
     flags = ["--data", str(squares), "--output", str(tmp_path / "r.json"), "--device", "cpu"]
-    with pytest.raises(SystemExit, match="no folder and no reachable Hub id 'nobody/nothing'"):
+    with pytest.raises(SystemExit, match="'nobody/nothing' is neither a folder nor a model on the Hub"):
         main(["object_knn", "--model", "nobody/nothing", *flags])
 
 
