@@ -24,7 +24,7 @@ from modeling_decodepos import DecodePosConfig, DecodePosForPreTraining, DecodeP
 from modeling_decodepos.diagnosis import diagnose, load_debias, load_model, save_report
 from modeling_decodepos.diagnosis.command import build_parser, main
 from modeling_decodepos.diagnosis.data.photos import build_photo_data
-from modeling_decodepos.diagnosis.data.pictures import Pictures, ProbeData
+from modeling_decodepos.diagnosis.data.pictures import ProbeData, RegionImages
 from modeling_decodepos.diagnosis.measures.all import StageResult, choose_removal, measure
 from modeling_decodepos.diagnosis.measures.debias import RemovalPoint, choose_count
 from modeling_decodepos.diagnosis.measures.metrics import MEASURES
@@ -45,10 +45,10 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def first_images(pictures: Pictures, count: int) -> Pictures:
+def first_images(pictures: RegionImages, count: int) -> RegionImages:
     rows = sum(map(len, pictures.boxes[:count]))
     labels = None if pictures.labels is None else pictures.labels[:rows]
-    return Pictures(pictures.pixels[:count], pictures.boxes[:count], labels)
+    return RegionImages(pictures.pixels[:count], pictures.boxes[:count], labels)
 
 
 def without_classes(data: ProbeData) -> ProbeData:

@@ -24,6 +24,7 @@ from modeling_decodepos.diagnosis.data.scene_pairs import find_fitting, move_ins
 from modeling_decodepos.diagnosis.measures.context import exchange_cosines
 from modeling_decodepos.diagnosis.statistics.estimates import bootstrap_interval
 from modeling_decodepos.scenes import CLASS_NAMES, FIRST_INDEX, SceneSpec, render_scene, sample_scene
+from training.probes.during import evaluating
 from training.views.normalise import normalise
 
 ROLES = ("anchor", "same", "other")
@@ -133,19 +134,14 @@ def probe_model(
         )
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     specs = [getattr(triplet, role) for triplet in sample_triplets(seed, count, size_px) for role in ROLES]
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     embeddings = []
-    try:
+    with evaluating(model):
         for start in range(0, len(specs), batch_size):
             scenes = [render_scene(spec) for spec in specs[start : start + batch_size]]
             pixels = torch.from_numpy(np.stack([scene.pixels for scene in scenes])).to(device).permute(0, 3, 1, 2)
             boxes = torch.from_numpy(np.stack([scene.boxes[-1:] for scene in scenes])).to(device)
             output = model(normalise(pixels), regions=boxes)
             embeddings.append(output.region_embeddings[:, 0].double().cpu())
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training
     return compare_triplets(torch.cat(embeddings).view(count, len(ROLES), -1), seed, size_px)
 
 

@@ -16,14 +16,12 @@ from torch import Tensor
 
 from ...imagenet import MEAN_COLOUR
 from ...schema import xywh_to_unit_xyxy
-from .exchange import move_elsewhere, resize
+from .exchange import draw_swaps, largest_regions, move_before_next, resize
 from .pictures import (
-    LARGEST_AREA,
     LEAST_SIDE,
     Grid,
-    Pictures,
     ProbeData,
-    draw_swaps,
+    RegionImages,
     frequent_groups,
 )
 
@@ -66,11 +64,11 @@ def build_photo_data(source: str, images: int, size_px: int, seed: int, objects:
     if broken:
         notes.append(f"{len(broken)} pictures could not be read and are left out, first {broken[0]}.")
     gallery, queries = _gather(photos), _gather(asked)
-    regions = _probed_regions(queries)
+    regions = largest_regions(queries)
     skipped = {}
     swaps = grid = None
     if len(regions) > 1:
-        swaps = draw_swaps(queries, regions, _mover(queries, regions), rng)
+        swaps = draw_swaps(queries, regions, move_before_next(queries, regions), rng)
         grid = _paste_grid(queries, regions[:objects], size_px)
     else:
         reason = (
@@ -220,11 +218,11 @@ def _read_regions(file: str, row: Mapping[str, Any], width: int, height: int) ->
     return boxes[kept], None if labels is None else np.array(labels, np.int64)[kept]
 
 
-def _gather(photos: list[_Photo]) -> Pictures:
+def _gather(photos: list[_Photo]) -> RegionImages:
     known = [photo.labels for photo in photos if photo.labels is not None]
     # A picture without any region does not need classes.
     complete = all(photo.labels is not None or not len(photo.boxes) for photo in photos) and len(known) > 0
-    return Pictures(
+    return RegionImages(
         torch.stack([photo.pixels for photo in photos]),
         [torch.from_numpy(photo.boxes).float() for photo in photos],
         torch.from_numpy(np.concatenate(known)) if complete else None,
@@ -234,38 +232,14 @@ def _gather(photos: list[_Photo]) -> Pictures:
 # ---------------------------------------------------------------------------------------------------------- exchanges
 
 
-def _probed_regions(pictures: Pictures) -> list[int]:
-    """Of each image, the largest region that leaves half of the view free; images without such a region have none."""
-    boxes, owners = pictures.every_box, pictures.owners
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    regions = []
-    for image in range(len(pictures)):
-        own = torch.nonzero((owners == image) & (area <= LARGEST_AREA))[:, 0]
-        if len(own):
-            regions.append(int(own[area[own].argmax()]))
-    return regions
-
-
-def _mover(pictures: Pictures, regions: list[int]) -> Any:
-    boxes, owners = pictures.every_box, pictures.owners
-    following = dict(zip(regions, regions[1:] + regions[:1], strict=True))
-
-    def move(region: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        other = pictures.pixels[owners[following[region]]]
-        pixels, box = move_elsewhere(pictures.pixels[owners[region]], boxes[region].numpy(), other, rng)
-        return pixels, torch.from_numpy(np.asarray(box)).float()
-
-    return move
-
-
-def _paste_grid(pictures: Pictures, regions: list[int], size_px: int) -> Grid:
+def _paste_grid(images: RegionImages, regions: list[int], size_px: int) -> Grid:
     """Regions cut out, brought to one size and pasted in three by three places on ImageNet's mean colour."""
-    boxes, owners = pictures.every_box, pictures.owners
+    boxes, owners = images.every_box, images.owners
     plain = torch.tensor(MEAN_COLOUR, dtype=torch.uint8).view(3, 1, 1).expand(3, size_px, size_px)
     canvases, places = [], []
     for region in regions:
         x1, y1, x2, y2 = (boxes[region] * size_px).round().int().tolist()
-        crop = pictures.pixels[owners[region]][:, y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]
+        crop = images.pixels[owners[region]][:, y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]
         shrink = _GRID_SIDE * size_px / max(crop.shape[1:])
         height, width = (max(2, round(side * shrink)) for side in crop.shape[1:])
         crop = resize(crop, height, width)

@@ -20,7 +20,8 @@ from ...scenes import (
     sample_object,
     sample_scene,
 )
-from .pictures import LEAST_SIDE, Grid, Pictures, ProbeData, draw_swaps
+from .exchange import draw_swaps
+from .pictures import LEAST_SIDE, Grid, ProbeData, RegionImages
 from .scene_pairs import OBJECT_SHAPES, find_fitting, move_inside, sample_elsewhere
 
 _STREAM = 5
@@ -77,7 +78,7 @@ def _probed_scenes(seed: int, first: int, count: int, size_px: int) -> list[Scen
     return specs
 
 
-def _draw(specs: list[SceneSpec]) -> tuple[Pictures, list[int]]:
+def _draw(specs: list[SceneSpec]) -> tuple[RegionImages, list[int]]:
     """The pictures of scenes with their objects as regions, and the number of each scene's last region."""
     pixels, boxes, labels, last = [], [], [], []
     total = 0
@@ -90,7 +91,7 @@ def _draw(specs: list[SceneSpec]) -> tuple[Pictures, list[int]]:
         labels.append(torch.from_numpy(scene.classes[kept]))
         total += int(kept.sum())
         last.append(total - 1)
-    return Pictures(torch.stack(pixels), boxes, torch.cat(labels)), last
+    return RegionImages(torch.stack(pixels), boxes, torch.cat(labels)), last
 
 
 def _draw_grid(rng: np.random.Generator, objects: int, size_px: int) -> Grid:

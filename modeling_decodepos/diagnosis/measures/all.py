@@ -21,7 +21,7 @@ from .metrics import BY_KEY
 from .norms import count_outliers
 from .objects import (
     NEIGHBOURS,
-    Neighbours,
+    NeighbourPairs,
     measure_leak,
     naive_accuracy,
     name_neighbour,
@@ -149,7 +149,7 @@ def measure(
     asked = _ask(model, data, wanted, tick)
     pairs = None
     if "neighbour" in wanted and data.groups is not None:
-        pairs = Neighbours(data.gallery, data.groups), Neighbours(data.queries, data.groups)
+        pairs = NeighbourPairs(data.gallery, data.groups), NeighbourPairs(data.queries, data.groups)
     results = []
     for number, name in enumerate(model.stages):
         queries = asked.queries[number]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.pictures import Pictures
+from ..data.pictures import RegionImages
 from ..statistics.estimates import Array, Estimate, estimate, nothing, ratio
 from ..statistics.knn import knn_predict
 from ..statistics.ridge import ridge_predict
@@ -94,7 +94,7 @@ def naive_accuracy(gallery_labels: Tensor, labels: Tensor, *, seed: int = 0) -> 
 
 @torch.no_grad()
 def name_neighbour(
-    gallery: Tensor, gallery_pairs: Neighbours, queries: Tensor, query_pairs: Neighbours, *, seed: int = 0
+    gallery: Tensor, gallery_pairs: NeighbourPairs, queries: Tensor, query_pairs: NeighbourPairs, *, seed: int = 0
 ) -> dict[str, Estimate]:
     """How often a linear read-out of a region's feature names the class of the region beside it.
 
@@ -127,7 +127,7 @@ def name_neighbour(
     }
 
 
-class Neighbours:
+class NeighbourPairs:
     """Regions with the group of the nearest region that does not touch them.
 
     Attributes:
@@ -136,11 +136,11 @@ class Neighbours:
         images: Number of their image.
     """
 
-    def __init__(self, pictures: Pictures, groups: Tensor):
-        regions, found, images = [], [], []
+    def __init__(self, images: RegionImages, groups: Tensor):
+        regions, found, owners = [], [], []
         start = 0
-        for image, boxes in enumerate(pictures.boxes):
-            labels = None if pictures.labels is None else pictures.labels[start : start + len(boxes)]
+        for image, boxes in enumerate(images.boxes):
+            labels = None if images.labels is None else images.labels[start : start + len(boxes)]
             for region in range(len(boxes)):
                 gap = _gaps(boxes[region], boxes)
                 gap[region] = float("inf")
@@ -152,11 +152,11 @@ class Neighbours:
                 if group >= 0:
                     regions.append(start + region)
                     found.append(group)
-                    images.append(image)
+                    owners.append(image)
             start += len(boxes)
         self.regions = torch.tensor(regions, dtype=torch.long)
         self.groups = np.array(found, np.int64)
-        self.images = np.array(images, np.int64)
+        self.images = np.array(owners, np.int64)
 
 
 def _gaps(box: Tensor, boxes: Tensor) -> Tensor:
