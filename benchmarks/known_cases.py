@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, ResNetBackbone, ResNetConfig, ViTConfi
 from benchmarks.timing import print_table
 from modeling_decodepos.diagnosis.data.pictures import ProbeData, RegionImages
 from modeling_decodepos.diagnosis.data.scenes import build_scene_data
-from modeling_decodepos.diagnosis.measures.all import StageResult, measure
+from modeling_decodepos.diagnosis.measures.evaluate import StageResult, evaluate
 from modeling_decodepos.diagnosis.measures.norms import count_outliers
 from modeling_decodepos.diagnosis.measures.objects import (
     NeighbourPairs,
@@ -29,7 +29,7 @@ from modeling_decodepos.diagnosis.measures.objects import (
     place_or_content,
 )
 from modeling_decodepos.diagnosis.measures.padding import padded_with
-from modeling_decodepos.diagnosis.measures.place import divide_variance, probe_position, probe_regions
+from modeling_decodepos.diagnosis.measures.position import divide_variance, probe_position, probe_regions
 from modeling_decodepos.diagnosis.models.features import read_features
 from modeling_decodepos.diagnosis.models.image_statistics import statistics_map
 from modeling_decodepos.diagnosis.models.load import FeatureModel, load_model
@@ -64,7 +64,7 @@ def scenes() -> ProbeData:
 
 def numbers_of(model: FeatureModel, measures: str) -> StageResult:
     """The last stage of a model on the scenes."""
-    return measure(model, scenes(), measures.split(","), control=True)[0][-1]
+    return evaluate(model, scenes(), measures.split(","), control=True)[0][-1]
 
 
 def find(build: Callable[[], FeatureModel], measures: str, key: str) -> Callable[[], float | None]:

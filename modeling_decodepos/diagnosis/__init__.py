@@ -1,4 +1,4 @@
-"""What features hold: pure functions of features, and `diagnose`, which asks any model about controlled pictures.
+"""What features hold: pure functions of features, and `diagnose`, which shows controlled pictures to any model.
 
 The functions named here first take features as rows (N, D), one per region, and know no model, file or device.
 A collapsed embedding gives the number of chance, or NaN or None where there is nothing to divide, never a find.
@@ -40,7 +40,7 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    """What loads models comes when it is asked for: who measures features needs none of it."""
+    """What loads models is imported at its first use: measuring features needs none of it."""
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)

@@ -35,7 +35,11 @@ def build_parser() -> argparse.ArgumentParser:
         "Hub id of a data set",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--images", type=int, help="pictures to learn from, and as many to ask about (default 96)")
+    parser.add_argument(
+        "--images",
+        type=int,
+        help="pictures in the gallery, and as many queries (default 96)",
+    )
     parser.add_argument("--size", type=int, help="side of the pictures in pixels (default 160)")
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn by chance")
     parser.add_argument("--seeds", type=int, default=1, help="repetitions with other data and other random weights")

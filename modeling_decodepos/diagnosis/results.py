@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from .data.pictures import ProbeData
-from .measures.all import Asked, StageResult
 from .measures.debias import save_layer
+from .measures.evaluate import ProbeFeatures, StageResult
 from .measures.metrics import EXTRA_PROTOCOLS, METRICS
 from .models.load import FeatureModel
 from .statistics.estimates import Estimate
@@ -39,7 +39,7 @@ class ModelResult:
     random: list[StageResult] | None
     statistics: list[StageResult]
     debias: Debias | None
-    asked: Asked
+    features: ProbeFeatures
     seconds: float
 
     @property

@@ -17,20 +17,20 @@ from tqdm.auto import tqdm
 from .data.photos import build_photo_data
 from .data.pictures import ProbeData
 from .data.scenes import build_scene_data
-from .measures.all import (
-    Asked,
+from .measures.debias import build_layer
+from .measures.evaluate import (
+    ProbeFeatures,
     StageResult,
     choose_removal,
     count_pictures,
-    measure,
+    evaluate,
     measure_debias,
     pool_results,
     skipped_measures,
 )
-from .measures.debias import build_layer
 from .measures.metrics import choose_measures
 from .measures.objects import NEIGHBOURS
-from .measures.place import ROWS
+from .measures.position import ROWS
 from .models.features import REGION_BINS
 from .models.image_statistics import statistics_model
 from .models.load import FeatureModel, load_model
@@ -60,7 +60,7 @@ def diagnose(
         models: What `load_model` takes: names and instances. One that cannot be read or measured is named in `failed`
             of the result; if there is no other, that is an error.
         data: scenes (drawn in memory), a folder of Parquet files in our contract or of pictures, or a Hub id.
-        images: Pictures in the gallery, and as many to ask about.
+        images: Pictures in the gallery, and as many queries.
         size_px: Side of the pictures; a model that cannot take it gets them resized.
         seed: Of everything drawn by chance.
         seeds: Repetitions with other data (of scenes; of photos, another draw) and other random weights.
@@ -159,18 +159,18 @@ def _diagnose_one(
     started = time.perf_counter()
     measures = diagnosis.measures
     own, fresh, plain = [], [], []
-    first: Asked | None = None
+    first: ProbeFeatures | None = None
     for draw in draws:
-        results, asked = measure(model, draw, measures, tick=tick)
-        first = first or asked
+        results, features = evaluate(model, draw, measures, tick=tick)
+        first = first or features
         own.append(results)
-        grids = [part.norms.shape[1:] for part in asked.queries]
+        grids = [part.norms.shape[1:] for part in features.queries]
         control = statistics_model(model, [(int(h), int(w)) for h, w in grids])
-        plain.append(measure(control, draw, measures, control=True, tick=tick)[0])
-        del asked
+        plain.append(evaluate(control, draw, measures, control=True, tick=tick)[0])
+        del features
         if model.fresh is not None:
             untrained = dataclasses.replace(model.fresh(1000 + draw.seed), centre_cells=model.centre_cells)
-            fresh.append(measure(untrained, draw, measures, control=True, tick=tick)[0])
+            fresh.append(evaluate(untrained, draw, measures, control=True, tick=tick)[0])
     assert first is not None
     debias = None
     if "debias" in measures and "debias" not in diagnosis.skipped and own[0][-1].verdict == "ok":
@@ -182,16 +182,16 @@ def _diagnose_one(
         random=pool_results(fresh) if fresh else None,
         statistics=pool_results(plain),
         debias=debias,
-        asked=first,
+        features=first,
         seconds=time.perf_counter() - started,
     )
 
 
-def _debias(stages: list[StageResult], asked: Asked, data: ProbeData) -> Debias | None:
+def _debias(stages: list[StageResult], features: ProbeFeatures, data: ProbeData) -> Debias | None:
     number = len(stages) - 1
     subspace = stages[number].subspace
     if subspace is None or not len(subspace.directions):
         return None
     count = choose_removal(stages[number], data)
-    changes = measure_debias(asked, number, subspace, count, data)
+    changes = measure_debias(features, number, subspace, count, data)
     return Debias(number, count, changes, build_layer(subspace, count))

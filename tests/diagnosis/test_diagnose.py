@@ -25,11 +25,11 @@ from modeling_decodepos.diagnosis import diagnose, load_debias, load_model, save
 from modeling_decodepos.diagnosis.command import build_parser, main
 from modeling_decodepos.diagnosis.data.photos import build_photo_data
 from modeling_decodepos.diagnosis.data.pictures import ProbeData, RegionImages
-from modeling_decodepos.diagnosis.measures.all import StageResult, choose_removal, measure
 from modeling_decodepos.diagnosis.measures.debias import RemovalPoint, choose_count
+from modeling_decodepos.diagnosis.measures.evaluate import StageResult, choose_removal, evaluate
 from modeling_decodepos.diagnosis.measures.metrics import MEASURES
 from modeling_decodepos.diagnosis.measures.padding import PADDING_MODES, padded_with
-from modeling_decodepos.diagnosis.measures.place import positional_subspace, probe_regions
+from modeling_decodepos.diagnosis.measures.position import positional_subspace, probe_regions
 from modeling_decodepos.diagnosis.models.features import read_features
 from modeling_decodepos.diagnosis.report.page import is_guessing
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate
@@ -112,8 +112,8 @@ def test_removing_planted_place_costs_nothing_else():
     clean_before, clean_after = found.debias.changes["knn_clean"]
     assert clean_after.value >= clean_before.value - 0.1
     assert 1 <= found.debias.count <= 16
-    cells = found.asked.queries[-1].cells
-    maps = cells.transpose(1, 2).unflatten(2, found.asked.queries[-1].grid)
+    cells = found.features.queries[-1].cells
+    maps = cells.transpose(1, 2).unflatten(2, found.features.queries[-1].grid)
     expected = found.stages[-1].subspace.remove(cells, found.debias.count)
     torch.testing.assert_close(found.debias.layer(maps).flatten(2).transpose(1, 2), expected, rtol=1e-4, atol=1e-4)
 
@@ -157,7 +157,7 @@ def test_padding_is_put_back_and_nothing_else_changes():
 
 def test_the_own_padding_is_not_measured_twice_and_not_differently():
     model = load_model(small_resnet(), size_px=64)
-    reused, anew = (measure(model, scenes(), names)[0][-1].padding for names in (("position", "border"), ("border",)))
+    reused, anew = (evaluate(model, scenes(), names)[0][-1].padding for names in (("position", "border"), ("border",)))
     assert reused == anew and reused["zeros"] != reused["circular"]
 
 
@@ -335,7 +335,7 @@ def test_the_scale_of_features_changes_nothing(scale):
         return lambda pixels: [factor * part for part in network(pixels).feature_maps]
 
     network, data = small_resnet(), scenes()
-    one, other = (measure(load_model(scaled(network, f), size_px=64), data, tuple(MEASURES))[0] for f in (1.0, scale))
+    one, other = (evaluate(load_model(scaled(network, f), size_px=64), data, tuple(MEASURES))[0] for f in (1.0, scale))
     for a, b in zip(one, other, strict=True):
         assert a.verdict == b.verdict
         for key, value in a.numbers.items():
@@ -504,7 +504,7 @@ def test_bad_data_names_file_and_image(tmp_path):
         build_photo_data(str(tmp_path / "empty"), 4, 64, 0)
     write_rows(tmp_path / "unasked", "train", [row(k, objects((1, 1, 20, 20))) for k in range(4)])
     write_rows(tmp_path / "unasked", "validation", [row(0)], kept=0)
-    with pytest.raises(ValueError, match="4 pictures for the gallery and 0 to ask about.*Is the split empty"):
+    with pytest.raises(ValueError, match="4 pictures for the gallery and 0 queries.*Is the split empty"):
         build_photo_data(str(tmp_path / "unasked"), 4, 64, 0)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(FileNotFoundError, match="neither .parquet files nor pictures"):
@@ -527,6 +527,6 @@ def test_the_place_of_a_region_is_not_read_by_what_it_taught():
 def test_the_choice_of_directions_never_sees_the_queries():
     data = scenes()
     model = with_place(0.5)
-    seen = choose_removal(measure(model, data, ("subspace",))[0][-1], data)
+    seen = choose_removal(evaluate(model, data, ("subspace",))[0][-1], data)
     other = dataclasses.replace(data, queries=data.gallery, swaps=None)
-    assert choose_removal(measure(model, other, ("subspace",))[0][-1], other) == seen
+    assert choose_removal(evaluate(model, other, ("subspace",))[0][-1], other) == seen

@@ -49,7 +49,7 @@ PROTOCOLS: dict[str, ProtocolEntry] = {
     ),
     "segmentation": ProtocolEntry(
         version=1,
-        settings=segmentation.SegmentationSettings,
+        settings=segmentation.UperNetSettings,
         run=segmentation.run,
         quick=QUICK | {"steps": 150, "head_width": 64, "learning_rate": 1e-3},
         needs="masks",

@@ -30,7 +30,7 @@ from training.evaluation.segmentation_data import (
 
 
 @dataclass(frozen=True)
-class SegmentationSettings:
+class UperNetSettings:
     """Settings of `segmentation`."""
 
     steps: int = field(default=20_000, metadata={"help": "updates"})
@@ -40,7 +40,7 @@ class SegmentationSettings:
     head_width: int = field(default=512, metadata={"help": "channels of the UperNet head"})
 
 
-def run(evaluation: Evaluation, settings: SegmentationSettings) -> Mapping[str, Measured]:
+def run(evaluation: Evaluation, settings: UperNetSettings) -> Mapping[str, Measured]:
     """mIoU of one seed."""
     data = open_segmentation(evaluation)
     processes, size = evaluation.processes, evaluation.common.size_px

@@ -1,6 +1,6 @@
 """The exact before/after probe: is a region's feature about the object in it, or about its place and surroundings?
 
-One triplet of scenes, drawn object by object, asks one question:
+One triplet of scenes, drawn object by object, is one question:
 
     anchor   an object in a scene
     same     that very object in another place, before another background, among other neighbours
@@ -123,7 +123,7 @@ def probe_model(
     Args:
         model: A `DecodePosModel`, or anything else that is called as `model(pixel_values, regions=boxes)` and returns
             `region_embeddings` (B, R, D).
-        seed: The same seed asks the same questions.
+        seed: The same seed gives the same triplets.
         count: Number of triplets.
         size_px: Side of the scenes; the size of the views the model was trained on.
         batch_size: Images per forward pass.

@@ -5,9 +5,9 @@
     position_r2            how much of a region's place its feature tells: 1 all, 0 nothing
     context_leak           share of the surroundings in a region's feature: 0 none, 1/2 as much as its content
     region_retrieval       share of regions that are found again, among all, before another image in another place
-    measured_regions       how many regions were asked about
+    measured_regions       how many queries there are
 
-Neighbours and regressions learn from images of the training split (the gallery) and are asked about others (the
+Neighbours and regressions learn from images of the training split (the gallery) and are tested on others (the
 queries). Everything is drawn once from the seed; the images are decoded once and kept as 8-bit views.
 """
 
@@ -145,15 +145,15 @@ def build_online(data: DataArguments, run: RunArguments, view_size_px: int) -> O
     rng = stream(run.seed, Purpose.MEASURES)
     source, name = _open(data, data.split), data.split
     order = rng.permutation(len(source))
-    asked = None if data.split == VALIDATION else _open_validation(data)
-    if asked is not None:
-        asked_name, asked_order = VALIDATION, rng.permutation(len(asked))
+    held_out = None if data.split == VALIDATION else _open_validation(data)
+    if held_out is not None:
+        query_name, query_order = VALIDATION, rng.permutation(len(held_out))
     else:
-        asked, asked_name = source, f"other images of {name}, which training sees"
-        order, asked_order = order[: len(order) // 2], order[len(order) // 2 :]
+        held_out, query_name = source, f"other images of {name}, which training sees"
+        order, query_order = order[: len(order) // 2], order[len(order) // 2 :]
     half = run.measure_images // 2
     gallery = _read_images(name, source, order, half, view_size_px, rng)
-    queries = _read_images(asked_name, asked, asked_order, half, view_size_px, rng)
+    queries = _read_images(query_name, held_out, query_order, half, view_size_px, rng)
     return OnlineMeasures(gallery, queries, _draw_exchanges(queries, rng), _class_names(source))
 
 
@@ -195,7 +195,7 @@ def _measure_exchanges(model: DecodePosModel, exchanges: Swaps, gallery: Tensor,
 
 def _open(data: DataArguments, split: str) -> ImageSource:
     """A split with its annotations as regions; where it has none, with the regions that the run trains on."""
-    source = open_images(data.data, split, "random")  # asks for no column
+    source = open_images(data.data, split, "random")  # needs no column
     annotated = isinstance(source, ParquetImages) and source.is_annotated
     return open_images(data.data, split, "objects" if annotated else data.region_source)
 

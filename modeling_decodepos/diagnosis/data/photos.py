@@ -51,19 +51,19 @@ def build_photo_data(source: str, images: int, size_px: int, seed: int, objects:
     has_split = held_out is not None and held_out is not first
     photos, broken = _read(first, rng, images if has_split else 2 * images, size_px)
     if has_split:
-        asked, more = _read(held_out or [], rng, images, size_px)
+        held, more = _read(held_out or [], rng, images, size_px)
         broken += more
     else:
         notes.append("There is no validation split: one half of the pictures is the gallery, the other the queries.")
-        photos, asked = photos[: len(photos) // 2], photos[len(photos) // 2 :]
-    if min(len(photos), len(asked)) < 2:
+        photos, held = photos[: len(photos) // 2], photos[len(photos) // 2 :]
+    if min(len(photos), len(held)) < 2:
         raise ValueError(
-            f"{source}: {len(photos)} pictures for the gallery and {len(asked)} to ask about; expected at least 2 of "
+            f"{source}: {len(photos)} pictures for the gallery and {len(held)} queries; expected at least 2 of "
             "either. Is the split empty, or are the files not readable?"
         )
     if broken:
         notes.append(f"{len(broken)} pictures could not be read and are left out, first {broken[0]}.")
-    gallery, queries = _gather(photos), _gather(asked)
+    gallery, queries = _gather(photos), _gather(held)
     regions = largest_regions(queries)
     skipped = {}
     swaps = grid = None

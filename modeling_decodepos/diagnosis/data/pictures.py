@@ -16,7 +16,7 @@ LEAST_SIDE = 0.1
 """Of the view; a smaller region is a few pixels."""
 
 FREQUENT_CLASSES = 10
-"""At most so many classes are asked for in the neighbour read-out; more would have too few examples each."""
+"""At most so many classes count in the neighbour read-out; more would have too few examples each."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class ProbeData:
-    """Everything that models are asked about.
+    """Everything that models are shown.
 
     Attributes:
         name: Where it comes from, for people.
@@ -81,7 +81,7 @@ class ProbeData:
         swaps: None without suitable regions.
         grid: None without suitable regions.
         class_names: May be empty.
-        groups: (classes,) what the neighbour read-out asks for: a number per class, -1 for none.
+        groups: (classes,) what the neighbour read-out names: a number per class, -1 for none.
         skipped: Measures that this data does not allow, and why.
         notes: What a reader should know about the data.
     """

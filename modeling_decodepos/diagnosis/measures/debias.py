@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .place import Subspace
+from .position import Subspace
 
 COUNTS = (0, 1, 2, 4, 8, 16, 32, 64)
 """Numbers of directions tried."""

@@ -22,7 +22,7 @@ def measure_influence(
     regions: a number that one scale or rotation of all features does not change in kind.
 
     Args:
-        model: What to ask.
+        model: The network.
         pixels: (I, 3, S, S) uint8.
         boxes: (I, 4), one region per picture.
         seed: Of the bootstrap.

@@ -93,8 +93,8 @@ METRICS = (
     ),
     Metric(
         "neighbour_advantage", "neighbour", "Neighbour named from the region", "neighbour-read-out/1", 0.0, "lower",
-        "A linear read-out of a region's feature is asked what stands beside it. 0: no better than the most frequent "
-        "answer; 100 %: always right.",
+        "What a linear read-out of a region's feature says of the region beside it. 0: no better than the most "
+        "frequent answer; 100 %: always right.",
     ),
     Metric(
         "influence_outside", "influence", "Gradient outside the box", "gradient-influence/1", None, "lower",

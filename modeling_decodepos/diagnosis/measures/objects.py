@@ -15,7 +15,7 @@ from ..statistics.estimates import Array, Estimate, estimate, nothing, ratio
 from ..statistics.knn import knn_predict
 from ..statistics.ridge import ridge_predict
 from .context import exchange_cosines, leak_ratio
-from .place import is_constant
+from .position import is_constant
 
 NEIGHBOURS = 20
 COLLAPSED = "collapsed: all features are alike"
@@ -106,11 +106,11 @@ def name_neighbour(
     if len(gallery_pairs.groups) < 20 or len(query_pairs.groups) < 20 or classes < 2:
         count = min(len(gallery_pairs.groups), len(query_pairs.groups))
         return dict.fromkeys(names, nothing(f"{count} regions have a neighbour that does not touch them; 20 needed"))
-    x, asked = gallery[gallery_pairs.regions], queries[query_pairs.regions]
-    if is_constant(torch.cat([x, asked])):
+    x, x_test = gallery[gallery_pairs.regions], queries[query_pairs.regions]
+    if is_constant(torch.cat([x, x_test])):
         return dict.fromkeys(names, nothing(COLLAPSED))
     target = torch.from_numpy(np.eye(classes)[gallery_pairs.groups])
-    predicted = ridge_predict(x, target, asked).argmax(1).numpy()
+    predicted = ridge_predict(x, target, x_test).argmax(1).numpy()
     frequent = np.bincount(gallery_pairs.groups, minlength=classes).argmax()
     right = np.stack([predicted == query_pairs.groups, frequent == query_pairs.groups, np.ones(len(predicted))], 1)
     rows = np.zeros((int(query_pairs.images.max()) + 1, 3))

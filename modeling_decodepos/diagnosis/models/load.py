@@ -43,7 +43,7 @@ Maps = Callable[[Tensor], Sequence[Tensor]]
 
 @dataclass
 class FeatureModel:
-    """A network whose feature maps can be asked for.
+    """A network as a function from pictures to its feature maps.
 
     Attributes:
         name: For people.

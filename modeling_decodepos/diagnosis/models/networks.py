@@ -242,7 +242,7 @@ def _load_weights(name: str) -> PreTrainedModel:
     except OSError as error:
         raise FileNotFoundError(
             f"model {name!r} has a config.json but no weights that can be read ({str(error).splitlines()[0]}). For "
-            f"the architecture with random weights, ask for {RANDOM}{name}."
+            f"the architecture with random weights, say {RANDOM}{name}."
         ) from error
     _refuse_missing(name, model, report["missing_keys"])
     return model

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..data.pictures import ProbeData
-from ..measures.place import Subspace
+from ..measures.position import Subspace
 from ..models.features import StageFeatures
 from ..results import ModelResult
 
@@ -94,14 +94,14 @@ def _wrap(text: str, length: int) -> list[str]:
 
 def draw_blank_pages(models: Sequence[ModelResult]) -> Image.Image | None:
     """What each stage says about a blank page: how far each cell's feature is from the page's own mean."""
-    shown = [model for model in models if model.asked.blank]
+    shown = [model for model in models if model.features.blank]
     if not shown:
         return None
     most = max(len(model.stages) for model in shown)
     sheet = Sheet([f"stage {k + 1} of {most}" for k in range(most)], len(shown))
     for row, model in enumerate(shown):
         sheet.label(row, model.name, "deviation from the page's mean, as a share of the feature's length")
-        for column, (stage, features) in enumerate(zip(model.stages, model.asked.blank, strict=True)):
+        for column, (stage, features) in enumerate(zip(model.stages, model.features.blank, strict=True)):
             drift, size = page_drift(features)
             sheet.put(row, column, colorize(drift, 0.0, max(float(drift.max()), 0.02)), f"{stage.name}: {size:.0%}")
     return sheet.image
@@ -118,10 +118,10 @@ def page_drift(features: StageFeatures) -> tuple[Tensor, float]:
 
 def draw_influence(models: Sequence[ModelResult], data: ProbeData, columns: int = 5) -> Image.Image | None:
     """The probed regions, and below them, per model, where the last stage's gradient falls."""
-    shown = [model for model in models if model.asked.gradients.numel()]
+    shown = [model for model in models if model.features.gradients.numel()]
     if not shown or data.swaps is None:
         return None
-    columns = min(columns, len(shown[0].asked.gradients))
+    columns = min(columns, len(shown[0].features.gradients))
     sheet = Sheet([f"picture {k + 1}" for k in range(columns)], len(shown) + 1)
     sheet.label(0, "region asked about")
     pictures = [_picture(data.queries.pixels[data.swaps.images[k]]) for k in range(columns)]
@@ -130,7 +130,7 @@ def draw_influence(models: Sequence[ModelResult], data: ProbeData, columns: int 
     for row, model in enumerate(shown, start=1):
         sheet.label(row, model.name, f"{model.last.name}: gradient energy")
         for column in range(columns):
-            energy = model.asked.gradients[column]
+            energy = model.features.gradients[column]
             share = share_outside(energy, data.swaps.boxes[column])
             blend = heat_over(pictures[column], energy)
             sheet.put(row, column, blend, f"{share:.0%} outside the box", data.swaps.boxes[column], smooth=True)
@@ -156,7 +156,7 @@ def share_outside(energy: Tensor, box: Tensor) -> float:
 
 def draw_swaps(models: Sequence[ModelResult], data: ProbeData, rows: int = 3) -> Image.Image | None:
     """The exchanges, and how much each model's last feature stays the same under each, as centred cosines."""
-    shown = [model for model in models if model.asked.surroundings]
+    shown = [model for model in models if model.features.surroundings]
     if not shown or data.swaps is None:
         return None
     swaps, rows = data.swaps, min(rows, len(data.swaps.regions))
@@ -186,7 +186,7 @@ def draw_directions(models: Sequence[ModelResult], data: ProbeData, columns: int
         sheet.put(0, column + 1, _picture(data.queries.pixels[column]))
     for number, model in enumerate(shown):
         assert model.debias is not None
-        features = model.asked.queries[model.debias.stage]
+        features = model.features.queries[model.debias.stage]
         subspace = model.stages[model.debias.stage].subspace
         assert subspace is not None
         for step, removed in enumerate((0, model.debias.count)):

@@ -26,7 +26,7 @@ from ...page import (
     picture,
     table,
 )
-from ..measures.all import StageResult
+from ..measures.evaluate import StageResult
 from ..measures.metrics import BY_KEY, EXTRA_PROTOCOLS, MEASURES, METRICS, Metric
 from ..measures.padding import PADDING_MODES
 from ..results import Diagnosis, ModelResult

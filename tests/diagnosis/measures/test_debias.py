@@ -5,7 +5,7 @@ import torch
 
 from modeling_decodepos.diagnosis import load_debias
 from modeling_decodepos.diagnosis.measures.debias import build_layer, save_layer
-from modeling_decodepos.diagnosis.measures.place import positional_subspace
+from modeling_decodepos.diagnosis.measures.position import positional_subspace
 
 
 def test_a_saved_layer_may_be_read_by_whom_the_umask_lets(tmp_path):

@@ -30,7 +30,7 @@ from training.evaluation.object_knn import ObjectKnnSettings
 from training.evaluation.object_linear import ObjectLinearSettings
 from training.evaluation.patch_retrieval import PatchRetrievalSettings
 from training.evaluation.processes import Processes, start_processes
-from training.evaluation.segmentation import SegmentationSettings
+from training.evaluation.segmentation import UperNetSettings
 
 
 def dull(pixels: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
@@ -88,7 +88,7 @@ def measure_fine_tuned(data: str, processes: Processes) -> dict[str, Any]:
     truth, found = detection.detect(built, net, built.images("validation"))
     numbers["truth"] = [vars(image) for image in truth]
     numbers["scores"] = [image.scores for image in found]
-    small = SegmentationSettings(steps=2, images_per_update=5, head_width=8)
+    small = UperNetSettings(steps=2, images_per_update=5, head_width=8)
     numbers["segmentation"] = segmentation.run(network(data, processes), small)["miou"]
     return numbers
 
