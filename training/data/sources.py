@@ -453,5 +453,14 @@ class FolderImages:
         raise ValueError(f"none of the {len(self)} pictures in {self.folder} can be read, such as:\n  {reasons[0]}")
 
 
+def class_names(source: ImageSource) -> tuple[str, ...] | None:
+    """Names of the classes, where the data set has them."""
+    if not isinstance(source, ParquetImages):
+        return None
+    category = (source.rows.features.get("objects") or {}).get("category")
+    names = getattr(getattr(category, "feature", None), "names", None)
+    return None if names is None else tuple(names)
+
+
 def _shown(names: list[str]) -> str:
     return "no file at all" if not names else ", ".join(names[:5]) + (" …" if len(names) > 5 else "")

@@ -29,7 +29,7 @@ from modeling_decodepos.diagnosis.data.pictures import LEAST_SIDE, RegionImages,
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from training.data.decoding import BrokenImage
 from training.data.randomness import Purpose, stream
-from training.data.sources import ImageSource, NoSuchSplit, ParquetImages, open_images
+from training.data.sources import ImageSource, NoSuchSplit, ParquetImages, class_names, open_images
 from training.recipe import DataArguments, RunArguments
 from training.views.normalise import normalise
 
@@ -154,7 +154,7 @@ def build_online(data: DataArguments, run: RunArguments, view_size_px: int) -> O
     half = run.measure_images // 2
     gallery = _read_images(name, source, order, half, view_size_px, rng)
     queries = _read_images(query_name, held_out, query_order, half, view_size_px, rng)
-    return OnlineMeasures(gallery, queries, _draw_exchanges(queries, rng), _class_names(source))
+    return OnlineMeasures(gallery, queries, _draw_exchanges(queries, rng), class_names(source))
 
 
 def embed(model: DecodePosModel, pixels: Tensor, boxes: list[Tensor]) -> Tensor:
@@ -251,11 +251,3 @@ def _draw_exchanges(images: MeasuredImages, rng: np.random.Generator) -> Swaps |
     """The largest region of each image, with its surroundings, its content, or surroundings and place exchanged."""
     regions = largest_regions(images)
     return draw_swaps(images, regions, move_before_next(images, regions), rng) if len(regions) > 1 else None
-
-
-def _class_names(source: ImageSource) -> tuple[str, ...] | None:
-    if not isinstance(source, ParquetImages):
-        return None
-    category = (source.rows.features.get("objects") or {}).get("category")
-    names = getattr(getattr(category, "feature", None), "names", None)
-    return None if names is None else tuple(names)

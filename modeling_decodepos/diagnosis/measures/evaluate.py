@@ -290,30 +290,8 @@ def measure_debias(
     """What removing `count` directions does to the queries: each number before and after."""
     sides = []
     for removed in (0, count):
-
-        def clean(features: list[StageFeatures], removed: int = removed) -> list[StageFeatures]:
-            if not features:
-                return []
-            part = features[number]
-            return [
-                StageFeatures(
-                    subspace.remove(part.regions, removed) if part.regions.numel() else part.regions,
-                    subspace.remove(part.cells, removed) if part.cells.numel() else part.cells,
-                    part.grid,
-                    part.norms,
-                )
-            ]
-
-        cleaned = ProbeFeatures(
-            gallery=clean(seen.gallery),
-            queries=clean(seen.queries),
-            surroundings=clean(seen.surroundings),
-            content=clean(seen.content),
-            moved=clean(seen.moved),
-            placed=clean(seen.placed),
-            noise=clean(seen.noise),
-            blank=clean(seen.blank),
-        )
+        stages = {name: found for name, found in vars(seen).items() if name != "gradients" and found}
+        cleaned = ProbeFeatures(**{name: [_clean(found[number], subspace, removed)] for name, found in stages.items()})
         numbers = _object_numbers(cleaned, 0, data, ("context", "object_knn"))
         if cleaned.blank:
             numbers = _position_numbers(cleaned, 0, data) | numbers
@@ -324,6 +302,12 @@ def measure_debias(
         sides.append(numbers)
     before, after = sides
     return {key: (before[key], after[key]) for key in before if key in BY_KEY}
+
+
+def _clean(features: StageFeatures, subspace: Subspace, count: int) -> StageFeatures:
+    parts = (features.regions, features.cells)
+    regions, cells = (subspace.remove(rows, count) if rows.numel() else rows for rows in parts)
+    return StageFeatures(regions, cells, features.grid, features.norms)
 
 
 def _exchange_padding(
