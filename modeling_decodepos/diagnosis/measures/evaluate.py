@@ -290,8 +290,9 @@ def measure_debias(
     """What removing `count` directions does to the queries: each number before and after."""
     sides = []
     for removed in (0, count):
-        stages = {name: found for name, found in vars(seen).items() if name != "gradients" and found}
-        cleaned = ProbeFeatures(**{name: [_clean(found[number], subspace, removed)] for name, found in stages.items()})
+        stages: dict[str, Any] = {n: found for n, found in vars(seen).items() if n != "gradients" and found}
+        parts: dict[str, Any] = {n: [_clean(found[number], subspace, removed)] for n, found in stages.items()}
+        cleaned = ProbeFeatures(**parts)
         numbers = _object_numbers(cleaned, 0, data, ("context", "object_knn"))
         if cleaned.blank:
             numbers = _position_numbers(cleaned, 0, data) | numbers
