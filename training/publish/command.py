@@ -33,7 +33,7 @@ from training.publish.folders import (
 )
 from training.publish.numbers import RESULTS_NAME, release_rows
 from training.publish.places import local_places
-from training.run.report import RunFiles, read_run
+from training.run.folder import RunFiles, read_run
 
 
 def open_run(run_dir: Path) -> RunFiles:

@@ -32,7 +32,8 @@ from training.publish.about import About, is_scenes
 from training.publish.curve import loss_picture
 from training.publish.numbers import RESULTS_NAME, Row, objective, probe_sentence
 from training.publish.places import command_without_places, without_places
-from training.run.report import RunFiles, write_report
+from training.run.folder import RunFiles
+from training.run.report import write_report
 
 IDENTITY, SUMS, CARD = "release.json", "SHA256SUMS", "README.md"
 KINDS = ("backbone", "pretraining")

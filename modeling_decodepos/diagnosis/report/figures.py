@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..data.pictures import ProbeData
-from ..measures.place import Subspace
 from ..models.features import StageFeatures
 from ..results import ModelResult
 
@@ -123,7 +122,7 @@ def draw_influence(models: Sequence[ModelResult], data: ProbeData, columns: int 
         return None
     columns = min(columns, len(shown[0].asked.gradients))
     sheet = Sheet([f"picture {k + 1}" for k in range(columns)], len(shown) + 1)
-    sheet.label(0, "region asked about")
+    sheet.label(0, "query region")
     pictures = [_picture(data.queries.pixels[data.swaps.images[k]]) for k in range(columns)]
     for column, picture in enumerate(pictures):
         sheet.put(0, column, picture, box=data.swaps.boxes[column])
@@ -155,7 +154,7 @@ def share_outside(energy: Tensor, box: Tensor) -> float:
 
 
 def draw_swaps(models: Sequence[ModelResult], data: ProbeData, rows: int = 3) -> Image.Image | None:
-    """The exchanges, and how much each model's last feature stays the same under each, as centred cosines."""
+    """A region as it is, before other surroundings, with other content, and somewhere else."""
     shown = [model for model in models if model.asked.surroundings]
     if not shown or data.swaps is None:
         return None
@@ -191,21 +190,14 @@ def draw_directions(models: Sequence[ModelResult], data: ProbeData, columns: int
         assert subspace is not None
         for step, removed in enumerate((0, model.debias.count)):
             row = 1 + 2 * number + step
-            note = "as it is" if removed == 0 else f"{removed} directions removed"
+            note = f"{removed} direction{'s' if removed > 1 else ''} removed" if removed else "as it is"
             sheet.label(row, model.name, note)
-            colors = _false_colors(features, subspace, removed)
-            mean, every = colors
-            sheet.put(row, 0, mean)
-            for column in range(columns):
-                sheet.put(row, column + 1, every[column])
+            cells = subspace.remove(features.cells, removed)
+            # The mean map and single pictures, on one scale.
+            every = false_colors(torch.cat([cells, cells.mean(0, keepdim=True)]), features.grid, fitted=len(cells))
+            for column, tile in enumerate([every[-1], *every[:columns]]):
+                sheet.put(row, column, tile)
     return sheet.image
-
-
-def _false_colors(features: StageFeatures, subspace: Subspace, removed: int) -> tuple[Pixels, list[Pixels]]:
-    """The mean map and single pictures in false colours, on one scale."""
-    cells = subspace.remove(features.cells, removed)
-    colors = false_colors(torch.cat([cells, cells.mean(0, keepdim=True)]), features.grid, fitted=len(cells))
-    return colors[-1], colors[:-1]
 
 
 def false_colors(cells: Tensor, grid: tuple[int, int], fitted: int | None = None) -> list[Pixels]:
