@@ -19,7 +19,18 @@ from typing import Any
 from markupsafe import Markup
 
 from dataset_scripts.files import write_text
-from modeling_decodepos.page import MINUS, NO_NUMBER, Bar, bars, facts, format_number, line_chart, render, stat_tile
+from modeling_decodepos.page import (
+    MINUS,
+    NO_NUMBER,
+    PERCENT,
+    Bar,
+    bars,
+    facts,
+    format_number,
+    line_chart,
+    render,
+    stat_tile,
+)
 from training.run.folder import DEFAULTS, RunFiles, is_number, read_run
 from training.run.health import lies_on_a_line
 
@@ -266,7 +277,7 @@ def draw_probe(probes: Mapping[str, Any]) -> Markup:
     colors, items = {"before": 5, "after": 0}, []
     for name, result in probes.items():
         low, high = map(write_percent, result.interval)
-        text = f"{write_percent(result.content_wins)} ({low.removesuffix(' %')} to {high})"
+        text = f"{write_percent(result.content_wins)} ({low.removesuffix(PERCENT)} to {high})"
         items.append(Bar(name, result.content_wins, text, result.interval, [("mark", 0.5)], colors[name]))
     return bars(items, axis=axis)
 
@@ -349,13 +360,13 @@ def _from_to(values: list[float], write: Any) -> str:
 def write_percent(share: float) -> str:
     """A share in whole percent; 0 and 100 % only for none and all."""
     if 0 < share < 0.005:
-        return "under 1 %"
-    return "over 99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
+        return f"under 1{PERCENT}"
+    return f"over 99{PERCENT}" if 0.995 <= share < 1 else f"{100 * share:.0f}{PERCENT}"
 
 
 def write_precise(share: float) -> str:
     """A share in percent with two significant digits."""
-    return f"{format_number(100 * share, 2)} %"
+    return f"{format_number(100 * share, 2)}{PERCENT}"
 
 
 def write_duration(seconds: float) -> str:

@@ -320,12 +320,12 @@ def _bars(diagnosis: Diagnosis, metric: Metric) -> Markup:
 
 
 def _series(models: Sequence[ModelResult], points: Sequence[Points]) -> dict[str, Points]:
-    """A series per model that has more than one point, each under a name of its own; none if no value is known."""
+    """A series per model that has points, each under a name of its own; none if no line could be drawn."""
     found: dict[str, Points] = {}
     for number, (model, (xs, ys)) in enumerate(zip(models, points, strict=True), start=1):
-        if len(xs) > 1:
+        if any(y is not None for y in ys):
             found[model.name if model.name not in found else f"{model.name} ({number})"] = (xs, ys)
-    return found if any(y is not None for _, ys in found.values() for y in ys) else {}
+    return found if any(len(xs) > 1 for xs, _ in found.values()) else {}
 
 
 def _stage_charts(models: Sequence[ModelResult], metric: Metric) -> list[Markup]:
