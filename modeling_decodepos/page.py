@@ -133,15 +133,17 @@ def _check_tone(tone: str) -> str:
     return tone
 
 
-def image_data_uri(image: bytes | Image.Image) -> Markup:
+def image_data_uri(image: bytes | Image.Image, quality: int | None = None) -> Markup:
     """A picture as a `data:` address.
 
     Args:
-        image: The bytes of a PNG, JPEG or WebP file, or a Pillow image (which becomes a PNG).
+        image: The bytes of a PNG, JPEG or WebP file, or a Pillow image.
+        quality: Of the JPEG that a Pillow image becomes; None makes a PNG, which keeps every pixel.
     """
     if isinstance(image, Image.Image):
         buffer = io.BytesIO()
-        image.save(buffer, format="PNG", optimize=True)
+        how: dict[str, Any] = {"format": "JPEG", "quality": quality} if quality else {"format": "PNG"}
+        image.save(buffer, optimize=True, **how)
         image = buffer.getvalue()
     kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp"}
     kind = next((kind for magic, kind in kinds.items() if image.startswith(magic)), None)
@@ -150,9 +152,9 @@ def image_data_uri(image: bytes | Image.Image) -> Markup:
     return Markup(f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}")
 
 
-def picture(image: bytes | Image.Image, alt: str, caption: Any = "") -> Markup:
+def picture(image: bytes | Image.Image, alt: str, caption: Any = "", quality: int | None = None) -> Markup:
     """A picture with its caption; on a narrow screen it keeps a readable size and scrolls."""
-    return _PIECES.picture(image_data_uri(image), alt, caption)
+    return _PIECES.picture(image_data_uri(image, quality), alt, caption)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 
@@ -149,14 +148,11 @@ def _section(heading: str, text: str, figures: Sequence[Markup]) -> Markup:
 def _figure(picture: np.ndarray | Image.Image, caption: str) -> Markup:
     # Cells of maps stay cells, which the browser enlarges without smoothing; pictures may be compressed.
     if isinstance(picture, Image.Image):
-        buffer = io.BytesIO()
-        picture.save(buffer, format="JPEG", quality=88)
-        shown: Image.Image | bytes = buffer.getvalue()
+        address = image_data_uri(picture, quality=88)
     else:
-        shown = Image.fromarray(picture)
-    return Markup('<figure><img src="{}" alt="{caption}"><figcaption>{caption}</figcaption></figure>').format(
-        image_data_uri(shown), caption=caption
-    )
+        address = image_data_uri(Image.fromarray(picture))
+    template = Markup('<figure><img src="{}" alt="{caption}"><figcaption>{caption}</figcaption></figure>')
+    return template.format(address, caption=caption)
 
 
 def _framed(content: Markup) -> Markup:

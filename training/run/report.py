@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,7 +26,6 @@ from modeling_decodepos.page import (
     PERCENT,
     Bar,
     bars,
-    facts,
     format_number,
     line_chart,
     render,
@@ -35,17 +35,6 @@ from training.run.folder import DEFAULTS, RunFiles, is_number, read_run
 from training.run.health import lies_on_a_line
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-
-VIEW_TEXTS = {
-    "image": "the image as it is stored, with all its regions in grey; the sample takes a few of them",
-    "whole": "the whole image, resized",
-    "crop": "a random crop",
-    "crop_small": "the crop at half size",
-    "whole_cut": "the whole image with parts of its regions cut out",
-    "crop_cut_small": "the crop at half size with parts of its regions cut out",
-    "repositioned": "the crop's regions, shrunk and moved, over the donor",
-    "donor": "another image, which gives new surroundings",
-}
 
 
 @dataclass(frozen=True)
@@ -150,7 +139,6 @@ def write_report(run_dir: Path | str) -> Path:
         measures=draw_measures(run),
         export=run.about("export"),
         curves=draw_curves(run),
-        views=list_views(run),
         changes=list_changes(run),
         provenance=list_provenance(run),
     )
@@ -256,13 +244,13 @@ def build_tiles(run: RunFiles) -> list[Markup]:
         low, high = map(write_percent, run.after.interval)
         note = f"95 % interval {low} to {high}; 50 % is a coin toss"
     items.append(stat_tile("probe: the object wins", _from_to(wins, write_percent), note, judge_probe(run)[1]))
-    waited, seconds, machine = run.mean("data_wait"), sum(run.values("seconds")), run.about("machine")
+    seconds, waited = sum(run.values("seconds")), run.mean("data_wait")
     note = "" if waited is None else f"{write_percent(waited)} of the time waiting for data"
     items.append(stat_tile("images per second", format_number(run.mean("images_per_second")), note))
+    machine, memory = run.about("machine"), run.last("peak_memory_gb")
     note = f"on {machine['device']}, {machine['cores']} cores" if {"device", "cores"} <= machine.keys() else ""
-    items.append(stat_tile("training time", write_duration(seconds) if seconds else NO_NUMBER, note))
-    if memory := run.last("peak_memory_gb"):
-        items.append(stat_tile("peak memory", f"{memory:.1f} GiB", "of the main process or its GPU, without workers"))
+    note += f", with up to {memory:.1f} GiB (without workers)" if memory else ""
+    items.append(stat_tile("training time", str(timedelta(seconds=round(seconds))) if seconds else NO_NUMBER, note))
     if (slack := run.values("slack")) and (can_move := run.values("can_move")):
         moves = fmean(can_move)
         tone = "good" if 1 - moves <= run.setting("max_immobile_share") else "bad"
@@ -311,19 +299,6 @@ def query_images(run: RunFiles) -> str:
     return "training images that are not in the gallery" if "training sees" in queries else "images held aside"
 
 
-def list_views(run: RunFiles) -> Markup:
-    """The views on the picture, and which network sees them; all where the objective is unknown."""
-    shown = {}
-    networks = (
-        {"student": run.objective.student_views, "teacher": run.objective.teacher_views} if run.objective else {}
-    )
-    for name, text in VIEW_TEXTS.items():
-        seen = " and the ".join(network for network, views in networks.items() if name in views)
-        if seen or not networks or name in ("image", "whole", "crop", "donor"):
-            shown[name] = f"{text} (seen by the {seen})" if seen else text
-    return facts(shown)
-
-
 def list_changes(run: RunFiles) -> list[tuple[Any, ...]]:
     """Each key of the recipe that is not at its default: value, default, origin of the default."""
     origins = run.about("origins")
@@ -367,16 +342,6 @@ def write_percent(share: float) -> str:
 def write_precise(share: float) -> str:
     """A share in percent with two significant digits."""
     return f"{format_number(100 * share, 2)}{PERCENT}"
-
-
-def write_duration(seconds: float) -> str:
-    """A time with its two largest units."""
-    whole = round(seconds)
-    if whole < 100:
-        return f"{whole} s"
-    if whole < 100 * 60:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def write_time(text: Any) -> str:

@@ -5,6 +5,7 @@ Colours run from dark blue (least) to pale yellow (most), legible without colour
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,9 +52,9 @@ class Sheet:
     def label(self, row: int, text: str, note: str = "") -> None:
         """Write before a row."""
         top = _TOP + row * (_TILE + _CAPTION)
-        for line, part in enumerate(_wrap(text, 19)[:4]):
+        for line, part in enumerate(textwrap.wrap(text, 19)[:4]):
             self._text(8, top + 8 + 17 * line, part, _INK, 13, _LEFT - 14)
-        for line, part in enumerate(_wrap(note, 22)[:4] if note else []):
+        for line, part in enumerate(textwrap.wrap(note, 22)[:4]):
             self._text(8, top + 84 + 15 * line, part, _MUTED, 11, _LEFT - 14)
 
     def put(
@@ -76,19 +77,6 @@ class Sheet:
         while text and font.getlength(text) > room * _SCALE:
             text = text.removesuffix("…")[:-1] + "…" if len(text.removesuffix("…")) > 1 else ""
         self.draw.text((x * _SCALE, y * _SCALE), text, fill=color, font=font)
-
-
-def _wrap(text: str, length: int) -> list[str]:
-    lines = [""]
-    for word in text.replace("_", "_ ").replace("/", "/ ").split(" "):
-        pieces = [word[k : k + length] for k in range(0, len(word), length)] or [""]
-        for piece in pieces:
-            joined = f"{lines[-1]} {piece}" if lines[-1] and not lines[-1].endswith(("_", "/")) else lines[-1] + piece
-            if len(joined) <= length or not lines[-1]:
-                lines[-1] = joined
-            else:
-                lines.append(piece)
-    return lines
 
 
 def draw_blank_pages(models: Sequence[ModelResult]) -> Image.Image | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -132,18 +131,12 @@ def save_report(diagnosis: Diagnosis, output: Path | str) -> Path:
             (output / "figures").mkdir(exist_ok=True)
             drawn.save(output / "figures" / f"{name}.png")
             text = Markup("<p><strong>{}.</strong> {}</p>").format(title, caption)
-            figures[measure] = picture(_jpeg(drawn), title, text)
+            figures[measure] = picture(drawn, title, text, quality=86)
     numbers = json.dumps(diagnosis.to_dict(), indent=1, allow_nan=False)
     (output / "report.json").write_text(numbers + "\n", encoding="utf-8")
     html = output / "report.html"
     html.write_text(build_page(diagnosis, figures, layers), encoding="utf-8")
     return html
-
-
-def _jpeg(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=86, optimize=True)
-    return buffer.getvalue()
 
 
 def build_page(diagnosis: Diagnosis, figures: Mapping[str, Markup], layers: Sequence[str] = ()) -> str:
