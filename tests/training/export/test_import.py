@@ -23,7 +23,7 @@ from training.export.pixel_forms import PIXEL_FORMS
 from training.export.renaming import find_place, name_place
 from training.export.sources import load_foreign, load_source
 from training.recipe import ModelArguments
-from training.run.setup import build_model
+from training.run.model import build_model
 from training.views.normalise import normalise
 
 Weights = dict[str, Tensor]
