@@ -44,7 +44,6 @@ from training.run.setup import Run, build_accelerator, build_run
 from training.run.stopping import StopRequest, is_disk_full
 from training.show import draw_sample
 from training.views.normalise import normalise
-from training.views.on_device import make_views
 
 
 def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
@@ -90,8 +89,7 @@ def count_pairs(run: Run, batches: list[RegionBatch]) -> dict[tuple[str, str], T
 def matched_regions(batch: RegionBatch, student: str, teacher: str) -> Tensor:
     """(B, R) flags of the regions that both views of a batch show."""
     flags = []
-    drawn = batch.views if batch.packed is None else batch.packed.views
-    for view in (drawn[student], drawn[teacher]):
+    for view in (batch.views[student], batch.views[teacher]):
         full = torch.zeros((len(batch.indices), view.valid_regions.shape[1]), dtype=torch.bool)
         rows = torch.arange(len(batch.indices)) if view.rows is None else view.rows
         full[rows] = view.valid_regions
@@ -100,11 +98,8 @@ def matched_regions(batch: RegionBatch, student: str, teacher: str) -> Tensor:
 
 
 def prepare_views(batch: RegionBatch, device: torch.device) -> dict[str, View]:
-    """The views on the device, made there if the workers did not, their 8-bit pixels normalised there."""
-    if batch.packed is None:
-        views = {name: view.to(device) for name, view in batch.views.items()}
-    else:
-        views = make_views(batch.packed.to(device), compiled=device.type == "cuda")
+    """The views on the device, their 8-bit pixels normalised there."""
+    views = {name: view.to(device) for name, view in batch.views.items()}
     return {name: dataclasses.replace(v, pixel_values=normalise(v.pixel_values)) for name, v in views.items()}
 
 
