@@ -10,7 +10,6 @@ results/, both copied from the folder that `python -m training.publish` built.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from model_cards.cards import render_card
 from model_cards.evidence import FIGURES, PAGE, draw, is_sweep, load_sweeps, with_sweeps
 from model_cards.results import LABELS, Row, load_rows
 from model_cards.tables import before_and_after, metric_list, number_table, origin_table
+from modeling_decodepos.settings import CommandParser
 
 HERE = Path(__file__).parent
 SMOKE_MODEL = "decodepos-scenes-smoke"
@@ -85,7 +85,7 @@ def results_page(rows: Sequence[Row]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 written, or as they should be; 1 not as they should be; 2 the JSON cannot be shown."""
-    parser = argparse.ArgumentParser(prog="python -m model_cards.render", description="Write cards from JSON.")
+    parser = CommandParser(prog="python -m model_cards.render", description="Write cards from JSON.")
     parser.add_argument("--check", action="store_true", help="change nothing")
     args = parser.parse_args(arguments)
     try:

@@ -18,6 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from training.recipe import Recipe, parse_command_line
+
+if __name__ == "__main__":
+    parse_command_line()  # --help and mistyped keys answer before the imports below, which take seconds
+
 import torch
 from accelerate import Accelerator
 from huggingface_hub.utils import logging as hub_logging
@@ -33,7 +38,6 @@ from training.data.batches import RegionBatch, StepBatches, build_loader
 from training.data.broken_images import TooManyBroken
 from training.data.streaming import RegionStream, build_stream_loader
 from training.errors import EXIT_INTERRUPTED, RunStopped
-from training.recipe import Recipe, parse_command_line
 from training.run.checkpoints import save_checkpoint
 from training.run.dataset import Data
 from training.run.finish import finish, how_to_load, is_finished, look_before, note_start, record_stop

@@ -1,66 +1,98 @@
-"""The table of protocols. A new one is a file beside this one and a line here."""
+"""The table of protocols. A new one is a file beside this one, its settings, and an entry here."""
 
 from __future__ import annotations
 
-from training.evaluation import (
-    detection,
-    linear_segmentation,
-    object_knn,
-    object_linear,
-    patch_retrieval,
-    segmentation,
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from training.evaluation.settings import (
+    DetectionSettings,
+    LinearSegmentationSettings,
+    ObjectKnnSettings,
+    ObjectLinearSettings,
+    PatchRetrievalSettings,
+    SegmentationSettings,
 )
-from training.evaluation.evaluation import ProtocolEntry
+
+
+@dataclass(frozen=True)
+class ProtocolEntry:
+    """One protocol of the table.
+
+    Attributes:
+        name: Of the protocol, and of its file.
+        version: Counts up whenever the numbers of equal settings change.
+        settings: A dataclass; its fields are flags, and part of the protocol id.
+        needs: What the data must have: "objects" (boxes with classes), "masks".
+        summary: One line.
+        quick: Common and own settings for a look in minutes on a CPU.
+    """
+
+    name: str
+    version: int
+    settings: type[Any]
+    needs: str
+    summary: str
+    quick: dict[str, Any]
+
+    @property
+    def run(self) -> Callable[..., Any]:
+        """`run(evaluation, settings)`: the numbers of one seed by name. Its file is loaded here, torch with it."""
+        run: Callable[..., Any] = importlib.import_module(f"training.evaluation.{self.name}").run
+        return run
+
 
 QUICK = {"size_px": 96, "train_images": 400, "validation_images": 150}
-
-PROTOCOLS: dict[str, ProtocolEntry] = {
-    "object_knn": ProtocolEntry(
-        version=1,
-        settings=object_knn.ObjectKnnSettings,
-        run=object_knn.run,
-        quick=QUICK,
-        needs="objects",
-        summary="weighted k-NN over object features: as they are, re-contextualised, re-positioned",
+_ENTRIES = (
+    ProtocolEntry(
+        "object_knn",
+        1,
+        ObjectKnnSettings,
+        "objects",
+        "weighted k-NN over object features: as they are, re-contextualised, re-positioned",
+        QUICK,
     ),
-    "object_linear": ProtocolEntry(
-        version=1,
-        settings=object_linear.ObjectLinearSettings,
-        run=object_linear.run,
-        quick=QUICK,
-        needs="objects",
-        summary="linear classifier on frozen object features, best of a few learning rates",
+    ProtocolEntry(
+        "object_linear",
+        1,
+        ObjectLinearSettings,
+        "objects",
+        "linear classifier on frozen object features, best of a few learning rates",
+        QUICK,
     ),
-    "linear_segmentation": ProtocolEntry(
-        version=1,
-        settings=linear_segmentation.LinearSegmentationSettings,
-        run=linear_segmentation.run,
-        quick=QUICK | {"steps": 300, "learning_rate": 1e-2},
-        needs="masks",
-        summary="frozen backbone, one 1x1 convolution; mIoU",
+    ProtocolEntry(
+        "linear_segmentation",
+        1,
+        LinearSegmentationSettings,
+        "masks",
+        "frozen backbone, one 1x1 convolution; mIoU",
+        QUICK | {"steps": 300, "learning_rate": 1e-2},
     ),
-    "patch_retrieval": ProtocolEntry(
-        version=1,
-        settings=patch_retrieval.PatchRetrievalSettings,
-        run=patch_retrieval.run,
-        quick=QUICK | {"memory_patches": 20_000},
-        needs="masks",
-        summary="segmentation by nearest patches of training images, nothing is trained; mIoU",
+    ProtocolEntry(
+        "patch_retrieval",
+        1,
+        PatchRetrievalSettings,
+        "masks",
+        "segmentation by nearest patches of training images, nothing is trained; mIoU",
+        QUICK | {"memory_patches": 20_000},
     ),
-    "segmentation": ProtocolEntry(
-        version=1,
-        settings=segmentation.SegmentationSettings,
-        run=segmentation.run,
-        quick=QUICK | {"steps": 150, "head_width": 64, "learning_rate": 1e-3},
-        needs="masks",
-        summary="fine-tuned inside UperNet; mIoU",
+    ProtocolEntry(
+        "segmentation",
+        1,
+        SegmentationSettings,
+        "masks",
+        "fine-tuned inside UperNet; mIoU",
+        QUICK | {"steps": 150, "head_width": 64, "learning_rate": 1e-3},
     ),
-    "detection": ProtocolEntry(
-        version=1,
-        settings=detection.DetectionSettings,
-        run=detection.run,
-        quick=QUICK | {"steps": 300, "width": 128, "layers": 2, "queries": 50},
-        needs="objects",
-        summary="fine-tuned inside Deformable DETR; COCO average precision",
+    ProtocolEntry(
+        "detection",
+        1,
+        DetectionSettings,
+        "objects",
+        "fine-tuned inside Deformable DETR; COCO average precision",
+        QUICK | {"steps": 300, "width": 128, "layers": 2, "queries": 50},
     ),
-}
+)
+PROTOCOLS: dict[str, ProtocolEntry] = {entry.name: entry for entry in _ENTRIES}

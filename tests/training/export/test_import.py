@@ -17,7 +17,7 @@ from transformers import ResNetModel
 
 from modeling_decodepos import DecodePosForPreTraining
 from tests.modeling.conftest import shake, tiny_resnet
-from training.export.command import main
+from training.export.__main__ import main
 from training.export.key_layouts import BARE, LAYOUTS, TRANSFORMERS, Prefix
 from training.export.pixel_forms import PIXEL_FORMS
 from training.export.renaming import find_place, name_place

@@ -24,8 +24,8 @@ from dataset_scripts.hub.release import card_problems
 from tests.hub_server import TOKEN, HubServer, StoredFile, run_python
 from tests.training.runs import run_here
 from training.publish import folders
+from training.publish.__main__ import main
 from training.publish.about import About
-from training.publish.command import main
 from training.publish.places import command_without_places
 
 # The client's own, about the client below it.
