@@ -39,13 +39,8 @@ def key(
 ) -> Any:
     """A dataclass field with what its help says and which values it takes.
 
-    Args:
-        default: Its value where none is given; `dataclasses.MISSING` for a field that must be given.
-        help: What it is.
-        origin: Where the default comes from.
-        choices: The only values there are.
-        within: Least and greatest value; of a tuple, those of its items.
-        above: The value must be greater than this.
+    `dataclasses.MISSING` as the default makes a field that must be given. `within` is its least and greatest value and
+    `above` what it must be greater than; of a tuple, they hold for every item.
     """
     limits = {"minimum": within[0], "maximum": within[1], "above": above}
     return dataclasses.field(default=default, metadata={"help": help, "origin": origin, "choices": choices, **limits})
@@ -65,12 +60,9 @@ def check(settings: Any) -> None:
         least, most, above = (limits.get(limit) for limit in ("minimum", "maximum", "above"))
         for number in value if isinstance(value, tuple) else (value,):
             # In this form, NaN is outside.
-            if (
-                (least is not None and not number >= least)
-                or (most is not None and not number <= most)
-                or (above is not None and not number > above)
-            ):
-                raise ValueError(f"{name} is {value}; expected {_range_text(limits)}.")
+            fits = (least is None or number >= least) and (most is None or number <= most)
+            if not fits or not (above is None or number > above):
+                raise ValueError(f"{name} is {value}; expected {_range_text(least, most, above)}.")
 
 
 def from_values(kind: type[T], values: Mapping[str, Any], source: str) -> T:
@@ -131,13 +123,9 @@ def _has_no_default(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _range_text(limits: Mapping[str, Any]) -> str:
-    least, most, above = (limits.get(limit) for limit in ("minimum", "maximum", "above"))
-    if above is not None:
-        return f"more than {above}" + ("" if most is None else f" and at most {most}")
-    if least is None:
-        return f"at most {most}"
-    return f"at least {least}" if most is None else f"from {least} to {most}"
+def _range_text(least: float | None, most: float | None, above: float | None) -> str:
+    words = {"at least": least, "more than": above, "at most": most}
+    return " and ".join(f"{word} {limit}" for word, limit in words.items() if limit is not None)
 
 
 # -------------------------------------------------------------------------------------------------------------- YAML

@@ -35,6 +35,8 @@ SHARE = (0, 1)
 COUNT = (1, 10_000_000)
 FROM_ZERO = (0, 2**31)
 
+_OBJECTIVES = ("both", "byol_image", "byol_region", "decoupling", "depositioning", "both_uncut_teacher", "both_apart")
+
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "scenes_smoke.yaml"
 
 
@@ -42,9 +44,7 @@ DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "scenes_smoke.yaml"
 class DataArguments:
     """Which images and regions."""
 
-    data: str = key(
-        "data/scenes", "Folder or Hub id of a data set in our Parquet layout, or a plain folder of pictures.", OURS
-    )
+    data: str = key("data/scenes", "Data set in our Parquet layout (folder or Hub id), or a folder of pictures.", OURS)
     split: str = key("train", "Split to train on; a plain folder is all 'train'.", OURS)
     region_source: str = key(
         "auto",
@@ -54,20 +54,15 @@ class DataArguments:
         PAPER + " uses selective search; the others and auto are ours",
         choices=("auto", "regions", "objects", "random", "grid"),
     )
-    max_broken_share: float = key(
-        0.01, "Stop when more than this share of the images cannot be read.", OURS, within=SHARE
-    )
+    max_broken_share: float = key(0.01, "Stop when more of the images than this cannot be read.", OURS, within=SHARE)
     cache_px: int = key(
         0,
-        "Decode every image once, into a cache of pixels whose shorter side is at most this; 0 decodes the originals "
-        "each time.",
+        "Decode images once, to a cache of pixels with a shorter side of at most this; 0: no cache.",
         OURS,
         within=(0, 100_000),
     )
     cache_dir: str = key(
-        "",
-        "Folder of that cache; empty: a folder in .cache beside output_dir, shared by runs on the same images.",
-        OURS,
+        "", "Folder of that cache; empty: one in .cache beside output_dir, shared by runs on the same images.", OURS
     )
     streaming: bool = key(
         False,
@@ -76,14 +71,9 @@ class DataArguments:
         OURS,
     )
     stream_block: int = key(
-        1000,
-        "When streaming: images that a worker holds, mixes, and takes donors from; they stay encoded.",
-        OURS,
-        within=(2, 10_000_000),
+        1000, "When streaming: encoded images that a worker holds to mix and take donors from.", OURS, within=(2, None)
     )
-    num_workers: int = key(
-        0, "Processes that make views; 0 makes them in the training process.", OURS, within=(0, 1000)
-    )
+    num_workers: int = key(0, "Processes that make views; 0: the training process does.", OURS, within=(0, 1000))
 
     def __post_init__(self) -> None:
         check(self)
@@ -127,16 +117,10 @@ class ViewArguments:
         choices=("own", "shared", "none"),
     )
     cut_form: str = key(
-        "collaborative",
-        "Form of region augmentation.",
-        FOLLOW_UP,
-        choices=("collaborative", "independent", "spilling"),
+        "collaborative", "Form of region cuts.", FOLLOW_UP, choices=("collaborative", "independent", "spilling")
     )
     cut_probability: float = key(
-        1.0,
-        "Probability that a view made to be cut is cut at all.",
-        OURS + "; the follow-up cuts half of its views",
-        within=SHARE,
+        1.0, "Probability of a cut in views made to be cut.", OURS + "; the follow-up cuts half", within=SHARE
     )
     cut_ratio_min: float = key(
         0.2, "Least share cut from each region.", OURS + "; the follow-up draws from 0.2-0.6", within=(0, 0.99)
@@ -147,9 +131,7 @@ class ViewArguments:
     cut_surroundings: bool = key(
         True, "Whether random boxes carry cuts outside the regions too.", PAPER + " shows 45 % of the outside cut"
     )
-    cut_grid_px: int = key(
-        1, "Cuts fall on a grid of this many pixels; give a ViT's patch size.", FOLLOW_UP, within=COUNT
-    )
+    cut_grid_px: int = key(1, "Cuts fall on a grid of so many pixels; a ViT's patch size.", FOLLOW_UP, within=COUNT)
     repositioning: str = key(
         "scaled",
         "How the foreground moves: 'paper' keeps its size (often there is no room to move), 'scaled' makes it smaller "
@@ -165,16 +147,10 @@ class ViewArguments:
         choices=("image", "mean"),
     )
     max_foreground: float = key(
-        0.9,
-        "Largest regions are dropped until the foreground covers at most this share of the view.",
-        OURS,
-        within=SHARE,
+        0.9, "Largest regions are dropped until the rest covers at most this share of the view.", OURS, within=SHARE
     )
     mixed_share: float = key(
-        1.0,
-        "Share of the images that get the mixed view; the follow-up mixes 0.25.",
-        OURS + "; the paper's is unknown",
-        within=SHARE,
+        1.0, "Share of images that get the mixed view.", OURS + "; follow-up 0.25, paper unknown", within=SHARE
     )
     jitter_probability: float = key(0.8, "Probability of colour jitter.", SOCO, within=SHARE)
     brightness: float = key(0.4, "Strength of brightness jitter.", SOCO, within=(0, 10))
@@ -217,20 +193,7 @@ class ModelArguments:
         "weights to start from.",
         PAPER + " draws a C4 backbone; ResNet-50 is inferred",
     )
-    objective: str = key(
-        "both",
-        "Table of loss pairs; see modeling_decodepos/losses.py.",
-        PAPER,
-        choices=(
-            "both",
-            "byol_image",
-            "byol_region",
-            "decoupling",
-            "depositioning",
-            "both_uncut_teacher",
-            "both_apart",
-        ),
-    )
+    objective: str = key("both", "Table of loss pairs; see modeling_decodepos/losses.py.", PAPER, choices=_OBJECTIVES)
     depositioning_weight: float = key(
         1.0, "Weight of the de-positioning term (lambda).", OURS + "; paper's unknown", within=FROM_ZERO
     )
@@ -239,16 +202,10 @@ class ModelArguments:
     projection_size: int = key(256, "Size of the compared embedding.", SOCO, within=COUNT)
     use_predictor: bool = key(True, "Whether the student has a predictor (not drawn in the paper's figure).", SOCO)
     centre_cells: bool = key(
-        False,
-        "Whether regions are read where the cells of a ResNet's map have their centres; RoIAlign reads half a stride "
-        "up and left of that.",
-        OURS,
+        False, "Read regions at the centres of a ResNet's cells, half a stride right and down of RoIAlign's.", OURS
     )
     anchor_weight: float = key(
-        0.0,
-        "Weight of the anchor that keeps region features near those of the weights the run starts from; 0 for none.",
-        OURS,
-        within=FROM_ZERO,
+        0.0, "Weight of an anchor to the region features of the starting weights; 0: none.", OURS, within=FROM_ZERO
     )
     sync_batch_norm: bool = key(
         True, "Whether batch norms share their statistics over GPUs; has no effect on CPUs or one device.", SOCO
@@ -266,9 +223,7 @@ class RunArguments:
     output_dir: str = key("runs/scenes_smoke", "Folder of the run.", OURS)
     max_steps: int = key(0, "Updates in all; 0 means `epochs` decides.", OURS, within=FROM_ZERO)
     epochs: int = key(800, "Passes over the data, when max_steps is 0.", FOLLOW_UP)
-    global_batch_size: int = key(
-        512, "Images per update, over all devices and accumulation steps.", PEERS, within=COUNT
-    )
+    global_batch_size: int = key(512, "Images per update, over devices and accumulation steps.", PEERS, within=COUNT)
     accumulation_steps: int = key(1, "Micro-batches per update and device.", OURS, within=COUNT)
     optimizer: str = key("lars", "Optimiser.", SOCO, choices=("lars", "adamw"))
     base_learning_rate: float = key(
@@ -281,31 +236,24 @@ class RunArguments:
     weight_decay: float = key(1e-5, "Weight decay; none on biases and normalisation.", SOCO, within=FROM_ZERO)
     weight_decay_end: float = key(
         -1.0,
-        "Weight decay that a cosine reaches at the end; -1 keeps it as it is.",
+        "Weight decay at the end of a cosine; -1: constant.",
         FOLLOW_UP + " (0.04 to 0.4, ViT)",
-        within=(-1, 1_000_000),
+        within=(-1, None),
     )
     sgd_momentum: float = key(0.9, "The optimiser's momentum (LARS), or AdamW's beta 1.", SOCO, within=SHARE)
-    teacher_momentum: float = key(
-        0.99, "The teacher's EMA coefficient at the start; it rises to 1.", SOCO, within=SHARE
-    )
+    teacher_momentum: float = key(0.99, "The teacher's EMA coefficient at first; it rises to 1.", SOCO, within=SHARE)
     gradient_clip: float = key(0.0, "Largest gradient norm; 0 does not clip.", OURS, within=FROM_ZERO)
     seed: int = key(0, "Seed of weights and data.", OURS, within=FROM_ZERO)
     mixed_precision: str = key("no", "bf16 runs the networks in bfloat16.", OURS, choices=("no", "bf16"))
     cpu: bool = key(False, "Run on the CPU even where there is an accelerator.", OURS)
     save_steps: int = key(0, "Updates between checkpoints; 0 saves at the end only.", OURS, within=FROM_ZERO)
-    keep_checkpoints: int = key(
-        2, "Newest checkpoints kept, beside the best one; older ones are deleted.", OURS, within=COUNT
-    )
+    keep_checkpoints: int = key(2, "Newest checkpoints kept, beside the best one.", OURS, within=COUNT)
     resume: str = key("auto", "auto continues the newest checkpoint of output_dir, none starts anew, or a path.", OURS)
     allow_change: str = key(
         "", "Keys (with commas between) that a continued run may change; `processes` for another world size.", OURS
     )
     processes: int = key(
-        0,
-        "Processes there must be, over all machines; 0 trusts the launcher's word for how many it started.",
-        OURS,
-        within=FROM_ZERO,
+        0, "Processes there must be, over all machines; 0 trusts the launcher.", OURS, within=FROM_ZERO
     )
     tracker: str = key(
         "none", "Where log lines go beside log.jsonl.", OURS, choices=("none", "tensorboard", "trackio", "wandb")
@@ -316,20 +264,17 @@ class RunArguments:
     )
     probe_count: int = key(0, "Scenes in the probe before and after the run; 0 for none.", OURS, within=FROM_ZERO)
     measure_steps: int = key(
-        0,
-        "Updates between measures of what the features hold (training/probes/during.py); 0 measures never.",
-        OURS,
-        within=FROM_ZERO,
+        0, "Updates between measures of the features (training/probes/during.py); 0: never.", OURS, within=FROM_ZERO
     )
     measure_images: int = key(
         512,
-        "Images measured on, half as gallery, half as queries; they stay in memory as 8-bit views.",
+        "Images measured on, half gallery, half queries; they stay in memory as 8-bit views.",
         OURS,
-        within=(4, 1_000_000),
+        within=(4, None),
     )
     collapse_warn: float = key(
         0.5,
-        "Warn once when the embeddings' spread falls below this share of a perfect one; 0 never warns.",
+        "Warn once when the embeddings' spread falls below this share of a perfect one; 0: never.",
         OURS,
         within=SHARE,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from modeling_decodepos.settings import CommandParser, add_flags, fields, from_values, given
 from training.errors import UnusableData
-from training.evaluation.protocols import PROTOCOLS, ProtocolEntry
+from training.evaluation.protocols import PROTOCOLS, QUICK, ProtocolEntry
 from training.evaluation.settings import Common
 from training.sweep.__main__ import main as sweep
 
@@ -23,7 +23,7 @@ def build_parser() -> CommandParser:
     commands = parser.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
     commands.add_parser("ablation", help="train the arms of a sweep file, measure and compare them")
     for name, entry in PROTOCOLS.items():
-        command = commands.add_parser(name, help=entry.summary, description=entry.summary)
+        command = commands.add_parser(name, help=entry.settings.__doc__, description=entry.settings.__doc__)
         add = command.add_argument
         add_flags(command, Common, only=fields(Common).keys() - {"seed"})
         add("--output", type=Path, required=True, help="results file; new numbers are put into it")
@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, ProtocolEntry, 
     """The call: its flags, the protocol, and the settings that result."""
     args = build_parser().parse_args(arguments)
     entry = PROTOCOLS[args.protocol]
-    quick = entry.quick if args.quick else {}
+    quick = QUICK | entry.quick if args.quick else {}
 
     def settings(kind: Any) -> Any:
         chosen = {name: value for name, value in quick.items() if name in fields(kind)} | given(args, kind)

@@ -1,4 +1,4 @@
-"""The table of protocols. A new one is a file beside this one, its settings, and an entry here."""
+"""The table of protocols. A new one is a file beside this one, its settings, and a line here."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from training.evaluation.settings import (
-    DetectionSettings,
-    LinearSegmentationSettings,
-    ObjectKnnSettings,
-    ObjectLinearSettings,
-    PatchRetrievalSettings,
-    SegmentationSettings,
-)
+from training.evaluation import settings as own
 
 
 @dataclass(frozen=True)
@@ -23,19 +16,17 @@ class ProtocolEntry:
 
     Attributes:
         name: Of the protocol, and of its file.
-        version: Counts up whenever the numbers of equal settings change.
-        settings: A dataclass; its fields are flags, and part of the protocol id.
+        settings: A dataclass; its fields are flags, and part of the protocol id. Its docstring is the summary.
         needs: What the data must have: "objects" (boxes with classes), "masks".
-        summary: One line.
-        quick: Common and own settings for a look in minutes on a CPU.
+        quick: What is set for a look in minutes on a CPU, beside `QUICK`.
+        version: Counts up whenever the numbers of equal settings change.
     """
 
     name: str
-    version: int
     settings: type[Any]
     needs: str
-    summary: str
     quick: dict[str, Any]
+    version: int = 1
 
     @property
     def run(self) -> Callable[..., Any]:
@@ -45,54 +36,16 @@ class ProtocolEntry:
 
 
 QUICK = {"size_px": 96, "train_images": 400, "validation_images": 150}
+_SEGMENTATION = {"steps": 150, "head_width": 64, "learning_rate": 1e-3}
+_DETECTION = {"steps": 300, "width": 128, "layers": 2, "queries": 50}
 _ENTRIES = (
+    ProtocolEntry("object_knn", own.ObjectKnnSettings, "objects", {}),
+    ProtocolEntry("object_linear", own.ObjectLinearSettings, "objects", {}),
     ProtocolEntry(
-        "object_knn",
-        1,
-        ObjectKnnSettings,
-        "objects",
-        "weighted k-NN over object features: as they are, re-contextualised, re-positioned",
-        QUICK,
+        "linear_segmentation", own.LinearSegmentationSettings, "masks", {"steps": 300, "learning_rate": 0.01}
     ),
-    ProtocolEntry(
-        "object_linear",
-        1,
-        ObjectLinearSettings,
-        "objects",
-        "linear classifier on frozen object features, best of a few learning rates",
-        QUICK,
-    ),
-    ProtocolEntry(
-        "linear_segmentation",
-        1,
-        LinearSegmentationSettings,
-        "masks",
-        "frozen backbone, one 1x1 convolution; mIoU",
-        QUICK | {"steps": 300, "learning_rate": 1e-2},
-    ),
-    ProtocolEntry(
-        "patch_retrieval",
-        1,
-        PatchRetrievalSettings,
-        "masks",
-        "segmentation by nearest patches of training images, nothing is trained; mIoU",
-        QUICK | {"memory_patches": 20_000},
-    ),
-    ProtocolEntry(
-        "segmentation",
-        1,
-        SegmentationSettings,
-        "masks",
-        "fine-tuned inside UperNet; mIoU",
-        QUICK | {"steps": 150, "head_width": 64, "learning_rate": 1e-3},
-    ),
-    ProtocolEntry(
-        "detection",
-        1,
-        DetectionSettings,
-        "objects",
-        "fine-tuned inside Deformable DETR; COCO average precision",
-        QUICK | {"steps": 300, "width": 128, "layers": 2, "queries": 50},
-    ),
+    ProtocolEntry("patch_retrieval", own.PatchRetrievalSettings, "masks", {"memory_patches": 20_000}),
+    ProtocolEntry("segmentation", own.SegmentationSettings, "masks", _SEGMENTATION),
+    ProtocolEntry("detection", own.DetectionSettings, "objects", _DETECTION),
 )
-PROTOCOLS: dict[str, ProtocolEntry] = {entry.name: entry for entry in _ENTRIES}
+PROTOCOLS = {entry.name: entry for entry in _ENTRIES}

@@ -214,7 +214,7 @@ def test_prefixes_are_balanced():
         ({"cap_step": 0}, "cap_step is 0; expected at least 1"),
         ({"small_images": 9, "train_images": 8}, "expected at most train_images, 8"),
         ({"least_side": 0.9}, "least_side and greatest_side"),
-        ({"most_classes": 300}, "expected from 1 to 254"),
+        ({"most_classes": 300}, "expected at least 1 and at most 254"),
     ],
 )
 def test_a_rule_that_makes_no_sense_is_refused(values, message):

@@ -13,7 +13,7 @@ from modeling_decodepos.schema import build_features
 from tests.training.evaluation.conftest import NAMES, SIDE, squares_row, write_squares
 from training.evaluation.__main__ import main, parse
 from training.evaluation.measure import evaluate, find_arm, protocol_id
-from training.evaluation.protocols import PROTOCOLS
+from training.evaluation.protocols import PROTOCOLS, QUICK
 from training.sweep.__main__ import build_parser
 
 FLAGS = ["--model", "random:resnet_tiny", "--size_px", str(SIDE), "--device", "cpu"]
@@ -112,7 +112,7 @@ def test_every_protocol_has_help_and_a_quick_form(protocol: str, capsys: pytest.
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     _, entry, common, settings = parse([protocol, *FLAGS, "--data", "x", "--output", "y", "--quick"])
-    for name, value in entry.quick.items():
+    for name, value in (QUICK | entry.quick).items():
         assert f"--{name}" in shown
         assert getattr(settings, name, getattr(common, name, None)) == (SIDE if name == "size_px" else value)
 
