@@ -1,6 +1,6 @@
 """Publishes a data set folder on the Hugging Face Hub, so that `load_dataset("ORG/NAME")` reads it.
 
-python -m dataset_scripts.publish data/openimage-mini --repo ORG/openimage-mini --revision-tag v1 --dry-run
+python -m dataset_scripts.publish data/openimage-mini --repo ORG/openimage-mini --revision_tag v1 --dry_run
 
 The folder is checked first, as `prepare check` does. The same command can be run again at any time: it sends what is
 missing and verifies the rest by hash.

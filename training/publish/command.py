@@ -1,6 +1,6 @@
 """Publishes a finished run on the Hugging Face Hub, so that `AutoModel.from_pretrained("ORG/NAME")` loads it.
 
-python -m training.publish runs/scenes_smoke --repo ORG/NAME --revision-tag v1 --dry-run
+python -m training.publish runs/scenes_smoke --repo ORG/NAME --revision_tag v1 --dry_run
 
 Two repositories: ORG/NAME is the plain backbone, ORG/NAME-pretraining student, teacher and heads with their code. Both
 are built in RUN/release and checked there first. The same command can be run again at any time: it sends what is

@@ -91,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source",
         type=Path,
         required=True,
-        help="folder of the tables; what is absent is fetched into it. Or a folder that --ids-only wrote",
+        help="folder of the tables; what is absent is fetched into it. Or a folder that --ids_only wrote",
     )
     parser.add_argument("--ids_only", action="store_true", help="write ids, boxes and rule, no pixels")
     parser.add_argument("--recipe", type=Path, help="YAML file with keys of the selection rule; flags win over it")
@@ -103,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--originals",
         action="store_true",
-        help="--image-url serves the photographers' originals: check the MD5 and size of the image list",
+        help="--image_url serves the photographers' originals: check the MD5 and size of the image list",
     )
     parser.add_argument("--masks", type=Path, help="folder of mask zips or PNG files (default: SOURCE/masks)")
     parser.add_argument("--missing", type=Path, help="leave out the ids in this file, and no others")
@@ -115,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def open_source(arguments: argparse.Namespace) -> Source | None:
     """What `prepare openimage-mini` builds, its photos on disk; None if only ids were asked for, which it wrote."""
     if arguments.connections < 1 or arguments.requests_per_second <= 0:
-        raise ValueError("--connections and --requests-per-second must be above 0.")
+        raise ValueError("--connections and --requests_per_second must be above 0.")
     for url in (arguments.metadata_url, arguments.image_url):
         if not url.startswith(("https://", "http://")):
             raise ValueError(f"{url!r} is no address, expected http:// or https://.")

@@ -4,7 +4,7 @@
     FOLDER/data/train-small.parquet …        one row per image; the small tier is a file of its own
     FOLDER/README.md                         card; `load_dataset(FOLDER)` reads it
 
-It is what `--ids-only` writes, and what every build goes through, so that a build from this folder and one from the
+It is what `--ids_only` writes, and what every build goes through, so that a build from this folder and one from the
 CSV files cannot differ.
 """
 
