@@ -217,7 +217,9 @@ def build_parser() -> CommandParser:
     parser.add_argument("second", type=Path, metavar="DIR_B", nargs="?", help="absent: between the splits of DIR_A")
     parser.add_argument("--output", type=Path, metavar="FILE.csv", help="all pairs")
     parser.add_argument("--threshold", type=int, default=THRESHOLD, help="bits of 64 in which they may differ")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
+    parser.add_argument(
+        "--num_workers", "--workers", dest="workers", type=int, default=0, help="processes; 0: one per core"
+    )
     return parser
 
 

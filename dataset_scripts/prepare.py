@@ -51,7 +51,9 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     """What every builder takes."""
     parser.add_argument("--output", type=Path, required=True, help="folder to write; an unfinished one is completed")
     parser.add_argument(
+        "--num_workers",
         "--workers",
+        dest="workers",
         type=int,
         default=0,
         help="processes, the bytes do not depend on it; 0: one per core, of this machine or of the cluster",
@@ -80,7 +82,9 @@ def build_parser() -> CommandParser:
 
     check = commands.add_parser("check", help="verify a folder against its manifest and the column contract")
     check.add_argument("folder", type=Path, help="folder of Parquet files")
-    check.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
+    check.add_argument(
+        "--num_workers", "--workers", dest="workers", type=int, default=0, help="processes; 0: one per core"
+    )
     return parser
 
 

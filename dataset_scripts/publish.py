@@ -124,7 +124,14 @@ def build_parser() -> CommandParser:
     parser.add_argument("--private", action="store_true", help="of a new repository")
     parser.add_argument("--revision_tag", metavar="TAG", help="name for this revision, such as v1; never moved")
     parser.add_argument("--overwrite", action="store_true", help="replace the data of another data set")
-    parser.add_argument("--workers", type=int, default=0, help="processes of the check; 0: one per core")
+    parser.add_argument(
+        "--num_workers",
+        "--workers",
+        dest="workers",
+        type=int,
+        default=0,
+        help="processes of the check; 0: one per core",
+    )
     return parser
 
 

@@ -92,11 +92,11 @@ def refuse_unknown(names: Iterable[str], known: Collection[str], source: str) ->
             raise ValueError(f"{source}: unknown key {name!r}.{nearest(str(name), known)}")
 
 
-def nearest(name: str, known: Collection[str], most_listed: int = 20) -> str:
+def nearest(name: str, known: Collection[str]) -> str:
     """A hint for whoever mistyped a name: " Did you mean …?", or all names if they are not too many."""
     if close := difflib.get_close_matches(name, known, n=1):
         return f" Did you mean {close[0]!r}?"
-    return f" Expected one of {', '.join(known)}." if len(known) <= most_listed else " `--help_all` lists all keys."
+    return f" Expected one of {', '.join(known)}." if len(known) <= 20 else " `--help` lists all keys."
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
@@ -188,16 +188,14 @@ class CommandParser(argparse.ArgumentParser):
         words = sys.argv[1:] if args is None else args
         found, rest = super().parse_known_args([self._spelled(word) for word in words], namespace)
         if rest:
-            flag = rest[0].partition("=")[0].replace("-", "_")
-            close = difflib.get_close_matches(
-                flag.lstrip("_"), [name[2:] for name in self._option_string_actions], n=1
-            )
-            self.error(f"unknown argument {rest[0]}." + (f" Did you mean --{close[0]}?" if close else ""))
+            flag = rest[0].partition("=")[0].replace("-", "_").replace("__", "--", 1)
+            self.error(f"unknown argument {rest[0]}.{nearest(flag, self._option_string_actions)}")
         return found, rest
 
     def error(self, message: str) -> NoReturn:
         """End with a message and without the usage of all flags."""
-        self.exit(2, f"{self.prog}: error: {message}\n`--help` says more.\n")
+        hint = "" if "--help" in message else " See `--help`."
+        self.exit(2, f"{self.prog}: error: {message}{hint}\n")
 
     def _spelled(self, word: str) -> str:
         flag, equals, value = word.partition("=")
@@ -205,7 +203,7 @@ class CommandParser(argparse.ArgumentParser):
         return other + equals + value if flag[:2] == "--" and other in self._option_string_actions else word
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
+class _Formatter(argparse.HelpFormatter):
     """Shows the first spelling of a flag, and its default where there is one."""
 
     def __init__(self, prog: str):
@@ -223,7 +221,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class _HelpAll(argparse.Action):
-    """Prints the help with the flags that `--help` leaves out."""
+    """Prints the help with the flags and the origins that `--help` leaves out."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         for action in parser._actions:
@@ -244,7 +242,7 @@ def add_flags(
         parser: Gets the flags, in a group per dataclass if there are several.
         kinds: The dataclasses.
         only: Names of the fields; all by default.
-        brief: The flags that `--help` shows; the others come with `--help_all`.
+        brief: The flags that `--help` shows; `--help_all` shows all, and where their defaults come from.
     """
     for kind in kinds:
         title = (kind.__doc__ or "").strip().rstrip(".")
@@ -255,32 +253,31 @@ def add_flags(
                 continue
             hint = get_args(hints[name])[0] if get_origin(hints[name]) is tuple else hints[name]
             choices = field.metadata.get("choices")
-            options: dict[str, Any] = {"metavar": f"{{{','.join(choices)}}}" if choices else hint.__name__.upper()}
+            metavar = f"{{{','.join(choices)}}}" if choices else hint.__name__.upper()
+            options: dict[str, Any] = {"required": _has_no_default(field), "help": _flag_help(field)}
             if hint is bool:
                 options |= {"nargs": "?", "const": "true"}
-                group.add_argument(
-                    f"--no_{name}", dest=name, action="store_const", const="false", help=argparse.SUPPRESS
-                )
+                no = {"action": "store_const", "const": "false", "help": argparse.SUPPRESS}
+                group.add_argument(f"--no_{name}", dest=name, **no)
             elif hint is not hints[name]:
                 options["nargs"] = "+"
-            action = group.add_argument(
-                f"--{name}", required=_has_no_default(field), help=_flag_help(field), **options
-            )
-            if brief is not None and name not in brief:
-                action.help_all, action.help = action.help, argparse.SUPPRESS
+            action = group.add_argument(f"--{name}", metavar=metavar, **options)
+            if brief is not None:
+                action.help_all = action.help
+                action.help = _flag_help(field, origin=False) if name in brief else argparse.SUPPRESS
     if brief is not None:
         parser.add_argument("--help_all", action=_HelpAll, nargs=0, help="show all keys and exit")
 
 
-def _flag_help(field: dataclasses.Field[Any]) -> str:
-    notes = []
+def _flag_help(field: dataclasses.Field[Any], origin: bool = True) -> str:
+    notes = {}
     if not _has_no_default(field):
         value = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        notes.append(f"default: {'none' if value == '' else value}")
-    if origin := field.metadata.get("origin"):
-        notes.append(f"origin: {origin}")
-    text = f"{field.metadata.get('help', '')} ({'; '.join(notes)})" if notes else field.metadata.get("help", "")
-    return text.strip().replace("%", "%%")
+        notes["default"] = "none" if value == "" else value
+    if origin and field.metadata.get("origin"):
+        notes["origin"] = field.metadata["origin"]
+    text = f"{field.metadata.get('help', '')} ({'; '.join(f'{name}: {note}' for name, note in notes.items())})"
+    return text.removesuffix("()").strip().replace("%", "%%")
 
 
 def given(arguments: argparse.Namespace, kind: Any) -> dict[str, Any]:

@@ -89,7 +89,18 @@ def test_both_spellings_and_the_nearest_flag(capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as stop:
         parser.parse_args(["run", "--repo", "a/b", "--revision-tags", "v1"])
     assert stop.value.code == 2
-    assert "unknown argument --revision-tags. Did you mean --revision_tag?" in capsys.readouterr().err
+    assert "unknown argument --revision-tags. Did you mean '--revision_tag'?" in capsys.readouterr().err
+
+
+def test_former_spellings_are_taken():
+    parsed = modeling_decodepos.diagnosis.command.build_parser().parse_args(["m", "--output", "o", "--size", "64"])
+    assert parsed.size_px == 64
+    parsed = training.export.__main__.build_parser().parse_args(["m", "--output", "o", "--image_size_px", "64"])
+    assert parsed.size_px == 64
+    for flag in ("--workers", "--num_workers", "--num-workers"):
+        words = ["scenes", "--output", "o", flag, "3", "--size-px", "32"]
+        parsed = dataset_scripts.prepare.build_parser().parse_args(words)
+        assert (parsed.workers, parsed.size_px) == (3, 32)
 
 
 def test_the_probe_says_that_it_is_no_command():

@@ -32,7 +32,7 @@ def build_data(folder: Path) -> None:
     """
     from dataset_scripts import prepare
 
-    size = ["--train", "64", "--validation", "8", "--size_px", str(SIZE_PX), "--workers", "1"]
+    size = ["--train", "64", "--validation", "8", "--size_px", str(SIZE_PX), "--num_workers", "1"]
     code = prepare.main(["scenes", "--output", str(folder), *size])
     if code:
         raise SystemExit(code)

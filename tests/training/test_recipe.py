@@ -41,6 +41,7 @@ def test_short_help_first(capsys: pytest.CaptureFixture):
     short, everything = (re.findall(r"^  --(\w+)", shown[flag], re.MULTILINE) for flag in ("--help", "--help_all"))
     assert set(short) == {"help", "help_all", *BRIEF} and short[:3] == ["help", "help_all", "data"]
     assert set(everything) == {"help", "help_all", *origins()}
+    assert "origin: " in shown["--help_all"] and "origin: " not in shown["--help"]
     assert "{lars,adamw}" in shown["--help_all"] and "{both,byol_image," in shown["--help"]
 
 
