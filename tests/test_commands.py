@@ -22,12 +22,13 @@ import training.views.__main__
 ROOT = Path(__file__).parents[1]
 COMMANDS = [
     *("training.pretrain", "training.evaluation", "training.evaluation object_knn", "training.evaluation ablation"),
-    *("training.export", "training.publish", "training.views", "training.report", "training.sweep"),
-    *("training.tutorial", "dataset_scripts.prepare", "dataset_scripts.prepare openimage-mini"),
+    *("training.export", "training.publish", "training.views", "training.run.report", "training.report"),
+    *("training.sweep", "training.tutorial", "dataset_scripts.prepare", "dataset_scripts.prepare openimage-mini"),
     *("dataset_scripts.prepare check", "dataset_scripts.preview", "dataset_scripts.overlap"),
     *("dataset_scripts.publish", "model_cards.render", "modeling_decodepos.diagnosis.command"),
 ]
 NAMES = {
+    "training.report": "python -m training.run.report",  # its former name
     "training.pretrain": "accelerate launch training/pretrain.py",
     "modeling_decodepos.diagnosis.command": "decodepos-diagnose",
 }

@@ -20,7 +20,7 @@ from modeling_decodepos.settings import CommandParser
 
 def build_parser() -> CommandParser:
     """The command line."""
-    parser = CommandParser(prog="python -m training.report", description="Write the report of a run folder.")
+    parser = CommandParser(prog="python -m training.run.report", description="Write the report of a run folder.")
     parser.add_argument("run_dir", type=Path, help="output_dir of a run")
     return parser
 
