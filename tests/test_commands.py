@@ -15,6 +15,7 @@ import dataset_scripts.publish
 import modeling_decodepos.diagnosis.command
 import training.evaluation.__main__
 import training.export.__main__
+import training.probes.find
 import training.publish.__main__
 import training.sweep.__main__
 import training.views.__main__
@@ -23,7 +24,13 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = [
     *("training.pretrain", "training.evaluation", "training.evaluation object_knn", "training.evaluation ablation"),
     *("training.export", "training.publish", "training.views", "training.run.report", "training.report"),
-    *("training.sweep", "training.tutorial", "dataset_scripts.prepare", "dataset_scripts.prepare openimage-mini"),
+    *(
+        "training.sweep",
+        "training.tutorial",
+        "training.probes.find",
+        "dataset_scripts.prepare",
+        "dataset_scripts.prepare openimage-mini",
+    ),
     *("dataset_scripts.prepare check", "dataset_scripts.preview", "dataset_scripts.overlap"),
     *("dataset_scripts.publish", "model_cards.render", "modeling_decodepos.diagnosis.command"),
 ]
@@ -48,6 +55,7 @@ BUILD: list[Callable[[], argparse.ArgumentParser]] = [
     modeling_decodepos.diagnosis.command.build_parser,
     training.evaluation.__main__.build_parser,
     training.export.__main__.build_parser,
+    training.probes.find.build_parser,
     training.publish.__main__.build_parser,
     training.sweep.__main__.build_parser,
     training.views.__main__.build_parser,

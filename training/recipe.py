@@ -37,6 +37,9 @@ FROM_ZERO = (0, 2**31)
 
 _OBJECTIVES = ("both", "byol_image", "byol_region", "decoupling", "depositioning", "both_uncut_teacher", "both_apart")
 
+RETIRED = {"views_on": "workers"}
+"""Keys of earlier versions, with the only value that still says what is done."""
+
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "scenes_smoke.yaml"
 
 
@@ -161,13 +164,6 @@ class ViewArguments:
     blur_probability_whole: float = key(1.0, "Probability of blur on views of the whole image.", SOCO, within=SHARE)
     blur_probability: float = key(0.1, "Probability of blur on the other views.", SOCO, within=SHARE)
     solarize_probability: float = key(0.2, "Probability of solarisation on the other views.", SOCO, within=SHARE)
-    views_on: str = key(
-        "workers",
-        "Where views are made: by the workers on the CPU, or on the device that trains; the workers then only decode "
-        "and draw. Both give the same views but for rounding; 'device' pays where processors are too slow for a GPU.",
-        OURS,
-        choices=("workers", "device"),
-    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -357,6 +353,10 @@ def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
 
 def build_recipe(values: Mapping[str, Any], name: str = "run", source: str = "the recipe") -> Recipe:
     """A validated recipe from flat keys; keys left out take their defaults."""
+    for name, value in RETIRED.items():
+        if values.get(name, value) != value:
+            raise ValueError(f"{source}: {name} is {values[name]!r}, which is gone (CHANGELOG.md); leave it out.")
+    values = {name: value for name, value in values.items() if name not in RETIRED}
     refuse_unknown(values, origins(), source)
     data, views, model, run = (
         from_values(group, {name: value for name, value in values.items() if name in fields(group)}, source)

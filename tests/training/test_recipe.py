@@ -112,3 +112,9 @@ def test_a_wrong_flag_or_file_ends_with_a_hint(capsys: pytest.CaptureFixture, tm
             parse_command_line(arguments)
         assert stop.value.code == 2
         assert words in capsys.readouterr().err
+
+
+def test_a_key_that_is_gone_may_stand_in_a_recipe_if_it_asks_for_what_is_done():
+    assert build_recipe({"views_on": "workers"}) == build_recipe({})
+    with pytest.raises(ValueError, match="views_on is 'device', which is gone"):
+        build_recipe({"views_on": "device"})

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from modeling_decodepos import DecodePosConfig, DecodePosModel
 from modeling_decodepos.region_pooling import pool_regions
 from training.backbones import BACKBONES
-from training.probes.find import OVERLAP, cover, main, overlaps, search_objects, share_by_chance, share_found
+from training.probes.find import main
+from training.probes.search import OVERLAP, cover, overlaps, search_objects, share_by_chance, share_found
 
 
 class Planted(nn.Module):
