@@ -7,7 +7,6 @@ python -m training.export resnet50.pth --from torchvision --format backbone --ou
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,15 @@ from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, Decod
 from training.export.checkpoint_files import check_finite
 from training.export.folders import Page, new_folder, write_page
 from training.export.graphs import write_onnx, write_torch_export
-from training.export.key_layouts import LIBRARIES, RELEASES
 from training.export.native import export_backbone, export_pretraining, save_backbone
-from training.export.pixel_forms import PIXEL_FORMS
 from training.export.sources import Source, load_foreign, load_source
 from training.export.state_dicts import describe_native, write_library
 
 __all__ = ["export", "export_backbone", "export_pretraining"]
 
-FORMATS = ("backbone", *LIBRARIES, "onnx", "torch_export")
-
 
 def export(source: Source, format_name: str, output: Path, image_size_px: int = 224) -> Page:
-    """Write a network to a new folder in one of `FORMATS`; what its README says."""
+    """Write a network to a new folder in a format of `training.export.__main__.FORMATS`; what its README says."""
     with new_folder(output) as folder:
         page = _write(source.extractor, format_name, folder, output.name, image_size_px)
         page.lines += [f"When it was read: {note}." for note in source.notes]
@@ -54,28 +49,9 @@ def _write(extractor: DecodePosModel, format_name: str, folder: Path, place: str
     return Page(f"{config.model_type} backbone for transformers", code, facts=describe_native(config), lines=lines)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Export a model, or import a checkpoint."""
-    parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="folder or Hub id of a model; with --from, a checkpoint file or its folder")
-    parser.add_argument("--format", choices=[*FORMATS, "pretraining"], default="backbone")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
-    parser.add_argument("--from", dest="layout", choices=RELEASES, help="the layout of a checkpoint of others")
-    parser.add_argument("--network", choices=["student", "teacher"], default="student", help="where there are two")
-    parser.add_argument("--stride_in", choices=["1x1", "3x3"], help="with --from detectron2 or mmdet")
-    parser.add_argument("--pixels", choices=list(PIXEL_FORMS), help="with --from detectron2 or mmdet")
-    parser.add_argument(
-        "--image_size_px", type=int, default=224, help="size that the preprocessor asks for, and that graphs take"
-    )
-    args = parser.parse_args(arguments)
+def run(args: argparse.Namespace) -> str:
+    """Export a model or import a checkpoint; returns what to print."""
     disable_progress_bar()
-    try:
-        print(_run(args))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-
-def _run(args: argparse.Namespace) -> str:
     if args.format == "pretraining":
         return _export_pretraining(args)
     if args.layout is not None:
@@ -84,7 +60,7 @@ def _run(args: argparse.Namespace) -> str:
         raise ValueError("--stride_in and --pixels describe a checkpoint of others: they go with --from.")
     else:
         source = load_source(args.model, args.network)
-    page = export(source, args.format, args.output, args.image_size_px)
+    page = export(source, args.format, args.output, args.size_px)
     return "\n".join([*source.notes, *page.fact_lines(), f"wrote {args.output}: {page.title}", "", page.code])
 
 
@@ -94,5 +70,5 @@ def _export_pretraining(args: argparse.Namespace) -> str:
     model = DecodePosForPreTraining.from_pretrained(args.model)
     check_finite(model.state_dict(), args.model)
     with new_folder(args.output) as folder:
-        export_pretraining(model, folder, args.image_size_px)
+        export_pretraining(model, folder, args.size_px)
     return f"wrote {args.output}"

@@ -1,6 +1,6 @@
 """Publishes a finished run on the Hugging Face Hub, so that `AutoModel.from_pretrained("ORG/NAME")` loads it.
 
-python -m training.publish runs/scenes_smoke --repo ORG/NAME --revision-tag v1 --dry-run
+python -m training.publish runs/scenes_smoke --repo ORG/NAME --revision_tag v1 --dry_run
 
 Two repositories: ORG/NAME is the plain backbone, ORG/NAME-pretraining student, teacher and heads with their code. Both
 are built in RUN/release and checked there first. The same command can be run again at any time: it sends what is
@@ -17,7 +17,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 from transformers.utils import logging as transformers_logging
 
-from dataset_scripts.hub.release import Repository, changed_files, exit_code, refuse_other_tag, release
+from dataset_scripts.hub.release import Repository, changed_files, refuse_other_tag, release
 from training.publish.about import ABOUT_NAME, About, load_about
 from training.publish.checks import release_problems
 from training.publish.folders import (
@@ -141,7 +141,9 @@ def _show(built: Release, repository: Repository | None, private: bool) -> None:
     print(f"{built.repo_id} ({state}): {len(changed)} of {len(files)} files to upload, {megabytes:,.1f} MB")
 
 
-def _publish(args: argparse.Namespace) -> None:
+def publish(args: argparse.Namespace) -> None:
+    """Build, check and upload the release of a run."""
+    transformers_logging.disable_progress_bar()
     organisation, _, name = args.repo.partition("/")
     if not organisation or not name or "/" in name:
         raise ValueError(f"--repo is {args.repo!r}, expected ORG/NAME.")
@@ -194,26 +196,3 @@ def _bring(releases: Sequence[Release], about: About, args: argparse.Namespace) 
         revision = args.revision_tag or commit
         code = "" if built.kind == KINDS[0] else ", trust_remote_code=True"
         print(f'  AutoModel.from_pretrained("{built.repo_id}", revision="{revision}"{code})')
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.publish", description="Publish a finished run on the Hugging Face Hub."
-    )
-    parser.add_argument("run", type=Path, help="output_dir of the run")
-    parser.add_argument("--repo", required=True, metavar="ORG/NAME", help="made if it does not exist")
-    parser.add_argument("--dry-run", action="store_true", help="build, check, and say what would be done")
-    parser.add_argument("--private", action="store_true", help="of new repositories")
-    parser.add_argument("--revision-tag", metavar="TAG", help="name for this revision, such as v1; never moved")
-    parser.add_argument("--overwrite", action="store_true", help="make this the next version of another run's release")
-    parser.add_argument(
-        "--results", type=Path, nargs="+", help=f"files of training.evaluation (default: RUN/{RESULTS_NAME}, if there)"
-    )
-    parser.add_argument("--output", type=Path, help="where to build (default: RUN/release)")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 published, 2 it cannot be done as asked, 75 not finished and the same command goes on."""
-    transformers_logging.disable_progress_bar()
-    return exit_code(lambda: _publish(_parser().parse_args(arguments)))

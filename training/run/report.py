@@ -7,10 +7,9 @@ regenerates report.html from what lies in the run folder. Whatever is missing th
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +17,19 @@ from statistics import fmean
 from typing import Any
 
 from markupsafe import Markup
+
+from modeling_decodepos.settings import CommandParser
+
+
+def build_parser() -> CommandParser:
+    """The command line."""
+    parser = CommandParser(prog="python -m training.run.report", description="Write the report of a run folder.")
+    parser.add_argument("run_dir", type=Path, help="output_dir of a run")
+    return parser
+
+
+if __name__ == "__main__":
+    build_parser().parse_args()  # --help answers before the imports below, which take seconds
 
 from dataset_scripts.files import write_text
 from modeling_decodepos.page import (
@@ -356,11 +368,10 @@ def write_value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write the report of a run folder."""
-    parser = argparse.ArgumentParser(description="Write the report of a run folder.")
-    parser.add_argument("run_dir", type=Path, help="output_dir of a run")
-    args = parser.parse_args()
+    parser = build_parser()
+    args = parser.parse_args(arguments)
     try:
         print(f"wrote {write_report(args.run_dir)}")
     except FileNotFoundError as error:

@@ -17,13 +17,13 @@ from transformers import ResNetModel
 
 from modeling_decodepos import DecodePosForPreTraining
 from tests.modeling.conftest import shake, tiny_resnet
-from training.export.command import main
+from training.export.__main__ import main
 from training.export.key_layouts import BARE, LAYOUTS, TRANSFORMERS, Prefix
 from training.export.pixel_forms import PIXEL_FORMS
 from training.export.renaming import find_place, name_place
 from training.export.sources import load_foreign, load_source
 from training.recipe import ModelArguments
-from training.run.setup import build_model
+from training.run.model import build_model
 from training.views.normalise import normalise
 
 Weights = dict[str, Tensor]
