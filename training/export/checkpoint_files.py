@@ -107,6 +107,4 @@ def _describe(loaded: Any) -> str:
     if not isinstance(loaded, Mapping):
         return f"a {type(loaded).__name__}"
     others = [str(key) for key, value in loaded.items() if not isinstance(value, Tensor)]
-    if len(others) < len(loaded):
-        return f"among tensors {others[0]}, which is none"
-    return f"the keys {', '.join(others[:6]) or '(none)'}"
+    return f"{'tensors and ' if len(others) < len(loaded) else ''}the keys {', '.join(others[:6]) or '(none)'}"

@@ -43,19 +43,14 @@ class Layout:
     """One way to store a ResNet.
 
     Args:
-        title: What the README of an exported folder calls it.
         names: Names of the layers.
         prefixes: What the names may begin with; files are written with the first.
         leftovers: Pattern of the keys of what else such files hold and a backbone has no use for.
-        is_ambiguous: Whether files differ in things that no tensor tells, the place of the stride and the form of the
-            pixels, so that the user has to say them.
     """
 
-    title: str
     names: LayerNames
     prefixes: tuple[Prefix, ...]
     leftovers: str
-    is_ambiguous: bool = False
 
 
 TORCHVISION = LayerNames(
@@ -77,10 +72,10 @@ DETECTOR = (
     r"|(backbone\.)?fpn_(lateral|output)\d.+|pixel_(mean|std)"
 )
 LAYOUTS = {
-    "torchvision": Layout("torchvision", TORCHVISION, (BARE,), CLASSIFIER),
-    "timm": Layout("timm", TORCHVISION, (BARE,), CLASSIFIER),
-    "detectron2": Layout("detectron2 (C4)", DETECTRON2, (C4, FPN, BARE), DETECTOR, is_ambiguous=True),
-    "detectron2-fpn": Layout("detectron2 (FPN)", DETECTRON2, (FPN, C4, BARE), DETECTOR, is_ambiguous=True),
+    "torchvision": Layout(TORCHVISION, (BARE,), CLASSIFIER),
+    "timm": Layout(TORCHVISION, (BARE,), CLASSIFIER),
+    "detectron2": Layout(DETECTRON2, (C4, FPN, BARE), DETECTOR),
+    "detectron2-fpn": Layout(DETECTRON2, (FPN, C4, BARE), DETECTOR),
 }
 READABLE = ("torchvision", "timm", "detectron2")  # the last reads both of its forms
 
@@ -123,14 +118,14 @@ def from_layout(weights: Mapping[str, Tensor], name: str) -> tuple[dict[str, Ten
         expected = " or ".join(key for table in tables for key, native in table.items() if native == STEM)
         raise ValueError(
             f"no ResNet in the layout {name!r} here: that would have {expected}, and a last stage; the file has "
-            f"{_some(list(weights))}. {suggest_layout(weights)}"
+            f"{', '.join(list(weights)[:4])} … {suggest_layout(weights)}"
         )
     backbone = {table[key]: value for key, value in weights.items() if key in table}
     others = [key for key in weights if key not in table]
     if unknown := [key for key in others if not re.fullmatch(layout.leftovers, key)]:
         raise ValueError(
-            f"{len(unknown)} keys are no part of a ResNet in the layout {name!r}: {_some(unknown)}. Nothing was "
-            "converted."
+            f"{len(unknown)} keys are no part of a ResNet in the layout {name!r}: {', '.join(unknown[:4])}. "
+            "Nothing was converted."
         )
     return backbone, Counter(key.partition(".")[0] for key in others)
 
@@ -149,7 +144,3 @@ def suggest_layout(keys: Iterable[str]) -> str:
 def _matching_table(keys: Iterable[str], layout: Layout) -> dict[str, str] | None:
     tables = [key_table(layout.names, prefix) for prefix in layout.prefixes]
     return next((table for table in tables if {STEM, LAST_STAGE} <= {table.get(key) for key in keys}), None)
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")

@@ -49,7 +49,7 @@ def write_library(backbone: PreTrainedModel, library: str, folder: Path, place: 
         readme = _timm(weights, name, folder, place)
     else:
         readme = _detectron2(weights, name, stride_in_1x1, folder, place)
-    readme.title = f"{name} for {LAYOUTS[library].title}"
+    readme.title = f"{name} for {library}"
     readme.facts = {
         "architecture": name,
         "layout": library,

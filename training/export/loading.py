@@ -13,7 +13,7 @@ from dataset_scripts.files import file_sha256
 from modeling_decodepos.configuration_decodepos import DecodePosConfig
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
 from training.export.checkpoint_files import Network, check_finite, find_weights, read_checkpoint, unpack
-from training.export.layouts import LAYOUTS, STEM, from_layout, suggest_layout
+from training.export.layouts import STEM, from_layout, suggest_layout
 from training.export.pixel_forms import PIXEL_FORMS, adapt_stem
 from training.export.resnets import NAMED, build_resnet, infer_config
 from training.views.normalise import IMAGE_MEAN, IMAGE_STD
@@ -108,7 +108,7 @@ def _check_conventions(
     layout: str, is_bottleneck: bool, stride_in: StridePlace | None, pixels: str | None
 ) -> tuple[StridePlace, str]:
     """Place of the stride and form of the pixels: as said, or as the layout always has them."""
-    if not LAYOUTS[layout].is_ambiguous:
+    if layout != "detectron2":
         if stride_in == "1x1" or pixels not in (None, "imagenet"):
             raise ValueError(
                 f"files of the layout {layout!r} have the stride in the 3x3 convolution and take RGB pixels with the "
