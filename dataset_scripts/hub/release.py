@@ -180,26 +180,23 @@ def publish(
         dry_run: Only say what would be done; without the Hub where HF_HUB_OFFLINE is set.
     """
     is_offline = dry_run and constants.HF_HUB_OFFLINE
-    held = [None if is_offline else upload.repository.latest() for upload in uploads]
-    for upload, snapshot in zip(uploads, held, strict=True):
-        if snapshot is not None:
-            _refuse_unfit(upload, snapshot, private, tag)
-    for upload, snapshot in zip(uploads, held, strict=True):
-        visible = "private" if (snapshot.is_private if snapshot else private) else "public"
+    pairs = [(upload, None if is_offline else upload.repository.latest()) for upload in uploads]
+    for upload, held in pairs:
+        if held is not None:
+            _refuse_unfit(upload, held, private, tag)
+    for upload, held in pairs:
+        visible = "private" if (held.is_private if held else private) else "public"
         new = "the Hub was not asked" if is_offline else f"a new repository, {visible}"
-        _show(upload, snapshot, visible if snapshot else new, with_files=dry_run)
+        _show(upload, held, visible if held else new, with_files=dry_run)
     if dry_run:
         print("Nothing was changed: this was a dry run.")
         return {}
-    commits = {
-        upload.repository.repo_id: _send(upload, snapshot, private)
-        for upload, snapshot in zip(uploads, held, strict=True)
-    }
-    for upload in uploads:
-        repository, commit = upload.repository, commits[upload.repository.repo_id]
+    commits = {upload.repository.repo_id: _send(upload, held, private) for upload, held in pairs}
+    for upload, (repo_id, commit) in zip(uploads, commits.items(), strict=True):
+        repository = upload.repository
         if tag is not None and repository.tagged_files(tag) is None:
             repository.tag(tag, commit)
-        print(f"{repository.repo_id}: {len(upload.files)} files, verified by hash, at commit {commit}.")
+        print(f"{repo_id}: {len(upload.files)} files, verified by hash, at commit {commit}.")
     return commits
 
 

@@ -41,18 +41,14 @@ def check_exportable(backbone: PreTrainedModel, format_name: str) -> str:
             f"{format_name} knows {', '.join(NAMED)}; this ResNet has {config.layer_type} blocks {config.depths}, "
             f"widths {config.hidden_sizes} and a stem of {config.embedding_size}. {otherwise}"
         )
-    if config.downsample_in_first_stage or config.hidden_act != "relu" or config.num_channels != 3:
-        raise ValueError(
-            f"{format_name} knows {name} on 3 channels with ReLU and a first stage of stride 1; this one has "
-            f"{config.num_channels} channels, activation {config.hidden_act!r} and downsample_in_first_stage="
-            f"{config.downsample_in_first_stage}. {otherwise}"
-        )
+    usual = {"num_channels": 3, "hidden_act": "relu", "downsample_in_first_stage": False}
+    if odd := {key: getattr(config, key) for key, value in usual.items() if getattr(config, key) != value}:
+        raise ValueError(f"{format_name} knows {name} with {usual}; this one has {odd}. {otherwise}")
     norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
-    odd = [norm for norm in norms if norm.eps != BATCH_NORM["eps"] or norm.momentum != BATCH_NORM["momentum"]]
-    if odd:
+    if other := [found for norm in norms if (found := {"eps": norm.eps, "momentum": norm.momentum}) != BATCH_NORM]:
         raise ValueError(
-            f"a batch norm of this model has eps {odd[0].eps:g} and momentum {odd[0].momentum}; {format_name} builds "
-            f"its own with {BATCH_NORM}, and would compute something else."
+            f"a batch norm of this model has {other[0]}; {format_name} builds its own with {BATCH_NORM}, and would "
+            "compute something else."
         )
     return name
 
@@ -87,11 +83,12 @@ def infer_config(weights: Mapping[str, Tensor], stride_in_1x1: bool) -> ResNetCo
         if (found := _CONVOLUTION.fullmatch(key))
     }
     stages = sorted({stage for stage, _, _ in widths})
-    if stages != list(range(STAGES)):
-        raise ValueError(f"expected the four stages of a ResNet, found {[stage + 1 for stage in stages]}.")
     per_block = 1 + max(conv for _, _, conv in widths)
-    if per_block not in (2, 3):
-        raise ValueError(f"expected blocks of 2 (basic) or 3 (bottleneck) convolutions, found {per_block}.")
+    if stages != list(range(STAGES)) or per_block == 1:
+        raise ValueError(
+            f"expected four stages of blocks with 2 (basic) or 3 (bottleneck) convolutions, found stages "
+            f"{[stage + 1 for stage in stages]} and {per_block} convolutions."
+        )
     depths = [1 + max(block for at, block, _ in widths if at == stage) for stage in stages]
     return ResNetConfig(
         embedding_size=stem.shape[0],

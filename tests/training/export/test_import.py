@@ -278,7 +278,7 @@ def test_missing_and_misshapen_tensors_are_refused_by_name(tmp_path: Path) -> No
 
 def test_a_hole_in_the_stages_is_refused(tmp_path: Path) -> None:
     weights = {key: value for key, value in renamed(network(1), "torchvision").items() if "layer2" not in key}
-    assert "expected the four stages of a ResNet, found [1, 3, 4]" in refuse(weights, "torchvision", tmp_path)
+    assert "found stages [1, 3, 4]" in refuse(weights, "torchvision", tmp_path)
 
 
 @pytest.mark.parametrize(
