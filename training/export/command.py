@@ -1,4 +1,4 @@
-"""What a run leaves for others, in their own formats, and what others left for a run to start from.
+"""Weights for other libraries, and checkpoints of other libraries as a start for a run.
 
 python -m training.export runs/scenes_smoke/export/pretraining --format backbone --output my-backbone
 python -m training.export resnet50.pth --from torchvision --format backbone --output my-start

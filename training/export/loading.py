@@ -47,7 +47,7 @@ def load_network(name: str, network: Network) -> LoadedNetwork:
     else:
         extractor = DecodePosModel.from_backbone(name)
     check_finite(extractor.state_dict(), name)
-    # Where a folder lay on this machine is nobody's business.
+    # The name alone: paths of this machine are not published.
     origin = {"model": path.resolve().name if path.exists() else name, "network": network}
     return LoadedNetwork(extractor.eval(), origin)
 

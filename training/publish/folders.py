@@ -51,7 +51,6 @@ class Release:
     repo_id: str
     folder: Path
     facts: Mapping[str, Any]
-    rows: Sequence[Row]
 
     @cached_property
     def files(self) -> dict[str, LocalFile]:
@@ -74,7 +73,7 @@ def build_releases(run: RunFiles, repo_id: str, about: About, rows: Sequence[Row
         shutil.rmtree(folder, ignore_errors=True)
         with new_folder(folder) as building:
             _fill(building, run, facts, rows, about)
-        releases.append(Release(kind, target, folder, facts, rows))
+        releases.append(Release(kind, target, folder, facts))
     return releases
 
 
