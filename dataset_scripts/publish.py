@@ -17,7 +17,7 @@ from huggingface_hub import HfApi
 
 from .build.parquet import CARD_NAME, MANIFEST_NAME, load_manifest, recipe_differences
 from .check import inspect_dataset
-from .hub.release import LocalFile, Repository, Snapshot, Upload, card_problems, exit_code, publish
+from .hub.release import LocalFile, Repository, Snapshot, Upload, card_problems, exit_code, publish_all
 
 
 def release_files(folder: Path) -> dict[str, LocalFile]:
@@ -78,7 +78,7 @@ def _publish(arguments: argparse.Namespace) -> None:
         refuse_foreign=lambda held: None if arguments.overwrite else refuse_foreign(held, folder),
         find_stale=_shards,
     )
-    commits = publish([upload], arguments.private, arguments.revision_tag, arguments.dry_run)
+    commits = publish_all([upload], arguments.private, arguments.revision_tag, arguments.dry_run)
     for commit in commits.values():
         print(f'load_dataset("{repo_id}", revision="{arguments.revision_tag or commit}")')
 

@@ -166,7 +166,7 @@ class Upload:
         return sorted(set(self.find_stale(held)) - set(self.files))
 
 
-def publish(
+def publish_all(
     uploads: Sequence[Upload], private: bool = False, tag: str | None = None, dry_run: bool = False
 ) -> dict[str, str]:
     """The commit of each repository, by its name, that holds the files, verified by hash; none after a dry run.

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # the command line needs the names of the layouts, and no torch
+    from torch import Tensor
 
 STAGES, MOST_BLOCKS, MOST_CONVOLUTIONS = 4, 64, 3
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

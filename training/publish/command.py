@@ -18,7 +18,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 from transformers.utils import logging as transformers_logging
 
-from dataset_scripts.hub.release import Repository, Snapshot, Upload, exit_code, publish
+from dataset_scripts.hub.release import Repository, Snapshot, Upload, exit_code, publish_all
 from training.publish.about import ABOUT_NAME, About, load_about
 from training.publish.checks import release_problems
 from training.publish.folders import (
@@ -135,7 +135,7 @@ def _publish(args: argparse.Namespace) -> None:
         )
         for built in releases
     ]
-    commits = publish(uploads, args.private, args.revision_tag, args.dry_run)
+    commits = publish_all(uploads, args.private, args.revision_tag, args.dry_run)
     for repo_id, commit in commits.items():
         code = ", trust_remote_code=True" if repo_id.endswith("-pretraining") else ""
         print(f'  AutoModel.from_pretrained("{repo_id}", revision="{args.revision_tag or commit}"{code})')
