@@ -1,6 +1,6 @@
 """Publishes a data set folder on the Hugging Face Hub, so that `load_dataset("ORG/NAME")` reads it.
 
-python -m dataset_scripts.publish data/openimage-mini --repo ORG/openimage-mini --revision-tag v1 --dry-run
+python -m dataset_scripts.publish data/openimage-mini --repo ORG/openimage-mini --revision_tag v1 --dry_run
 
 The folder is checked first, as `prepare check` does. The same command can be run again at any time: it sends what is
 missing and verifies the rest by hash.
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+
+from modeling_decodepos.settings import CommandParser
 
 from .build.parquet import CARD_NAME, MANIFEST_NAME, load_manifest, recipe_differences
 from .check import inspect_dataset
@@ -83,23 +85,31 @@ def _publish(arguments: argparse.Namespace) -> None:
         print(f'load_dataset("{repo_id}", revision="{arguments.revision_tag or commit}")')
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> CommandParser:
+    """The command line."""
+    parser = CommandParser(
         prog="python -m dataset_scripts.publish", description="Publish a data set folder on the Hugging Face Hub."
     )
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="folder that `prepare` built")
     parser.add_argument("--repo", required=True, metavar="ORG/NAME", help="made if it does not exist")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be done")
     parser.add_argument("--private", action="store_true", help="of a new repository")
-    parser.add_argument("--revision-tag", metavar="TAG", help="name for this revision, such as v1; never moved")
+    parser.add_argument("--revision_tag", metavar="TAG", help="name for this revision, such as v1; never moved")
     parser.add_argument("--overwrite", action="store_true", help="replace the data of another data set")
-    parser.add_argument("--workers", type=int, default=0, help="processes of the check; 0: one per core (the default)")
+    parser.add_argument(
+        "--num_workers",
+        "--workers",
+        dest="workers",
+        type=int,
+        default=0,
+        help="processes of the check; 0: one per core",
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 published, 2 it cannot be done as asked, 75 not finished and the same command goes on."""
-    return exit_code(lambda: _publish(_parser().parse_args(arguments)))
+    return exit_code(lambda: _publish(build_parser().parse_args(arguments)))
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ its table.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from modeling_decodepos.diagnosis import effective_rank
-from modeling_decodepos.diagnosis.statistics.knn import TEMPERATURE, knn_accuracy
+from modeling_decodepos.diagnosis.statistics.knn import knn_accuracy
 from training.evaluation.class_groups import class_groups
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.nearest import nearest, vote
@@ -36,15 +36,7 @@ from training.evaluation.object_features import (
     embed_objects,
 )
 from training.evaluation.results import Measured, bootstrap_interval, jackknife_interval
-
-
-@dataclass(frozen=True)
-class ObjectKnnSettings:
-    """Settings of `object_knn`."""
-
-    neighbours: tuple[int, ...] = field(default=(10, 20, 100, 200), metadata={"help": "numbers of neighbours, k"})
-    temperature: float = field(default=TEMPERATURE, metadata={"help": "a neighbour votes with exp(cosine / this)"})
-    variants: bool = field(default=True, metadata={"help": "whether to re-contextualise and re-position too"})
+from training.evaluation.settings import ObjectKnnSettings
 
 
 def run(evaluation: Evaluation, settings: ObjectKnnSettings) -> Mapping[str, Measured]:

@@ -27,7 +27,6 @@ from training.provenance import now
 
 KEY = ("model", "arm", "protocol", "metric", "seeds")
 FIELDS = (*KEY, "value", "spread", "command", "commit", "data_hash", "machine", "label")
-LABELS = ("reduced scale", "reproduced", "quoted")
 _ROUNDS, _ROUNDS_AT_A_TIME = 1000, 100
 
 

@@ -7,7 +7,6 @@ python -m training.export resnet50.pth --from torchvision --format backbone --ou
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, Decod
 from training.export.checkpoint_files import check_finite
 from training.export.folders import Readme, new_folder, write_readme
 from training.export.graphs import write_graph
-from training.export.layouts import LAYOUTS, READABLE
+from training.export.layouts import LAYOUTS
 from training.export.libraries import write_library
 from training.export.loading import LoadedNetwork, load_foreign, load_network
 from training.export.native import export_backbone, export_pretraining, save_backbone
@@ -28,11 +27,10 @@ from training.export.resnets import BATCH_NORM
 __all__ = ["export", "export_backbone", "export_pretraining"]
 
 GRAPHS = ("onnx", "torch_export")
-FORMATS = ("backbone", *LAYOUTS, *GRAPHS)
 
 
 def export(loaded: LoadedNetwork, format_name: str, output: Path, image_size_px: int = 224) -> Readme:
-    """Write a network to a new folder in one of `FORMATS`; what its README says."""
+    """Write a network to a new folder in a format of `training.export.__main__.FORMATS`; what its README says."""
     extractor, place = loaded.extractor, output.name
     with new_folder(output) as folder:
         if format_name in GRAPHS:
@@ -61,28 +59,9 @@ def _write_backbone(extractor: DecodePosModel, folder: Path, place: str, image_s
     )
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Export a model, or import a checkpoint."""
-    parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="folder or Hub id of a model; with --from, a checkpoint file or its folder")
-    parser.add_argument("--format", choices=[*FORMATS, "pretraining"], default="backbone")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
-    parser.add_argument("--from", dest="layout", choices=READABLE, help="the library that a checkpoint is of")
-    parser.add_argument("--network", choices=["student", "teacher"], default="student", help="where there are two")
-    parser.add_argument("--stride_in", choices=["1x1", "3x3"], help="with --from detectron2")
-    parser.add_argument("--pixels", choices=list(PIXEL_FORMS), help="with --from detectron2")
-    parser.add_argument(
-        "--image_size_px", type=int, default=224, help="size that the preprocessor asks for, and that graphs take"
-    )
-    args = parser.parse_args(arguments)
+def run(args: argparse.Namespace) -> str:
+    """Export a model or import a checkpoint; returns what to print."""
     disable_progress_bar()
-    try:
-        print(_run(args))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-
-def _run(args: argparse.Namespace) -> str:
     if args.format == "pretraining":
         return _export_pretraining(args)
     if args.layout is not None:
@@ -91,7 +70,7 @@ def _run(args: argparse.Namespace) -> str:
         raise ValueError("--stride_in and --pixels describe a checkpoint of another library: they go with --from.")
     else:
         loaded = load_network(args.model, args.network)
-    readme = export(loaded, args.format, args.output, args.image_size_px)
+    readme = export(loaded, args.format, args.output, args.size_px)
     return "\n".join([*loaded.notes, *readme.fact_lines(), f"wrote {args.output}: {readme.title}", "", readme.code])
 
 
@@ -101,5 +80,5 @@ def _export_pretraining(args: argparse.Namespace) -> str:
     model = DecodePosForPreTraining.from_pretrained(args.model)
     check_finite(model.state_dict(), args.model)
     with new_folder(args.output) as folder:
-        export_pretraining(model, folder, args.image_size_px)
+        export_pretraining(model, folder, args.size_px)
     return f"wrote {args.output}"

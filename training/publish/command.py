@@ -1,6 +1,6 @@
 """Publishes a finished run on the Hugging Face Hub, so that `AutoModel.from_pretrained("ORG/NAME")` loads it.
 
-python -m training.publish runs/scenes_smoke --repo ORG/NAME --revision-tag v1 --dry-run
+python -m training.publish runs/scenes_smoke --repo ORG/NAME --revision_tag v1 --dry_run
 
 Two repositories: ORG/NAME is the plain backbone, ORG/NAME-pretraining student, teacher and heads with their code. Both
 are built in RUN/release and checked there first. The same command can be run again at any time: it sends what is
@@ -18,7 +18,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 from transformers.utils import logging as transformers_logging
 
-from dataset_scripts.hub.release import Repository, Snapshot, Upload, exit_code, publish_all
+from dataset_scripts.hub.release import Repository, Snapshot, Upload, publish_all
 from training.publish.about import ABOUT_NAME, About, load_about
 from training.publish.checks import release_problems
 from training.publish.folders import (
@@ -106,7 +106,9 @@ def _put_there_earlier(held: Snapshot) -> set[str]:
     return listed_in_sums(held.read(SUMS)) & held.files.keys() if SUMS in held.files else set()
 
 
-def _publish(args: argparse.Namespace) -> None:
+def publish(args: argparse.Namespace) -> None:
+    """Build, check and upload the release of a run."""
+    transformers_logging.disable_progress_bar()
     organisation, _, name = args.repo.partition("/")
     if not organisation or not name or "/" in name:
         raise ValueError(f"--repo is {args.repo!r}, expected ORG/NAME.")
@@ -141,26 +143,3 @@ def _publish(args: argparse.Namespace) -> None:
         print(f'  AutoModel.from_pretrained("{repo_id}", revision="{args.revision_tag or commit}"{code})')
     if not about.hub_datasets:
         print(f"No .eval_results: {ABOUT_NAME} names no data set of the Hub (hub_datasets).")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.publish", description="Publish a finished run on the Hugging Face Hub."
-    )
-    parser.add_argument("run", type=Path, help="output_dir of the run")
-    parser.add_argument("--repo", required=True, metavar="ORG/NAME", help="made if it does not exist")
-    parser.add_argument("--dry-run", action="store_true", help="build, check, and say what would be done")
-    parser.add_argument("--private", action="store_true", help="of new repositories")
-    parser.add_argument("--revision-tag", metavar="TAG", help="name for this revision, such as v1; never moved")
-    parser.add_argument("--overwrite", action="store_true", help="make this the next version of another run's release")
-    parser.add_argument(
-        "--results", type=Path, nargs="+", help=f"files of training.evaluation (default: RUN/{RESULTS_NAME}, if there)"
-    )
-    parser.add_argument("--output", type=Path, help="where to build (default: RUN/release)")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 published, 2 it cannot be done as asked, 75 not finished and the same command goes on."""
-    transformers_logging.disable_progress_bar()
-    return exit_code(lambda: _publish(_parser().parse_args(arguments)))

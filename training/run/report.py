@@ -7,14 +7,26 @@ regenerates report.html from what lies in the run folder. Whatever is missing th
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
+
+from modeling_decodepos.settings import CommandParser
+
+
+def build_parser() -> CommandParser:
+    """The command line."""
+    parser = CommandParser(prog="python -m training.run.report", description="Write the report of a run folder.")
+    parser.add_argument("run_dir", type=Path, help="output_dir of a run")
+    return parser
+
+
+if __name__ == "__main__":
+    build_parser().parse_args()  # --help answers before the imports below, which take seconds
 
 from dataset_scripts.files import write_text
 from modeling_decodepos.losses import OBJECTIVES, Objective
@@ -810,11 +822,10 @@ def _read_picture(path: Path, problems: list[str]) -> bytes | None:
     return data
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write the report of a run folder."""
-    parser = argparse.ArgumentParser(description="Write the report of a run folder.")
-    parser.add_argument("run_dir", type=Path, help="output_dir of a run")
-    args = parser.parse_args()
+    parser = build_parser()
+    args = parser.parse_args(arguments)
     try:
         print(f"wrote {write_report(args.run_dir)}")
     except FileNotFoundError as error:

@@ -20,7 +20,8 @@ from tests.training.export import foreign_resnets
 from tests.training.export import parity as export_parity
 from tests.training.export.foreign_resnets import Detectron2ResNet, SideBySideResNet, prepare_pixels
 from tests.training.export.parity import compare, difference, export_to, images, own_map, resnet
-from training.export.command import export, main
+from training.export.__main__ import main
+from training.export.command import export
 from training.export.layouts import C4, LAYOUTS, from_layout, key_table, to_layout
 from training.export.loading import LoadedNetwork, load_foreign
 from training.export.resnets import BATCH_NORM, NAMED, build_resnet

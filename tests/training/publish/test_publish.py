@@ -24,8 +24,8 @@ from dataset_scripts.hub.release import card_problems
 from tests.hub_server import TOKEN, HubServer, StoredFile, run_python
 from tests.training.runs import run_here
 from training.publish import folders
+from training.publish.__main__ import build_parser, main
 from training.publish.about import About
-from training.publish.command import main
 from training.publish.places import command_without_places
 
 # The client's own, about the client below it.
@@ -435,7 +435,7 @@ def test_the_commands_of_the_page_are_commands():
     page = (Path(__file__).parents[3] / "docs" / "publishing.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```bash\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     words = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
-    asked = {"training.publish": publishing._parser(), "dataset_scripts.publish": data_publishing._parser()}
+    asked = {"training.publish": build_parser(), "dataset_scripts.publish": data_publishing.build_parser()}
     found = [line for line in words if line[:2] == ["python", "-m"] and line[2] in asked]
     assert {line[2] for line in found} == set(asked)
     for line in found:
