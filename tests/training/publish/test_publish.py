@@ -220,8 +220,8 @@ def test_what_is_published_is_whole_and_names_no_place_of_this_machine(online: H
 def test_the_card_says_what_was_measured(online: HubServer, run_dir: Path, publish):
     evaluated = result_row(model=str(run_dir / "export" / "backbone"), arm="both", value=0.5, data="scenes")
     quoted = {"title": "README of X", "url": "https://x.org/README", "place": "first table", "read": "2026-01-31"}
-    elsewhere = result_row(model="/home/somebody/runs/other/export/backbone", value=0.75)
-    earlier = result_row(model=str(run_dir / "checkpoints" / "step_0000001"), value=0.75)
+    elsewhere = result_row(model="/home/somebody/runs/other/export/backbone", value=0.7654321)
+    earlier = result_row(model=str(run_dir / "checkpoints" / "step_0000001"), value=0.7654321)
     write_results(
         run_dir, evaluated, result_row(), elsewhere, earlier, result_row(model="X", label="quoted", source=quoted)
     )
@@ -231,7 +231,7 @@ def test_the_card_says_what_was_measured(online: HubServer, run_dir: Path, publi
     assert "Left out: numbers of /home/somebody/runs/other/export/backbone" in said
     assert f"Left out: numbers of {earlier['model']}" in said
     files = published(online)
-    assert b"somebody" not in b"".join(files.values()) and b"0.75" not in files["README.md"]
+    assert b"somebody" not in b"".join(files.values()) and b"0.76543" not in files["README.md"]
     card = ModelCard(files["README.md"].decode())
     data = card.data.to_dict()
     assert (data["license"], data["library_name"], data["datasets"]) == ("apache-2.0", "transformers", ["org/scenes"])
