@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_decodepos.settings import CommandParser
-from training.export.key_layouts import LIBRARIES, RELEASES
+from training.export.layouts import LAYOUTS, READABLE
 
-FORMATS = ("backbone", *LIBRARIES, "onnx", "torch_export", "pretraining")
+FORMATS = ("backbone", *LAYOUTS, "onnx", "torch_export", "pretraining")
 PIXELS = ("imagenet", "caffe", "imagenet_bgr")  # the keys of pixel_forms.PIXEL_FORMS, which needs torch
 
 
@@ -23,10 +23,10 @@ def build_parser() -> CommandParser:
     add("model", help="folder or Hub id of a model; with --from, a checkpoint file or its folder")
     add("--format", choices=FORMATS, default="backbone", help="what to write")
     add("--output", type=Path, required=True, help="folder to write; must not exist")
-    add("--from", dest="layout", choices=RELEASES, help="the layout of a checkpoint of others")
+    add("--from", dest="layout", choices=READABLE, help="the library that a checkpoint is of")
     add("--network", choices=["student", "teacher"], default="student", help="where there are two")
-    add("--stride_in", choices=["1x1", "3x3"], help="with --from detectron2 or mmdet")
-    add("--pixels", choices=PIXELS, help="with --from detectron2 or mmdet")
+    add("--stride_in", choices=["1x1", "3x3"], help="with --from detectron2")
+    add("--pixels", choices=PIXELS, help="with --from detectron2")
     add(
         "--size_px",
         "--image_size_px",
