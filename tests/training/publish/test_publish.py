@@ -236,7 +236,7 @@ def test_the_card_says_what_was_measured(online: HubServer, run_dir: Path, publi
     data = card.data.to_dict()
     assert (data["license"], data["library_name"], data["datasets"]) == ("apache-2.0", "transformers", ["org/scenes"])
     assert "custom_code" not in data["tags"]
-    assert 'from_backbone("org/tiny", region_bins=4)\nmodel.eval()' in card.text
+    assert 'from_backbone("org/tiny", region_bins=4, centre_cells=True)\nmodel.eval()' in card.text
     assert "custom_code" in ModelCard(published(online, WHOLE)["README.md"].decode()).data.tags
     after = json.loads((run_dir / "probe.json").read_text())["after"]["content_wins"]
     assert [result.metric_value for result in card.data.eval_results] == [after, 0.5]  # of these weights alone
