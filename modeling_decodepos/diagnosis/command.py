@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..settings import CommandParser
 from .measures.metrics import MEASURES, choose_measures
 
 QUICK_IMAGES, QUICK_SIZE = 32, 128
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="decodepos-diagnose",
         description="How much position and surroundings are in a vision backbone's features, next to random "
         "weights of the same architecture and plain image statistics. Writes report.html, report.json and figures.",
@@ -31,27 +31,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data",
         default="scenes",
-        help="scenes (drawn in memory, the default), a folder of Parquet files in our contract or of pictures, or a "
+        help="scenes (drawn in memory), a folder of Parquet files in our contract or of pictures, or a "
         "Hub id of a data set",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument(
-        "--images",
-        type=int,
-        help="pictures in the gallery, and as many queries (default 96)",
-    )
-    parser.add_argument("--size", type=int, help="side of the pictures in pixels (default 160)")
+    parser.add_argument("--images", type=int, help="pictures in the gallery, and as many queries (default: 96)")
+    parser.add_argument("--size_px", "--size", type=int, help="side of the pictures in pixels (default: 160)")
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn by chance")
     parser.add_argument("--seeds", type=int, default=1, help="repetitions with other data and other random weights")
     parser.add_argument("--layers", type=int, default=4, help="layers of a ViT that are read, evenly spaced")
     parser.add_argument(
-        "--centre-cells",
         "--centre_cells",
         action="store_true",
         help="read regions where the cells of a ResNet's maps have their centres, half a stride down and right of "
         "where RoIAlign reads them",
     )
-    parser.add_argument("--measures", help="comma-separated names of measures; all by default")
+    parser.add_argument("--measures", help="comma-separated names of measures (default: all)")
     parser.add_argument("--device", default="cpu", help="where the models run: cpu, cuda, mps")
     parser.add_argument(
         "--quick", action="store_true", help=f"{QUICK_IMAGES} pictures of {QUICK_SIZE} pixels: a first look"
@@ -63,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a diagnosis; 1 where only some of the models could be measured, 2 where none, or the data cannot be used."""
     args = build_parser().parse_args(arguments)
     images = args.images or (QUICK_IMAGES if args.quick else 96)
-    size_px = args.size or (QUICK_SIZE if args.quick else 160)
+    size_px = args.size_px or (QUICK_SIZE if args.quick else 160)
     try:
         choose_measures(args.measures)
         import transformers

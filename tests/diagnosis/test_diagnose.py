@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import math
+import re
 import shlex
 import sys
 import tomllib
@@ -27,12 +28,14 @@ from modeling_decodepos.diagnosis.data.photos import build_photo_data
 from modeling_decodepos.diagnosis.data.pictures import ProbeData, RegionImages
 from modeling_decodepos.diagnosis.measures.debias import RemovalPoint, choose_count
 from modeling_decodepos.diagnosis.measures.evaluate import StageResult, choose_removal, evaluate
-from modeling_decodepos.diagnosis.measures.metrics import MEASURES
+from modeling_decodepos.diagnosis.measures.metrics import MEASURES, METRICS
 from modeling_decodepos.diagnosis.measures.padding import PADDING_MODES, padded_with
 from modeling_decodepos.diagnosis.measures.position import positional_subspace, probe_regions
 from modeling_decodepos.diagnosis.models.features import read_features
+from modeling_decodepos.diagnosis.report.figures import Sheet, draw_directions
 from modeling_decodepos.diagnosis.report.page import is_guessing
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate
+from tests.modeling.test_page import Reader, classes_without_a_style
 
 FEW = 8
 
@@ -68,6 +71,34 @@ class NamedNet(nn.Sequential):
 def diagnosis():
     model = load_model(small_resnet(), size_px=64, name="<script>alert(1)</script>")
     return diagnose([model, own_pixels], scenes(), size_px=64)
+
+
+@pytest.mark.parametrize(("count", "text"), [(1, "1 direction removed"), (2, "2 directions removed")])
+def test_removed_directions_are_counted_in_the_right_number(diagnosis, monkeypatch, count, text):
+    notes = []
+    monkeypatch.setattr(Sheet, "label", lambda sheet, row, name, note="": notes.append(note))
+    first = diagnosis.models[0]
+    draw_directions(
+        [dataclasses.replace(first, debias=dataclasses.replace(first.debias, count=count))], diagnosis.data
+    )
+    assert notes == ["", "as it is", text]
+
+
+def test_everything_on_the_page_has_a_style_and_stands_once(diagnosis, tmp_path):
+    document = save_report(diagnosis, tmp_path).read_text(encoding="utf-8")
+    assert not classes_without_a_style(document)
+    assert "asked about" not in document
+    headings = re.findall(r"<h2>(.*?)</h2>", document)
+    titles = [MEASURES[name].partition(": ")[0] for name in MEASURES]
+    assert headings == ["At a glance", *titles, "Every number", "How it was measured"]
+    read = " ".join(Reader(document).texts)
+    for metric in METRICS:
+        assert f"<strong>{metric.title}</strong>, last stage" in document or f"{metric.title}: not measured" in read, (
+            metric.key
+        )
+    for title in ("Drift by distance to the border", "Share of place in the first k directions", "Use this layer"):
+        assert title in read
+    assert "No random weights beside own_pixels" in read
 
 
 def test_the_report_holds_every_number_with_its_protocol(diagnosis, tmp_path):

@@ -17,7 +17,7 @@ its table.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from modeling_decodepos.diagnosis import effective_rank
 from modeling_decodepos.diagnosis.statistics.estimates import bootstrap_interval, jackknife_interval
-from modeling_decodepos.diagnosis.statistics.knn import TEMPERATURE, knn_accuracy, knn_neighbours, knn_vote
+from modeling_decodepos.diagnosis.statistics.knn import knn_accuracy, knn_neighbours, knn_vote
 from training.evaluation.class_groups import class_groups
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.object_features import (
@@ -36,15 +36,7 @@ from training.evaluation.object_features import (
     embed_objects,
 )
 from training.evaluation.results import Measured
-
-
-@dataclass(frozen=True)
-class ObjectKnnSettings:
-    """Settings of `object_knn`."""
-
-    neighbours: tuple[int, ...] = field(default=(10, 20, 100, 200), metadata={"help": "numbers of neighbours, k"})
-    temperature: float = field(default=TEMPERATURE, metadata={"help": "a neighbour votes with exp(cosine / this)"})
-    variants: bool = field(default=True, metadata={"help": "whether to re-contextualise and re-position too"})
+from training.evaluation.settings import ObjectKnnSettings
 
 
 def run(evaluation: Evaluation, settings: ObjectKnnSettings) -> Mapping[str, Measured]:

@@ -9,7 +9,7 @@ own sampling: numbers compare with each other, not with its tables.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,15 +28,7 @@ from training.evaluation.segmentation_data import (
     score,
     stack_pixels,
 )
-
-
-@dataclass(frozen=True)
-class PatchRetrievalSettings:
-    """Settings of `patch_retrieval`."""
-
-    neighbours: int = field(default=30, metadata={"help": "neighbours of a patch"})
-    temperature: float = field(default=0.02, metadata={"help": "a neighbour counts softmax(cosine / this)"})
-    memory_patches: int = field(default=1_000_000, metadata={"help": "most patches in the memory, drawn evenly"})
+from training.evaluation.settings import PatchRetrievalSettings
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from training.provenance import now
 
 KEY = ("model", "arm", "protocol", "metric", "seeds")
 FIELDS = (*KEY, "value", "spread", "command", "commit", "data_hash", "machine", "label")
-LABELS = ("reduced scale", "reproduced", "quoted")
 
 
 @dataclass(frozen=True)

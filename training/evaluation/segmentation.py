@@ -7,7 +7,6 @@ images.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,17 +26,7 @@ from training.evaluation.segmentation_data import (
     stack_labels,
     stack_pixels,
 )
-
-
-@dataclass(frozen=True)
-class UperNetSettings:
-    """Settings of `segmentation`."""
-
-    steps: int = field(default=20_000, metadata={"help": "updates"})
-    images_per_update: int = field(default=16, metadata={"help": "batch size over all processes"})
-    learning_rate: float = field(default=1e-4, metadata={"help": "peak, of AdamW"})
-    weight_decay: float = field(default=0.01, metadata={"help": "of AdamW"})
-    head_width: int = field(default=512, metadata={"help": "channels of the UperNet head"})
+from training.evaluation.settings import UperNetSettings
 
 
 def run(evaluation: Evaluation, settings: UperNetSettings) -> Mapping[str, Measured]:

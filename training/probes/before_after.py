@@ -12,6 +12,7 @@ Content wins a triplet if the anchor's feature is closer to `same` than to `othe
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -263,3 +264,10 @@ def _draw_bar(canvas: _Canvas, left: int, top: int, name: str, cosine: float, co
     canvas.rectangle((min(zero, x), top + 4, max(zero, x), top + 13), fill=color)
     canvas.rectangle((zero, top + 1, zero + 0.5, top + 16), fill=_MUTED)
     canvas.text(left + _PANEL, top, f"{cosine:+.2f}", _INK, 13, anchor="ra")
+
+
+if __name__ == "__main__":
+    sys.exit(
+        "This module is no command: a run makes this probe where its recipe sets probe_count. To measure any model:\n"
+        "  decodepos-diagnose MODEL --output DIR"
+    )

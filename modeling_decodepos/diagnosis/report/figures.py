@@ -5,6 +5,7 @@ Colours run from dark blue (least) to pale yellow (most), legible without colour
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..data.pictures import ProbeData
-from ..measures.position import Subspace
 from ..models.features import StageFeatures
 from ..results import ModelResult
 
@@ -52,9 +52,9 @@ class Sheet:
     def label(self, row: int, text: str, note: str = "") -> None:
         """Write before a row."""
         top = _TOP + row * (_TILE + _CAPTION)
-        for line, part in enumerate(_wrap(text, 19)[:4]):
+        for line, part in enumerate(textwrap.wrap(text, 19)[:4]):
             self._text(8, top + 8 + 17 * line, part, _INK, 13, _LEFT - 14)
-        for line, part in enumerate(_wrap(note, 22)[:4] if note else []):
+        for line, part in enumerate(textwrap.wrap(note, 22)[:4]):
             self._text(8, top + 84 + 15 * line, part, _MUTED, 11, _LEFT - 14)
 
     def put(
@@ -77,19 +77,6 @@ class Sheet:
         while text and font.getlength(text) > room * _SCALE:
             text = text.removesuffix("…")[:-1] + "…" if len(text.removesuffix("…")) > 1 else ""
         self.draw.text((x * _SCALE, y * _SCALE), text, fill=color, font=font)
-
-
-def _wrap(text: str, length: int) -> list[str]:
-    lines = [""]
-    for word in text.replace("_", "_ ").replace("/", "/ ").split(" "):
-        pieces = [word[k : k + length] for k in range(0, len(word), length)] or [""]
-        for piece in pieces:
-            joined = f"{lines[-1]} {piece}" if lines[-1] and not lines[-1].endswith(("_", "/")) else lines[-1] + piece
-            if len(joined) <= length or not lines[-1]:
-                lines[-1] = joined
-            else:
-                lines.append(piece)
-    return lines
 
 
 def draw_blank_pages(models: Sequence[ModelResult]) -> Image.Image | None:
@@ -123,7 +110,7 @@ def draw_influence(models: Sequence[ModelResult], data: ProbeData, columns: int 
         return None
     columns = min(columns, len(shown[0].features.gradients))
     sheet = Sheet([f"picture {k + 1}" for k in range(columns)], len(shown) + 1)
-    sheet.label(0, "region asked about")
+    sheet.label(0, "query region")
     pictures = [_picture(data.queries.pixels[data.swaps.images[k]]) for k in range(columns)]
     for column, picture in enumerate(pictures):
         sheet.put(0, column, picture, box=data.swaps.boxes[column])
@@ -155,7 +142,7 @@ def share_outside(energy: Tensor, box: Tensor) -> float:
 
 
 def draw_swaps(models: Sequence[ModelResult], data: ProbeData, rows: int = 3) -> Image.Image | None:
-    """The exchanges, and how much each model's last feature stays the same under each, as centred cosines."""
+    """A region as it is, before other surroundings, with other content, and somewhere else."""
     shown = [model for model in models if model.features.surroundings]
     if not shown or data.swaps is None:
         return None
@@ -191,21 +178,14 @@ def draw_directions(models: Sequence[ModelResult], data: ProbeData, columns: int
         assert subspace is not None
         for step, removed in enumerate((0, model.debias.count)):
             row = 1 + 2 * number + step
-            note = "as it is" if removed == 0 else f"{removed} directions removed"
+            note = f"{removed} direction{'s' if removed > 1 else ''} removed" if removed else "as it is"
             sheet.label(row, model.name, note)
-            colors = _false_colors(features, subspace, removed)
-            mean, every = colors
-            sheet.put(row, 0, mean)
-            for column in range(columns):
-                sheet.put(row, column + 1, every[column])
+            cells = subspace.remove(features.cells, removed)
+            # The mean map and single pictures, on one scale.
+            every = false_colors(torch.cat([cells, cells.mean(0, keepdim=True)]), features.grid, fitted=len(cells))
+            for column, tile in enumerate([every[-1], *every[:columns]]):
+                sheet.put(row, column, tile)
     return sheet.image
-
-
-def _false_colors(features: StageFeatures, subspace: Subspace, removed: int) -> tuple[Pixels, list[Pixels]]:
-    """The mean map and single pictures in false colours, on one scale."""
-    cells = subspace.remove(features.cells, removed)
-    colors = false_colors(torch.cat([cells, cells.mean(0, keepdim=True)]), features.grid, fitted=len(cells))
-    return colors[-1], colors[:-1]
 
 
 def false_colors(cells: Tensor, grid: tuple[int, int], fitted: int | None = None) -> list[Pixels]:

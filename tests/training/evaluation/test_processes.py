@@ -104,6 +104,8 @@ def _one_of_two(rank: int, measure: Measure, data: str, folder: Path, port: int)
     assert processes.collect(processes.own(list("abcde"))) == list("abcde")
     rows = [torch.full((number % 3, 2), float(number)) for number in range(5)]
     assert torch.equal(torch.cat(processes.collect_rows(processes.own(rows))), torch.cat(rows))
+    assert torch.equal(torch.cat(processes.collect_rows(processes.own(rows[1:2]))), rows[1])
+    assert processes.collect_rows([]) == [] == processes.collect([])
     assert processes.total(torch.tensor([1.0 + rank])).tolist() == [3.0]
     (folder / f"{rank}.pkl").write_bytes(pickle.dumps(measure(data, processes)))
     dist.destroy_process_group()
@@ -165,7 +167,7 @@ def test_fine_tuned_networks_learn_the_same(tmp_path: Path):
 
 def test_a_launcher_that_did_not_join_its_processes_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setattr("accelerate.PartialState", lambda cpu: Processes())
+    monkeypatch.setattr("training.evaluation.processes.PartialState", lambda cpu: Processes())
     monkeypatch.setattr(Processes, "num_processes", 1, raising=False)
     with pytest.raises(ValueError, match="asked for 3 processes but 1 work together"):
         start_processes("cpu")

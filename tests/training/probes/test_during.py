@@ -12,7 +12,7 @@ from modeling_decodepos.modeling_decodepos import DecodePosModel
 from training.data.sources import load_split
 from training.probes.during import NearestRegions, build_online, embed
 from training.probes.neighbours import draw_neighbours
-from training.run.setup import build_model
+from training.run.model import build_model
 
 LABELLED = {"object_knn", "object_knn_class_mean"}
 WITHOUT_LABELS = {"position_r2", "context_leak", "region_retrieval", "measured_regions"}

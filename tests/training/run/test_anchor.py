@@ -16,7 +16,8 @@ from training import pretrain
 from training.data.batches import RegionBatch
 from training.pretrain import count_pairs, prepare_views
 from training.run.anchor import FeatureAnchor
-from training.run.setup import Run, build_model
+from training.run.model import build_model
+from training.run.setup import Run
 
 CPU = torch.device("cpu")
 
