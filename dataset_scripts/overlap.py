@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from modeling_decodepos.pictures import BrokenImage, decode_picture
+from modeling_decodepos.settings import CommandParser
 
 from .build.engines import Count, Unfinished, run_local
 from .check import parquet_files, split_of
@@ -203,25 +204,26 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 1 if matches else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> CommandParser:
+    """The command line."""
+    parser = CommandParser(
         prog="python -m dataset_scripts.overlap",
         description="Find images of one data set that are in another, or in another split of the same.",
     )
-    parser.add_argument("first", type=Path, metavar="DIR_A")
+    parser.add_argument("first", type=Path, metavar="DIR_A", help="folder of a data set")
     parser.add_argument("second", type=Path, metavar="DIR_B", nargs="?", help="absent: between the splits of DIR_A")
     parser.add_argument("--output", type=Path, metavar="FILE.csv", help="all pairs")
+    parser.add_argument("--threshold", type=int, default=THRESHOLD, help="bits of 64 in which they may differ")
     parser.add_argument(
-        "--threshold", type=int, default=THRESHOLD, help=f"bits of 64 in which they may differ ({THRESHOLD})"
+        "--num_workers", "--workers", dest="workers", type=int, default=0, help="processes; 0: one per core"
     )
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core (the default)")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 nothing is in both, 1 something is, 2 it cannot be done as asked, 75 run the same command again."""
     try:
-        return _compare(_parser().parse_args(arguments))
+        return _compare(build_parser().parse_args(arguments))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from modeling_decodepos.settings import CommandParser
+
 from .build.engines import ENGINES, Unfinished
 from .build.parquet import MANIFEST_NAME, DatasetPlan, RowFailed, build_dataset, load_manifest
 from .build.work_folder import WorkFolder
@@ -50,7 +52,9 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     """What every builder takes."""
     parser.add_argument("--output", type=Path, required=True, help="folder to write; an unfinished one is completed")
     parser.add_argument(
+        "--num_workers",
         "--workers",
+        dest="workers",
         type=int,
         default=0,
         help="processes, the bytes do not depend on it; 0: one per core, of this machine or of the cluster",
@@ -61,25 +65,27 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="build anew over a folder of another recipe")
     parser.add_argument("--proposals", choices=tuple(PROVIDERS), default="none", help="where `regions` come from")
     parser.add_argument(
-        "--proposals-cache", help="folder that keeps proposals, by image and settings, for other builds"
+        "--proposals_cache", help="folder that keeps proposals, by image and settings, for other builds"
     )
-    parser.add_argument("--mask-model", help="for --proposals masks: folder or Hub id of a SAM-type model")
+    parser.add_argument("--mask_model", help="for --proposals masks: folder or Hub id of a SAM-type model")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command line, a subcommand per builder."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m dataset_scripts.prepare", description="Build a data set folder of Parquet files, or check one."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, builder in BUILDERS.items():
-        command = commands.add_parser(name, help=builder.HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        command = commands.add_parser(name, help=builder.HELP)
         _add_build_arguments(command)
         builder.add_arguments(command)
 
     check = commands.add_parser("check", help="verify a folder against its manifest and the column contract")
-    check.add_argument("folder", type=Path)
-    check.add_argument("--workers", type=int, default=0, help="processes; 0: one per core (the default)")
+    check.add_argument("folder", type=Path, help="folder of Parquet files")
+    check.add_argument(
+        "--num_workers", "--workers", dest="workers", type=int, default=0, help="processes; 0: one per core"
+    )
     return parser
 
 

@@ -3,7 +3,6 @@
 python -m dataset_scripts.preview DIR --output preview.png
 """
 
-import argparse
 import colorsys
 import io
 import sys
@@ -18,6 +17,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from modeling_decodepos.page import page, picture
 from modeling_decodepos.pictures import broken_if_it_fails, decode_picture
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
+from modeling_decodepos.settings import CommandParser
 
 from .build.parquet_rows import ParquetRows, class_names_of
 
@@ -210,7 +210,7 @@ def _fit(text: str, width: int, font: Any) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 drawn, 2 there is nothing to draw."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m dataset_scripts.preview",
         description="Draw images of a data folder with their annotations, maps and regions.",
     )

@@ -44,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `prepare imagefolder`."""
     add_own_arguments(parser)
     parser.set_defaults(proposals="boxes")
-    parser.add_argument("--box-format", choices=BOX_FORMATS, default="xywh", help="of `objects`, in pixels")
+    parser.add_argument("--box_format", choices=BOX_FORMATS, default="xywh", help="of `objects`, in pixels")
     parser.add_argument(
-        "--class-names", type=Path, help="text file, a name per line, if the metadata has numbers only"
+        "--class_names", type=Path, help="text file, a name per line, if the metadata has numbers only"
     )
 
 

@@ -86,13 +86,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of all builders for one's own pictures."""
     parser.add_argument("--source", type=Path, required=True, help="folder to read; nothing in it is changed")
     parser.add_argument(
-        "--validation-share",
+        "--validation_share",
         type=float,
         default=DEFAULT_VALIDATION_SHARE,
         help="of the pictures, where the source has no splits; which ones depends on their paths alone",
     )
     parser.add_argument(
-        "--skip-broken", action="store_true", help="decode every picture first and leave out what cannot be decoded"
+        "--skip_broken", action="store_true", help="decode every picture first and leave out what cannot be decoded"
     )
 
 

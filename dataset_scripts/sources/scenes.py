@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `prepare scenes`."""
     parser.add_argument("--train", type=int, default=4000, help="images for training")
     parser.add_argument("--validation", type=int, default=500, help="images for validation")
-    parser.add_argument("--size-px", type=int, default=128, help="side of the square images")
+    parser.add_argument("--size_px", type=int, default=128, help="side of the square images")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other scenes")
     parser.set_defaults(proposals="boxes")
 

@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source", required=True, help="COCO's folder, a folder of COCO-type Parquet files, or the Hub id of one"
     )
-    parser.add_argument("--allow-missing", action="store_true", help="build without pictures that are not there")
+    parser.add_argument("--allow_missing", action="store_true", help="build without pictures that are not there")
     coco_parquet.add_arguments(parser)
     parser.set_defaults(proposals="boxes")
 

@@ -59,9 +59,9 @@ class ParquetSplit:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags for a Parquet source."""
-    parser.add_argument("--box-format", choices=("auto", *BOX_FORMATS), default="auto", help="of a Parquet source")
+    parser.add_argument("--box_format", choices=("auto", *BOX_FORMATS), default="auto", help="of a Parquet source")
     parser.add_argument(
-        "--class-names", type=Path, help="text file, a name per line, for a Parquet source that has numbers only"
+        "--class_names", type=Path, help="text file, a name per line, for a Parquet source that has numbers only"
     )
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 from numpy.typing import NDArray
+
+from modeling_decodepos.settings import add_flags, from_values, given, read_yaml
 
 from ...build.parquet import DatasetPlan
 from ...build.work_folder import WorkFolder, holds_something
@@ -23,7 +24,7 @@ from .index import INDEX_NAME, Index, ids_sha256, index_rows, read_index, write_
 from .masks import aspects, locate_masks
 from .photos import IMAGE_URL, Photo, fetch_photos
 from .rows import mini_row, save_rows
-from .selection import RULE_HELP, Rule, Selection, rule_from, select
+from .selection import Rule, Selection, select
 from .tables import (
     Boxes,
     Ids,
@@ -91,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source",
         type=Path,
         required=True,
-        help="folder of the tables; what is absent is fetched. Or a folder that --ids-only wrote. It is only read",
+        help="folder of the tables; what is absent is fetched. Or a folder that --ids_only wrote. It is only read",
     )
     parser.add_argument(
         "--downloads",
@@ -99,36 +100,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder that keeps the tables and photos that are fetched, for other builds "
         "(default: inside OUTPUT, removed when the build is finished)",
     )
-    parser.add_argument("--ids-only", action="store_true", help="write ids, boxes and rule, no pixels")
+    parser.add_argument("--ids_only", action="store_true", help="write ids, boxes and rule, no pixels")
     parser.add_argument("--recipe", type=Path, help="YAML file with keys of the selection rule; flags win over it")
-    for field in dataclasses.fields(Rule):
-        flag, text = f"--{field.name.replace('_', '-')}", f"{RULE_HELP[field.name]} (default: {field.default})"
-        if isinstance(field.default, bool):
-            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=RULE_HELP[field.name])
-        else:
-            parser.add_argument(flag, type=type(field.default), default=argparse.SUPPRESS, help=text)
+    add_flags(parser, Rule)
     parser.add_argument("--without", nargs="*", choices=GROUPS, default=[], help="tables to do without")
-    parser.add_argument("--metadata-url", default=METADATA_URL, help="where absent tables come from")
+    parser.add_argument("--metadata_url", default=METADATA_URL, help="where absent tables come from")
     parser.add_argument(
         "--images", type=Path, help="folder of photos, complete or not; only read (default: SOURCE/images)"
     )
-    parser.add_argument("--image-url", default=IMAGE_URL, help="photos are fetched from URL/SPLIT/ID.jpg")
+    parser.add_argument("--image_url", default=IMAGE_URL, help="photos are fetched from URL/SPLIT/ID.jpg")
     parser.add_argument(
         "--originals",
         action="store_true",
-        help="--image-url serves the photographers' originals: check the MD5 and size of the image list",
+        help="--image_url serves the photographers' originals: check the MD5 and size of the image list",
     )
     parser.add_argument("--masks", type=Path, help="folder of mask zips or PNG files (default: SOURCE/masks)")
     parser.add_argument("--missing", type=Path, help="leave out the ids in this file, and no others")
     parser.add_argument("--connections", type=int, default=16, help="photos fetched at the same time")
-    parser.add_argument("--requests-per-second", type=float, default=50.0, help="at most, over all connections")
+    parser.add_argument("--requests_per_second", type=float, default=50.0, help="at most, over all connections")
     parser.set_defaults(proposals="none")
 
 
 def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan | None:
     """What `prepare openimage-mini` builds, its photos on disk; None if only ids were asked for, which it wrote."""
     if arguments.connections < 1 or arguments.requests_per_second <= 0:
-        raise ValueError("--connections and --requests-per-second must be above 0.")
+        raise ValueError("--connections and --requests_per_second must be above 0.")
     for url in (arguments.metadata_url, arguments.image_url):
         if not url.startswith(("https://", "http://")):
             raise ValueError(f"{url!r} is no address, expected http:// or https://.")
@@ -177,7 +173,7 @@ def _open_index(
                 "Give a folder of tables as --source, or leave these keys out."
             )
         return read_index(arguments.source)
-    rule = rule_from(values)
+    rule = from_values(Rule, values, "the selection rule")
     folders, without = (arguments.source, downloads), set(arguments.without)
     tables = _collect_tables(folders, arguments.metadata_url, without, with_masks, downloader)
     state = {name: [path.name, path.stat().st_size, path.stat().st_mtime_ns] for name, path in tables.items()}
@@ -189,18 +185,7 @@ def _open_index(
 
 
 def _rule_values(arguments: argparse.Namespace) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    if arguments.recipe:
-        try:
-            values = yaml.safe_load(arguments.recipe.read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise ValueError(f"{arguments.recipe} cannot be read as YAML ({error}).") from error
-        if not isinstance(values, dict):
-            raise ValueError(
-                f"{arguments.recipe} holds {type(values).__name__}, expected lines such as `cap_step: 20`."
-            )
-    given = vars(arguments)
-    return values | {field.name: given[field.name] for field in dataclasses.fields(Rule) if field.name in given}
+    return (read_yaml(arguments.recipe) if arguments.recipe else {}) | given(arguments, Rule)
 
 
 def _collect_tables(

@@ -290,7 +290,7 @@ def test_the_rule_comes_from_flags_and_from_a_recipe(server, tmp_path, capsys):
     assert (rule["train_images"], rule["small_images"], rule["cap_step"]) == (6, 2, 20)
     recipe.write_text("train_image: 6\n")
     assert main(command(server, source, tmp_path / "x", "--recipe", str(recipe))) == 2
-    assert "'train_image' is no key" in capsys.readouterr().err
+    assert "unknown key 'train_image'. Did you mean 'train_images'" in capsys.readouterr().err
 
 
 def boxes_as_csv(rows: list[tuple], unusable: list[str]) -> list[str]:
