@@ -21,6 +21,7 @@ from PIL import Image
 
 from benchmarks.timing import print_machine, print_result, print_table, spread
 from dataset_scripts.build.parquet import Row, build_dataset, write_shard
+from dataset_scripts.build.work_folder import WorkFolder
 from dataset_scripts.check import check_dataset
 from dataset_scripts.prepare import BUILDERS, build_parser
 from dataset_scripts.proposals import add_regions
@@ -54,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = ["coco", "--source", str(arguments.source), "--output", str(folder / "built"), "--workers", "1"]
-        source = BUILDERS["coco"].open_source(build_parser().parse_args(command))
+        source = BUILDERS["coco"].open_source(build_parser().parse_args(command), WorkFolder(folder / "built"))
         assert source is not None
         split, rows = max(source.splits.items(), key=lambda item: item[1])
         places = range(min(arguments.count, rows))

@@ -18,7 +18,7 @@ import transformers
 from transformers import PreTrainedModel, ResNetBackbone, ResNetConfig, ViTConfig, ViTModel
 
 from benchmarks.timing import print_machine, print_result, print_table
-from modeling_decodepos.diagnosis import diagnose
+from modeling_decodepos.diagnosis import diagnose, save_report
 
 
 def resnet50() -> PreTrainedModel:
@@ -64,7 +64,7 @@ def main() -> None:
         model = build()
         wall, processor = time.perf_counter(), time.process_time()
         with tempfile.TemporaryDirectory() as folder:
-            diagnose(model, images=args.images, size_px=args.size).save(folder)
+            save_report(diagnose(model, images=args.images, size_px=args.size), folder)
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
         cases[name] = {"wall_s": wall, "processor_s": processor, "wanted_s": wanted}
         rows.append((name, f"{wall:.0f}", f"{processor:.0f}", f"{processor / cores:.0f}", f"{wanted:.0f}"))

@@ -18,13 +18,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ResNetBackbone, ResNetConfig, ViTConfig, ViTModel
 
 from benchmarks.timing import print_table
-from modeling_decodepos.diagnosis.data.pictures import Pictures, ProbeData
+from modeling_decodepos.diagnosis.data.pictures import ProbeData, RegionImages
 from modeling_decodepos.diagnosis.data.scenes import build_scene_data
-from modeling_decodepos.diagnosis.measures.all import StageResult, measure
+from modeling_decodepos.diagnosis.measures.evaluate import StageResult, evaluate
 from modeling_decodepos.diagnosis.measures.norms import count_outliers
-from modeling_decodepos.diagnosis.measures.objects import Neighbours, measure_leak, name_neighbour, place_or_content
+from modeling_decodepos.diagnosis.measures.objects import (
+    NeighbourPairs,
+    measure_leak,
+    name_neighbour,
+    place_or_content,
+)
 from modeling_decodepos.diagnosis.measures.padding import padded_with
-from modeling_decodepos.diagnosis.measures.place import divide_variance, probe_position, probe_regions
+from modeling_decodepos.diagnosis.measures.position import divide_variance, probe_position, probe_regions
 from modeling_decodepos.diagnosis.models.features import read_features
 from modeling_decodepos.diagnosis.models.image_statistics import statistics_map
 from modeling_decodepos.diagnosis.models.load import FeatureModel, load_model
@@ -59,7 +64,7 @@ def scenes() -> ProbeData:
 
 def numbers_of(model: FeatureModel, measures: str) -> StageResult:
     """The last stage of a model on the scenes."""
-    return measure(model, scenes(), measures.split(","), control=True)[0][-1]
+    return evaluate(model, scenes(), measures.split(","), control=True)[0][-1]
 
 
 def find(build: Callable[[], FeatureModel], measures: str, key: str) -> Callable[[], float | None]:
@@ -220,13 +225,13 @@ def planted_neighbour(known: float) -> float | None:
     generator = np.random.default_rng(0)
     box = torch.tensor([[0.0, 0.0, 0.3, 0.3], [0.4, 0.0, 0.7, 0.3]])
 
-    def side(seed: int) -> tuple[Tensor, Neighbours]:
+    def side(seed: int) -> tuple[Tensor, NeighbourPairs]:
         labels = torch.from_numpy(np.random.default_rng(seed).integers(0, 4, 600))
-        pictures = Pictures(torch.zeros(300, 3, 2, 2, dtype=torch.uint8), [box] * 300, labels)
+        images = RegionImages(torch.zeros(300, 3, 2, 2, dtype=torch.uint8), [box] * 300, labels)
         beside = labels.view(300, 2).flip(1).flatten()
         told = torch.from_numpy(generator.random(600) < known)
         rows = F.one_hot(beside, 4).float() * told[:, None]
-        return rows + 0.01 * noise(600, 4, seed=seed), Neighbours(pictures, torch.arange(4))
+        return rows + 0.01 * noise(600, 4, seed=seed), NeighbourPairs(images, torch.arange(4))
 
     gallery, queries = side(1), side(2)
     return name_neighbour(*gallery, *queries)["neighbour_advantage"].value

@@ -2,7 +2,7 @@
 
 Random features, as fp32 rows of a ResNet-18's width. Three ways to the same 200 neighbours by cosine:
 
-    ours    `training.evaluation.nearest`: blocks of both sides, each query keeps its best
+    ours    `modeling_decodepos.diagnosis.statistics.knn`: blocks of both sides, each query keeps its best
     naive   normalise, one product of all queries with all of the gallery, one topk
     faiss   `IndexFlatIP`, exact, where faiss-cpu is installed
 
@@ -36,7 +36,7 @@ from benchmarks.timing import (
     spread,
     time_interleaved,
 )
-from training.evaluation.nearest import nearest, vote
+from modeling_decodepos.diagnosis.statistics.knn import knn_neighbours, knn_vote
 
 NEIGHBOURS, CLASSES = 200, 80
 COCO_GALLERY, COCO_QUERIES, COCO_SHARE = 850_000, 36_000, 10
@@ -49,7 +49,7 @@ Search = Callable[[Tensor, Tensor], Tensor]
 
 def ours(gallery: Tensor, queries: Tensor) -> Tensor:
     """By blocks."""
-    return nearest(gallery, queries, NEIGHBOURS)[1]
+    return knn_neighbours(gallery, queries, NEIGHBOURS)[1]
 
 
 def naive(gallery: Tensor, queries: Tensor) -> Tensor:
@@ -185,10 +185,10 @@ def measure_coco(width: int, threads: int) -> dict[str, object]:
     labels = torch.randint(0, CLASSES, (len(gallery),), generator=torch.Generator().manual_seed(0))
     clock = clock_for(threads)
     before, start = _start_peak(), clock()
-    cosines, rows = nearest(gallery, queries, NEIGHBOURS)
+    cosines, rows = knn_neighbours(gallery, queries, NEIGHBOURS)
     searched = clock() - start
     for k in (10, 20, 100, 200):
-        vote(cosines[:, :k], labels[rows[:, :k]])
+        knn_vote(cosines[:, :k], labels[rows[:, :k]])
     whole = clock() - start
     print(
         f"COCO's size, {len(gallery)} x {COCO_QUERIES} rows, {asked} of the queries asked: {searched:.0f} s for the "

@@ -51,7 +51,7 @@ from modeling_decodepos import (
 )
 from modeling_decodepos.region_pooling import pool_regions
 from modeling_decodepos.regions import Regions
-from training.run.setup import compile_stages
+from training.run.model import compile_stages
 
 OBJECTIVE = OBJECTIVES["both"]
 REGIONS = 4

@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
+from modeling_decodepos.pictures import upright_size
 from modeling_decodepos.schema import COLUMNS, SCHEMA_VERSION, SEGMENTATION_IGNORE, build_features, row_problems
 
 from .build.engines import Count, run_local
 from .build.parquet import CARD_NAME, MANIFEST_NAME, data_sha256, load_manifest, recipe_sha256
+from .build.parquet_rows import class_names_of
 from .files import file_sha256
-from .pictures.pictures import upright_size
 
-_MOST_PER_FILE = 5  # a systematic fault would fill the screen
-_MOST_NAMED = 5
+_MOST_SHOWN = 5  # a systematic fault would fill the screen
 _SHARD_NAME = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<count>\d{5})")
 # Without these, rows cannot be judged; with another type in those, they can.
 _NEEDED = {"image", "image_id", "width", "height", "objects"}
@@ -103,10 +103,8 @@ def inspect_dataset(folder: Path, workers: int = 1) -> Findings:
     if not folder.is_dir():
         findings.problems.append(f"{folder} is not a folder")
         return findings
-    if (folder / MANIFEST_NAME).exists():
-        planned = _from_manifest(folder, findings)
-    else:
-        planned = _without_manifest(folder, findings)
+    plan = _from_manifest if (folder / MANIFEST_NAME).exists() else _without_manifest
+    planned = plan(folder, findings)
     if planned is None:
         return findings
     files, contract = planned
@@ -196,7 +194,7 @@ def _without_manifest(folder: Path, findings: Findings) -> tuple[list[_File], _C
         name = path.relative_to(folder).as_posix()
         try:
             metadata = pq.read_metadata(path)
-            names = names or _stored_class_names(metadata.schema.to_arrow_schema())
+            names = names or class_names_of(metadata.schema.to_arrow_schema())
         except (OSError, pa.ArrowException) as error:
             problems.append(f"{name}: cannot be read as Parquet ({str(error).splitlines()[0]})")
             continue
@@ -204,7 +202,7 @@ def _without_manifest(folder: Path, findings: Findings) -> tuple[list[_File], _C
     problems += _missing_shards(folder, paths)
     if names is None:
         findings.notes.append("no class names are stored with objects.category")
-    return files, _Contract(names)
+    return files, _Contract(None if names is None else tuple(names))
 
 
 def parquet_files(folder: Path) -> list[Path]:
@@ -227,17 +225,7 @@ def _missing_shards(folder: Path, paths: Sequence[Path]) -> list[str]:
             count = int(match["count"])
             promised |= {path.with_name(f"{match['split']}-{k:05d}-of-{count:05d}.parquet") for k in range(count)}
     missing = sorted(path.relative_to(folder).as_posix() for path in promised - set(paths))
-    return [f"{path} is missing: other files' names promise it" for path in missing[:_MOST_NAMED]]
-
-
-def _stored_class_names(schema: pa.Schema) -> tuple[str, ...] | None:
-    from datasets import ClassLabel, Features
-
-    if b"huggingface" not in (schema.metadata or {}):
-        return None
-    objects = Features.from_arrow_schema(schema).get("objects")
-    label = getattr(objects.get("category"), "feature", None) if isinstance(objects, dict) else None
-    return tuple(label.names) if isinstance(label, ClassLabel) else None
+    return [f"{path} is missing: other files' names promise it" for path in missing[:_MOST_SHOWN]]
 
 
 # ------------------------------------------------------------------------------------------------------- what is there
@@ -247,23 +235,29 @@ def _contents(file: _File, count: Count, folder: Path, contract: _Contract) -> _
     path, contents = folder / file.path, _Contents()
     if not path.is_file():
         contents.problems.append("the file is missing; run the command that built the folder again")
-    elif file.entry is not None and (size := path.stat().st_size) != file.entry["bytes"]:
-        expected = file.entry["bytes"]
-        contents.problems.append(f"{size} bytes, expected {expected}: cut off or replaced; delete it and build again")
-    elif file.entry is not None and (digest := file_sha256(path)) != file.entry["sha256"]:
-        expected = file.entry["sha256"]
-        contents.problems.append(
-            f"sha256 is {digest[:12]}…, expected {expected[:12]}…: damaged; delete it and build again"
-        )
+    elif file.entry is not None and (problem := _damage(path, file.entry)):
+        contents.problems.append(f"{problem}; delete it and build again")
     else:
         try:
             _read(path, file, contract, contents, count)
         except (OSError, pa.ArrowException) as error:
             contents.problems.append(f"cannot be read as Parquet ({str(error).splitlines()[0]})")
-    if len(contents.problems) > _MOST_PER_FILE:
-        more = len(contents.problems) - _MOST_PER_FILE
-        contents.problems = [*contents.problems[:_MOST_PER_FILE], f"… and {more} problems more"]
+    contents.problems = _first_few(contents.problems, "problems more")
     return contents
+
+
+def _damage(path: Path, entry: Mapping[str, Any]) -> str:
+    """How a file differs from its entry in the manifest; nothing if it does not."""
+    if (size := path.stat().st_size) != entry["bytes"]:
+        return f"{size} bytes, expected {entry['bytes']}: cut off or replaced"
+    if (digest := file_sha256(path)) != entry["sha256"]:
+        return f"sha256 is {digest[:12]}…, expected {entry['sha256'][:12]}…: damaged"
+    return ""
+
+
+def _first_few(problems: list[str], rest: str) -> list[str]:
+    more = len(problems) - _MOST_SHOWN
+    return problems if more <= 0 else [*problems[:_MOST_SHOWN], f"… and {more} {rest}"]
 
 
 def _read(path: Path, file: _File, contract: _Contract, contents: _Contents, count: Count) -> None:
@@ -324,21 +318,21 @@ def _differences(found: pa.Schema, expected: pa.Schema, name: str) -> list[tuple
 
 
 def _image_problems(row: Mapping[str, Any], class_count: int, decode: bool) -> Iterable[str]:
-    size = (row["width"], row["height"])
+    height, width = size = (row["height"], row["width"])
     try:
         if row["image"] is None or row["image"]["bytes"] is None:
             yield "image has no embedded bytes"
         else:
             with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
                 if (found := upright_size(image)) != size:
-                    yield f"image is {found[0]} x {found[1]} px, expected {size[0]} x {size[1]}"
+                    yield f"image is {found[1]} x {found[0]} px, expected {width} x {height}"
                 if decode:
                     image.load()
         if row["segmentation"] is not None:
             with Image.open(io.BytesIO(row["segmentation"]["bytes"])) as image:
                 labels = np.asarray(image)
-            if labels.shape != size[::-1]:
-                yield f"segmentation has shape {labels.shape}, expected {size[::-1]}"
+            if labels.shape != size:
+                yield f"segmentation has shape {labels.shape}, expected {size}"
             elif (wrong := labels[(labels > class_count) & (labels != SEGMENTATION_IGNORE)]).size:
                 yield f"segmentation has the value {wrong[0]}, expected 0 to {class_count} or {SEGMENTATION_IGNORE}"
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
@@ -373,9 +367,7 @@ def _repeated_ids(folder: Path, files: Sequence[_File], contents: Sequence[_Cont
             also = "" if earlier is file else f", also in {earlier.path}"
             between = f": once in {earlier.split}, once in {file.split}" if earlier.split != file.split else ""
             problems.append(f"{file.path}: {image_id}: image_id appears twice{also}{between}")
-    if len(problems) > _MOST_PER_FILE:
-        problems = [*problems[:_MOST_PER_FILE], f"… and {len(problems) - _MOST_PER_FILE} ids more that appear twice"]
-    return problems
+    return _first_few(problems, "ids more that appear twice")
 
 
 def _summary(files: Sequence[_File], contents: Sequence[_Contents], class_names: tuple[str, ...] | None) -> list[str]:

@@ -5,11 +5,13 @@ import hashlib
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-LOCK_NAME = ".lock"  # left behind empty: removing it would open a gap between two who wait for it
+LOCK_NAME = ".lock"  # left behind empty
 
 
 def file_sha256(path: Path) -> str:
@@ -18,65 +20,89 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def name_finished(temporary: Path, path: Path) -> None:
-    """Gives a finished file its name, so that it survives a crash of the machine whole or not at all."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+@contextmanager
+def whole_file(path: Path, sync: bool = True) -> Iterator[Path]:
+    """A path to write to, which becomes `path` when the block ends well and is removed otherwise; makes the folder.
 
-
-def temporary_for(path: Path) -> Path:
-    """Where to write what will become `path`: beside it, hidden, a name that nobody else has on any machine."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    temporary = temporary_for(path)
+    Args:
+        path: what the file is to be called. Readers see an older file of this name, or the whole new one.
+        sync: Also survive a crash of the machine. Costs milliseconds per file; do without for what is made again.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside it, hidden, and a name that nobody else has on any machine.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        name_finished(temporary, path)
+        yield temporary
+        if sync:
+            _sync(temporary)
+        temporary.replace(path)
+        if sync and os.name == "posix":  # elsewhere a folder cannot be opened
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all; makes its folder."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Writes a JSON file whole or not at all; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
-def lock_folder(folder: Path, key: str = "output_dir", user: str = "run") -> IO[str]:
+def lock_folder(
+    folder: Path, key: str = "output_dir", user: str = "run", wait: bool = False, name: str = LOCK_NAME
+) -> IO[str]:
     """An open file that marks the folder as in use until it is closed, or this process ends in whatever way.
 
     Args:
         folder: made if it is not there.
         key: what the user calls the folder, for messages.
         user: what else may hold it, for messages.
+        wait: until it is free, instead of an error.
+        name: of the file that is locked.
     """
+    path = folder / name
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = path.open("w")
+        except OSError as error:
+            raise ValueError(f"{key} {folder} cannot be written ({error.strerror}); choose another.") from None
+        try:
+            _lock(lock, f"{key} {folder} is in use by another {user}", wait)
+        except OSError as error:
+            lock.close()
+            raise ValueError(
+                f"{key} {folder} is on a file system without locks ({error.strerror}), which keep two {user}s from "
+                "writing to one folder; choose a folder elsewhere, or have it mounted with them (Lustre: flock)."
+            ) from None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                os.register_at_fork(after_in_child=lock.close)  # worker processes outlive a killed run by seconds
+                return lock
+        lock.close()  # whoever held it has removed the folder since: try again
+
+
+def _lock(file: IO[str], in_use: str, wait: bool) -> None:
     import fcntl  # not on Windows, where the rest of this file works
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK_NAME).open("w")
-    except OSError as error:
-        raise ValueError(f"{key} {folder} cannot be written ({error.strerror}); choose another.") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        lock.close()
-        raise ValueError(f"{key} {folder} is in use by another {user}; wait for it, or choose another.") from None
-    except OSError as error:
-        lock.close()
-        raise ValueError(
-            f"{key} {folder} is on a file system without locks ({error.strerror}), which keep two {user}s from "
-            "writing to one folder; choose a folder elsewhere, or have it mounted with them (Lustre: flock)."
-        ) from None
-    os.register_at_fork(after_in_child=lock.close)  # worker processes outlive a killed run by seconds
-    return lock
+        if not wait:
+            file.close()
+            raise ValueError(f"{in_use}; wait for it, or choose another.") from None
+        print(f"{in_use}; waiting.")
+        fcntl.flock(file, fcntl.LOCK_EX)

@@ -11,7 +11,6 @@ a crop, a mirror image or a turn. It looks at the picture alone, so it also find
 import argparse
 import csv
 import hashlib
-import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,8 +22,10 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from tqdm.auto import tqdm
+
+from modeling_decodepos.pictures import BrokenImage, decode_picture
+from modeling_decodepos.settings import CommandParser
 
 from .build.engines import Count, Unfinished, run_local
 from .check import parquet_files, split_of
@@ -43,9 +44,7 @@ Indices = NDArray[np.int64]
 
 def perceptual_hash(encoded: bytes) -> int:
     """64 bits that nearly the same pictures share but for a few."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        image.draft("L", (2 * _SIDE, 2 * _SIDE))  # a JPEG is decoded at an eighth of its size, if that is enough
-        grey = np.asarray(ImageOps.exif_transpose(image).convert("L"))
+    grey = decode_picture(encoded, "to hash", at_least=(2 * _SIDE, 2 * _SIDE), grey=True)
     small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
     lowest = cv2.dct(small)[:8, :8].ravel()
     bits = lowest > np.median(lowest[1:])
@@ -97,7 +96,7 @@ def _candidates(begin: Indices, end: Indices) -> Iterator[tuple[Indices, Indices
 
 
 @dataclass(frozen=True)
-class Pictures:
+class HashedImages:
     """Hashes of all images of a data set that can be decoded; `contents` are hashes of their encoded bytes."""
 
     ids: list[str]
@@ -107,7 +106,7 @@ class Pictures:
     broken: list[str]
 
 
-def hash_folder(folder: Path, workers: int) -> Pictures:
+def hash_folder(folder: Path, workers: int) -> HashedImages:
     """Hashes of the images of a data set folder, in the order of its files."""
     paths = parquet_files(folder) if folder.is_dir() else []
     if not paths:
@@ -120,7 +119,7 @@ def hash_folder(folder: Path, workers: int) -> Pictures:
     with tqdm(total=total, desc=folder.name, unit=" images", mininterval=0.5) as progress:
         made = dict(run_local(names, partial(_hash_file, folder=folder), workers, progress.update))
     parts = [made[name] for name in names]
-    return Pictures(
+    return HashedImages(
         ids=[image_id for part in parts for image_id in part.ids],
         splits=[split for part in parts for split in part.splits],
         hashes=np.concatenate([part.hashes for part in parts]),
@@ -129,21 +128,21 @@ def hash_folder(folder: Path, workers: int) -> Pictures:
     )
 
 
-def _hash_file(name: str, count: Count, folder: Path) -> Pictures:
+def _hash_file(name: str, count: Count, folder: Path) -> HashedImages:
     ids, hashes, contents, broken = [], [], [], []
     for batch in pq.ParquetFile(folder / name).iter_batches(batch_size=100, columns=["image", "image_id"]):
         for row in batch.to_pylist():
             try:
                 encoded = row["image"]["bytes"]
                 hashes.append(perceptual_hash(encoded))
-            except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError):
+            except (BrokenImage, TypeError):  # row["image"] may be None
                 broken.append(str(row["image_id"]))
                 continue
             ids.append(str(row["image_id"]))
             contents.append(int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "big"))
         count(batch.num_rows)
     split = split_of(Path(name))
-    return Pictures(ids, [split] * len(ids), np.array(hashes, np.uint64), np.array(contents, np.uint64), broken)
+    return HashedImages(ids, [split] * len(ids), np.array(hashes, np.uint64), np.array(contents, np.uint64), broken)
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ class Match:
     bits: int
 
 
-def find_overlap(first: Pictures, second: Pictures, threshold: int = THRESHOLD) -> list[Match]:
+def find_overlap(first: HashedImages, second: HashedImages, threshold: int = THRESHOLD) -> list[Match]:
     """Matches between two data sets; given the same one twice, between its splits.
 
     Their `kind` is "exact", byte for byte, or "near".
@@ -205,25 +204,26 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 1 if matches else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> CommandParser:
+    """The command line."""
+    parser = CommandParser(
         prog="python -m dataset_scripts.overlap",
         description="Find images of one data set that are in another, or in another split of the same.",
     )
-    parser.add_argument("first", type=Path, metavar="DIR_A")
+    parser.add_argument("first", type=Path, metavar="DIR_A", help="folder of a data set")
     parser.add_argument("second", type=Path, metavar="DIR_B", nargs="?", help="absent: between the splits of DIR_A")
     parser.add_argument("--output", type=Path, metavar="FILE.csv", help="all pairs")
+    parser.add_argument("--threshold", type=int, default=THRESHOLD, help="bits of 64 in which they may differ")
     parser.add_argument(
-        "--threshold", type=int, default=THRESHOLD, help=f"bits of 64 in which they may differ ({THRESHOLD})"
+        "--num_workers", "--workers", dest="workers", type=int, default=0, help="processes; 0: one per core"
     )
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core (the default)")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 nothing is in both, 1 something is, 2 it cannot be done as asked, 75 run the same command again."""
     try:
-        return _compare(_parser().parse_args(arguments))
+        return _compare(build_parser().parse_args(arguments))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

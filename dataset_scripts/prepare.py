@@ -14,8 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from modeling_decodepos.settings import CommandParser
+
 from .build.engines import ENGINES, Unfinished
-from .build.parquet import MANIFEST_NAME, RowFailed, Source, build_dataset, load_manifest
+from .build.parquet import MANIFEST_NAME, DatasetPlan, RowFailed, build_dataset, load_manifest
+from .build.work_folder import WorkFolder
 from .proposals import PROVIDERS, Proposals
 from .sources import folder, imagefolder, regions, scenes, voc
 from .sources.coco import builder as coco
@@ -30,7 +33,7 @@ class Builder(Protocol):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Flags of its own, beside those that every builder takes."""
 
-    def open_source(self, arguments: argparse.Namespace) -> Source | None:
+    def open_source(self, arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan | None:
         """What to build, None if nothing is left to do; raises ValueError with the cure if it cannot be built."""
 
 
@@ -49,7 +52,9 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     """What every builder takes."""
     parser.add_argument("--output", type=Path, required=True, help="folder to write; an unfinished one is completed")
     parser.add_argument(
+        "--num_workers",
         "--workers",
+        dest="workers",
         type=int,
         default=0,
         help="processes, the bytes do not depend on it; 0: one per core, of this machine or of the cluster",
@@ -60,38 +65,41 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="build anew over a folder of another recipe")
     parser.add_argument("--proposals", choices=tuple(PROVIDERS), default="none", help="where `regions` come from")
     parser.add_argument(
-        "--proposals-cache", help="folder that keeps proposals, by image and settings, for other builds"
+        "--proposals_cache", help="folder that keeps proposals, by image and settings, for other builds"
     )
-    parser.add_argument("--mask-model", help="for --proposals masks: folder or Hub id of a SAM-type model")
+    parser.add_argument("--mask_model", help="for --proposals masks: folder or Hub id of a SAM-type model")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command line, a subcommand per builder."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m dataset_scripts.prepare", description="Build a data set folder of Parquet files, or check one."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, builder in BUILDERS.items():
-        command = commands.add_parser(name, help=builder.HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        command = commands.add_parser(name, help=builder.HELP)
         _add_build_arguments(command)
         builder.add_arguments(command)
 
     check = commands.add_parser("check", help="verify a folder against its manifest and the column contract")
-    check.add_argument("folder", type=Path)
-    check.add_argument("--workers", type=int, default=0, help="processes; 0: one per core (the default)")
+    check.add_argument("folder", type=Path, help="folder of Parquet files")
+    check.add_argument(
+        "--num_workers", "--workers", dest="workers", type=int, default=0, help="processes; 0: one per core"
+    )
     return parser
 
 
 def _build(arguments: argparse.Namespace) -> None:
-    source = BUILDERS[arguments.command].open_source(arguments)
-    if source is None:
-        return
-    proposals = Proposals(arguments.proposals, arguments.mask_model, arguments.proposals_cache)
-    source = dataclasses.replace(source, proposals=proposals)
-    start = time.perf_counter()
-    manifest = build_dataset(
-        arguments.output, source, arguments.workers, overwrite=arguments.overwrite, engine=arguments.engine
-    )
+    with WorkFolder(arguments.output) as work:
+        plan = BUILDERS[arguments.command].open_source(arguments, work)
+        if plan is None:
+            return
+        proposals = Proposals(arguments.proposals, arguments.mask_model, arguments.proposals_cache)
+        plan = dataclasses.replace(plan, proposals=proposals)
+        start = time.perf_counter()
+        manifest = build_dataset(
+            arguments.output, plan, arguments.workers, overwrite=arguments.overwrite, engine=arguments.engine
+        )
     seconds = time.perf_counter() - start
     megabytes = sum(entry["bytes"] for entry in manifest["files"].values()) / 1e6
     rows = ", ".join(f"{rows:,} {split}" for split, rows in manifest["splits"].items())

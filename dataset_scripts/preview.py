@@ -3,7 +3,6 @@
 python -m dataset_scripts.preview DIR --output preview.png
 """
 
-import argparse
 import colorsys
 import io
 import sys
@@ -13,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from modeling_decodepos.page import page, picture
+from modeling_decodepos.pictures import broken_if_it_fails, decode_picture
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
+from modeling_decodepos.settings import CommandParser
 
 from .build.parquet_rows import ParquetRows, class_names_of
-from .pictures.pictures import explained
 
 COLUMNS = ("image", "image_id", "width", "height", "objects", "regions", "segmentation")
 TILE_PX = 288  # longer side of a picture
@@ -128,12 +128,8 @@ def _small(row: dict[str, Any]) -> Image.Image:
     """The picture, upright, at most `TILE_PX` wide and high."""
     scale = TILE_PX / max(row["width"], row["height"])
     size = max(1, round(row["width"] * scale)), max(1, round(row["height"] * scale))
-    with explained(row["image_id"], "image"), Image.open(io.BytesIO(row["image"]["bytes"])) as image:
-        image.draft("RGB", (2 * TILE_PX, 2 * TILE_PX))  # a JPEG need not be decoded at its full size
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # Pillow would clip 16 bits
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        return upright.convert("RGB").resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    pixels = decode_picture(row["image"]["bytes"], row["image_id"], at_least=(2 * TILE_PX, 2 * TILE_PX))
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
 def _with_objects(pixels: Image.Image, row: dict[str, Any], scale: float, class_names: Sequence[str]) -> Image.Image:
@@ -164,7 +160,8 @@ def _with_regions(pixels: Image.Image, row: dict[str, Any], scale: float) -> Ima
 def _with_map(pixels: Image.Image, row: dict[str, Any]) -> Image.Image:
     if row["segmentation"] is None:
         return Image.new("RGB", pixels.size, "#f0f0f0")
-    with explained(row["image_id"], "segmentation"), Image.open(io.BytesIO(row["segmentation"]["bytes"])) as image:
+    encoded = io.BytesIO(row["segmentation"]["bytes"])
+    with broken_if_it_fails(row["image_id"], "segmentation"), Image.open(encoded) as image:
         labels = np.asarray(image.resize(pixels.size, Image.Resampling.NEAREST))
     grey = np.repeat(np.asarray(pixels.convert("L"), np.float32)[..., None], 3, axis=2)
     palette = np.array([(0, 0, 0), *(class_colour(k) for k in range(255))], np.float32)
@@ -213,7 +210,7 @@ def _fit(text: str, width: int, font: Any) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 drawn, 2 there is nothing to draw."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m dataset_scripts.preview",
         description="Draw images of a data folder with their annotations, maps and regions.",
     )

@@ -1,6 +1,6 @@
 """Publishes a data set folder on the Hugging Face Hub, so that `load_dataset("ORG/NAME")` reads it.
 
-python -m dataset_scripts.publish data/openimage-mini --repo ORG/openimage-mini --revision-tag v1 --dry-run
+python -m dataset_scripts.publish data/openimage-mini --repo ORG/openimage-mini --revision_tag v1 --dry_run
 
 The folder is checked first, as `prepare check` does. The same command can be run again at any time: it sends what is
 missing and verifies the rest by hash.
@@ -15,16 +15,15 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from modeling_decodepos.settings import CommandParser
+
 from .build.parquet import CARD_NAME, MANIFEST_NAME, load_manifest, recipe_differences
 from .check import inspect_dataset
-from .hub.release import LocalFile, Repository, card_problems, changed_files, exit_code, refuse_other_tag, release
+from .hub.release import LocalFile, Repository, Snapshot, Upload, card_problems, exit_code, publish_all
 
 
 def release_files(folder: Path) -> dict[str, LocalFile]:
-    """What is to be published, by path, in the order of arrival.
-
-    The manifest comes first, by which a later call knows the repository as this data set's, and the card last.
-    """
+    """What is to be published, by path."""
     manifest = load_manifest(folder)
     beside = sorted(
         path.name
@@ -48,34 +47,26 @@ def refuse_unfit(folder: Path, workers: int) -> None:
         raise ValueError(f"{folder / CARD_NAME} is not filled in: {'; '.join(problems)}. Edit it, then publish.")
 
 
-def refuse_foreign(repository: Repository, folder: Path) -> None:
-    """Raises if the repository holds something else than this data set."""
-    info = repository.info()
-    if info is None:
-        return
-    remote = repository.files(info.sha)
+def refuse_foreign(held: Snapshot, folder: Path) -> None:
+    """Raises if a repository holds something else than this data set."""
     cure = "Choose another --repo, or say --overwrite to replace its data."
-    if MANIFEST_NAME not in remote:
-        if others := sorted(set(remote) - {".gitattributes", CARD_NAME}):
-            raise ValueError(
-                f"{repository.repo_id} holds {len(others)} files, such as {others[0]}, but no {MANIFEST_NAME}: it is "
-                f"not a data set of this program. {cure}"
-            )
+    if not held.refuse_unowned(MANIFEST_NAME, cure):
         return
     try:
-        recipe: Any = json.loads(repository.read(MANIFEST_NAME, info.sha))["recipe"]
+        recipe: Any = json.loads(held.read(MANIFEST_NAME))["recipe"]
     except (ValueError, KeyError, TypeError):
         recipe = {}
     if differences := recipe_differences(recipe, load_manifest(folder)["recipe"]):
         raise ValueError(
-            f"{repository.repo_id} holds a data set of another recipe (there and, as asked for, here):\n  "
+            f"{held.repository.repo_id} holds a data set of another recipe (there and, as asked for, here):\n  "
             + "\n  ".join(differences)
             + f"\n{cure}"
         )
 
 
-def _is_stale(path: str) -> bool:
-    return path.startswith("data/") and path.endswith(".parquet")  # load_dataset would read it
+def _shards(held: Snapshot) -> list[str]:
+    """What `load_dataset` would read."""
+    return [path for path in held.files if path.startswith("data/") and path.endswith(".parquet")]
 
 
 def _publish(arguments: argparse.Namespace) -> None:
@@ -83,51 +74,42 @@ def _publish(arguments: argparse.Namespace) -> None:
     if repo_id.count("/") != 1:
         raise ValueError(f"--repo is {repo_id!r}, expected ORG/NAME: the Hub loads no other names.")
     refuse_unfit(folder, arguments.workers)
-    files = release_files(folder)
-    repository = Repository(repo_id, "dataset", HfApi(library_name="decodepos"))
-    info = repository.info()
-    if info is not None and arguments.private and not info.private:
-        raise ValueError(f"{repo_id} exists and is public; --private is for a new one. Change it on the Hub first.")
-    if not arguments.overwrite:
-        refuse_foreign(repository, folder)
-    refuse_other_tag(repository, files, arguments.revision_tag)
-
-    remote = {} if info is None else repository.files(info.sha)
-    todo = set(changed_files(files, remote))
-    if arguments.dry_run:
-        for path, file in files.items():
-            print(f"{'upload' if path in todo else 'there '}  {file.size:>14,}  {path}")
-        for path in sorted(set(remote) - set(files)):
-            print(f"{'remove' if _is_stale(path) else 'leave '}  {remote[path].size:>14,}  {path}")
-    megabytes = sum(files[path].size for path in todo) / 1e6
-    state = "a new repository" if info is None else "private" if info.private else "public"
-    print(f"{repo_id} ({state}): {len(todo)} of {len(files)} files to upload, {megabytes:,.1f} MB")
-    if arguments.dry_run:
-        print("Nothing was changed: this was a dry run.")
-        return
-    commit = release(repository, files, _is_stale, arguments.private, arguments.revision_tag)
-    revision = arguments.revision_tag or commit
-    print(f"{repo_id} holds {len(files)} files, verified by hash, at commit {commit}.")
-    print(f'load_dataset("{repo_id}", revision="{revision}")')
+    upload = Upload(
+        Repository(repo_id, "dataset", HfApi(library_name="decodepos")),
+        release_files(folder),
+        refuse_foreign=lambda held: None if arguments.overwrite else refuse_foreign(held, folder),
+        find_stale=_shards,
+    )
+    commits = publish_all([upload], arguments.private, arguments.revision_tag, arguments.dry_run)
+    for commit in commits.values():
+        print(f'load_dataset("{repo_id}", revision="{arguments.revision_tag or commit}")')
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> CommandParser:
+    """The command line."""
+    parser = CommandParser(
         prog="python -m dataset_scripts.publish", description="Publish a data set folder on the Hugging Face Hub."
     )
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="folder that `prepare` built")
     parser.add_argument("--repo", required=True, metavar="ORG/NAME", help="made if it does not exist")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument("--dry_run", action="store_true", help="check, and say what would be done; works offline")
     parser.add_argument("--private", action="store_true", help="of a new repository")
-    parser.add_argument("--revision-tag", metavar="TAG", help="name for this revision, such as v1; never moved")
+    parser.add_argument("--revision_tag", metavar="TAG", help="name for this revision, such as v1; never moved")
     parser.add_argument("--overwrite", action="store_true", help="replace the data of another data set")
-    parser.add_argument("--workers", type=int, default=0, help="processes of the check; 0: one per core (the default)")
+    parser.add_argument(
+        "--num_workers",
+        "--workers",
+        dest="workers",
+        type=int,
+        default=0,
+        help="processes of the check; 0: one per core",
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 published, 2 it cannot be done as asked, 75 not finished and the same command goes on."""
-    return exit_code(lambda: _publish(_parser().parse_args(arguments)))
+    return exit_code(lambda: _publish(build_parser().parse_args(arguments)))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,14 @@ TASK = "image-feature-extraction"
 Facts = Mapping[str, Any]
 
 
-def render_card(facts: Facts, rows: Sequence[Row]) -> str:
+def render_card(facts: Facts, rows: Sequence[Row], folder: str = "", is_template: bool = False) -> str:
     """The text of a card.
 
     Args:
         facts: What `release.json` of the release holds.
         rows: The model's numbers and those beside them, checked by `refuse_unfounded`.
+        folder: Where in a checkout the weights lie, if they are not published; else they load from the Hub.
+        is_template: Whether the card stands alone, without a release that was published or lies beside it.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -40,6 +42,9 @@ def render_card(facts: Facts, rows: Sequence[Row]) -> str:
         numbers=number_table(rows) if rows else "",
         meanings=metric_list(rows),
         origins=origin_table(rows) if rows else "",
+        folder=folder,
+        place=folder or facts["repo"],
+        is_template=is_template,
         **facts,
     )
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Two-sided 95 % quantiles of Student's t for 1, 2, 3 … degrees of freedom.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+from modeling_decodepos.diagnosis.statistics.estimates import half_width_95
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,7 @@ class Cell:
     @property
     def half_width(self) -> float | None:
         """Of the 95 % interval of the mean difference (Student's t over seeds)."""
-        count = len(self.differences)
-        if count < 2:
-            return None
-        quantile = _T[min(count - 1, len(_T)) - 1]
-        return quantile * statistics.stdev(self.differences) / math.sqrt(count)
+        return half_width_95(self.differences)
 
     @property
     def verdict(self) -> str:

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from markupsafe import Markup
+
 from model_cards.comparison import Cell
-from modeling_decodepos.page import Html, format_number, join, markup
+from modeling_decodepos.page import format_number
 
 WIDTH = 480
 _LEFT, _RIGHT, _LINE, _TOP = 150, 60, 22, 26
-STYLE = markup(
-    "<style>.dot{{fill:#2a6fdb;fill-opacity:.55}}.mean{{stroke:currentColor;stroke-width:2}}"
-    ".reference{{stroke:#999;stroke-dasharray:4 3}}.tick,.name{{font:12px sans-serif;fill:currentColor}}"
-    ".name{{font-weight:bold}}</style>"
+STYLE = Markup(
+    "<style>.dot{fill:#2a6fdb;fill-opacity:.55}.mean{stroke:currentColor;stroke-width:2}"
+    ".reference{stroke:#999;stroke-dasharray:4 3}.tick,.name{font:12px sans-serif;fill:currentColor}"
+    ".name{font-weight:bold}</style>"
+)
+_TEXT = Markup('<text x="{}" y="{}" text-anchor="end" class="tick">{}</text>')
+_LINE_MARK = Markup('<line x1="{0}" x2="{0}" y1="{1}" y2="{2}" class="{3}"/>')
+_DOT = Markup('<circle cx="{}" cy="{}" r="4" class="dot"><title>{}, seed {}: {}</title></circle>')
+_PLACED = Markup('<g transform="translate({} {})">{}</g>')
+_FILE = Markup(
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {0} {1}" width="{0}" height="{1}" color="#222">{2}'
+    '<rect width="{0}" height="{1}" fill="#fff"/>{3}</svg>\n'
 )
 
 Cells = Mapping[str, Mapping[str, Cell]]
 
 
-def dot_plot(name: str, arms: Sequence[str], baseline: str, cells: Cells, title: str = "") -> tuple[Html, int]:
+def dot_plot(name: str, arms: Sequence[str], baseline: str, cells: Cells, title: str = "") -> tuple[Markup, int]:
     """One number of all arms, as parts of an SVG that is `WIDTH` wide, and how high they are."""
-    heading = markup('<text x="4" y="14" class="name">{}</text>', title or name)
+    heading = Markup('<text x="4" y="14" class="name">{}</text>').format(title or name)
     known = {arm: cells[arm][name] for arm in arms if name in cells.get(arm, {})}
     if not known:
-        return join([heading, markup('<text x="4" y="34" class="tick">no run has this number</text>')]), 44
+        return heading + Markup('\n<text x="4" y="34" class="tick">no run has this number</text>'), 44
     every = [value for cell in known.values() for value in cell.values.values()]
     room = 0.06 * (max(every) - min(every)) or 0.05
     low, high = min(every) - room, max(every) + room
@@ -34,22 +44,14 @@ def dot_plot(name: str, arms: Sequence[str], baseline: str, cells: Cells, title:
     height = _TOP + _LINE * len(known)
     parts = [heading]
     if baseline in known:
-        at = x(known[baseline].mean)
-        parts.append(markup('<line x1="{0}" x2="{0}" y1="{1}" y2="{2}" class="reference"/>', at, _TOP - 6, height - 4))
+        parts.append(_LINE_MARK.format(x(known[baseline].mean), _TOP - 6, height - 4, "reference"))
     for number, (arm, cell) in enumerate(known.items()):
         y = _TOP + _LINE * number + 8
-        label = '<text x="{}" y="{}" text-anchor="end" class="tick">{}</text>'
-        parts.append(markup(label, _LEFT - 10, y + 4, arm.replace("_", " ")))
-        parts += [
-            markup(
-                '<circle cx="{}" cy="{}" r="4" class="dot"><title>{}, seed {}: {}</title></circle>',
-                x(value), y, arm, seed, format_number(value),
-            )
-            for seed, value in cell.values.items()
-        ]  # fmt: skip
-        parts.append(markup('<line x1="{0}" x2="{0}" y1="{1}" y2="{2}" class="mean"/>', x(cell.mean), y - 8, y + 8))
-        parts.append(markup(label, WIDTH - 4, y + 4, format_number(cell.mean)))
-    return join(parts), height
+        parts.append(_TEXT.format(_LEFT - 10, y + 4, arm.replace("_", " ")))
+        parts += [_DOT.format(x(value), y, arm, seed, format_number(value)) for seed, value in cell.values.items()]
+        parts.append(_LINE_MARK.format(x(cell.mean), y - 8, y + 8, "mean"))
+        parts.append(_TEXT.format(WIDTH - 4, y + 4, format_number(cell.mean)))
+    return Markup("\n").join(parts), height
 
 
 def dot_plots(titles: Mapping[str, str], arms: Sequence[str], baseline: str, cells: Cells) -> str:
@@ -57,13 +59,6 @@ def dot_plots(titles: Mapping[str, str], arms: Sequence[str], baseline: str, cel
     drawn = [dot_plot(name, arms, baseline, cells, title) for name, title in titles.items()]
     parts, top = [], 8
     for left, right in zip(drawn[::2], [*drawn[1::2], None], strict=False):
-        parts.append(markup('<g transform="translate(8 {})">{}</g>', top, left[0]))
-        if right is not None:
-            parts.append(markup('<g transform="translate({} {})">{}</g>', WIDTH + 32, top, right[0]))
+        parts += [_PLACED.format(8, top, left[0])] + ([_PLACED.format(WIDTH + 32, top, right[0])] if right else [])
         top += max(left[1], right[1] if right else 0) + 18
-    width = 2 * WIDTH + 40
-    return markup(
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {0} {1}" width="{0}" height="{1}" color="#222">{2}'
-        '<rect width="{0}" height="{1}" fill="#fff"/>{3}</svg>\n',
-        width, top, STYLE, join(parts),
-    )  # fmt: skip
+    return _FILE.format(2 * WIDTH + 40, top, STYLE, Markup("\n").join(parts))

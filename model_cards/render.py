@@ -1,17 +1,19 @@
 """Cards and the results page from JSON.
 
-    python -m model_cards.render            # writes RESULTS.md and cards/*.md here, the numbers in ../README.md and
-                                            # ../docs/evidence.md, and the drawings of the latter
+    python -m model_cards.render            # writes RESULTS.md, cards/*.md and weights/*/README.md here, the numbers
+                                            # in ../docs/training.md and evidence.md, and the drawings of the latter
     python -m model_cards.render --check    # says which of them are not what the JSON says, and changes nothing
 
-Numbers are in results/*.json. A released model has its `release.json` in models/, and `results.json` of the release in
-results/, both copied from the folder that `python -m training.publish` built.
+Numbers are in results/*.json. A release that lies in weights/ has its card there. Of one that does not, `release.json`
+is in models/ and `results.json` in results/, both copied from the folder that `python -m training.publish` built; its
+card in cards/ is a template.
 """
 
 from __future__ import annotations
 
-import argparse
+import hashlib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +22,11 @@ from model_cards.cards import render_card
 from model_cards.evidence import FIGURES, PAGE, draw, is_sweep, load_sweeps, with_sweeps
 from model_cards.results import LABELS, Row, load_rows
 from model_cards.tables import before_and_after, metric_list, number_table, origin_table
+from modeling_decodepos.settings import CommandParser
 
 HERE = Path(__file__).parent
-FRONT_PAGE_MODEL = "decodepos-scenes-smoke"
-FRONT_PAGE_MARKS = "<!-- numbers: python -m model_cards.render -->", "<!-- end of numbers -->"
+SMOKE_MODEL = "decodepos-scenes-smoke"
+SMOKE_MARKS = "<!-- numbers: python -m model_cards.render -->", "<!-- end of numbers -->"
 MEANINGS = {
     "reproduced": "A published number that was met under its own protocol.",
     "reduced scale": "Measured by us, on less data, for fewer steps or on smaller pictures than published work.",
@@ -33,20 +36,32 @@ MEANINGS = {
 
 def render_all(folder: Path) -> dict[Path, str]:
     """The text of every page, by where it belongs."""
-    paths = sorted((folder / "results").glob("*.json"))
-    rows = {path.stem: load_rows(path) for path in paths if not is_sweep(path)}
+    paths = [*(folder / "results").glob("*.json"), *(folder / "weights").glob("*/results.json")]
+    # Results of a release that lies here go by the name of its folder.
+    names = {path: path.parent.name if path.stem == "results" else path.stem for path in paths}
+    rows = {
+        name: load_rows(path) for path, name in sorted(names.items(), key=lambda item: item[1]) if not is_sweep(path)
+    }
     pages = {folder / "RESULTS.md": results_page([row for found in rows.values() for row in found])}
-    for path in sorted((folder / "models").glob("*.json")):
+    for path in sorted([*(folder / "models").glob("*.json"), *(folder / "weights").glob("*/release.json")]):
         facts = json.loads(path.read_text(encoding="utf-8"))
-        name = facts["repo"].partition("/")[2]
         if facts["model"] not in rows:
             raise ValueError(
                 f"{path} is of {facts['model']}, whose numbers are not there: no results/{facts['model']}.json."
             )
-        pages[folder / "cards" / f"{name}.md"] = render_card(facts, rows[facts["model"]])
-    if FRONT_PAGE_MODEL in rows:
-        front = folder.parent / "README.md"
-        pages[front] = with_results(front.read_text(encoding="utf-8"), rows[FRONT_PAGE_MODEL])
+        if path.name == "release.json":
+            release = path.parent
+            place = release.relative_to(folder.parent).as_posix()
+            card = pages[release / "README.md"] = render_card(facts, rows[facts["model"]], folder=place)
+            sums = (release / "SHA256SUMS").read_text(encoding="utf-8")
+            digest = hashlib.sha256(card.encode()).hexdigest()
+            pages[release / "SHA256SUMS"] = re.sub(r"\w+(?=  README\.md$)", digest, sums, flags=re.MULTILINE)
+        else:
+            card = render_card(facts, rows[facts["model"]], is_template=True)
+            pages[folder / "cards" / f"{facts['repo'].partition('/')[2]}.md"] = card
+    if SMOKE_MODEL in rows:
+        page = folder.parent / "docs" / "training.md"
+        pages[page] = with_results(page.read_text(encoding="utf-8"), rows[SMOKE_MODEL])
     if sweeps := load_sweeps(folder / "results"):
         evidence = folder.parent / PAGE
         pages[evidence] = with_sweeps(evidence.read_text(encoding="utf-8"), sweeps)
@@ -55,11 +70,11 @@ def render_all(folder: Path) -> dict[Path, str]:
 
 
 def with_results(page: str, rows: Sequence[Row]) -> str:
-    """The front page with these numbers between its two marks."""
-    head, begin, rest = page.partition(FRONT_PAGE_MARKS[0])
-    _, end, tail = rest.partition(FRONT_PAGE_MARKS[1])
+    """The page with these numbers between its two marks."""
+    head, begin, rest = page.partition(SMOKE_MARKS[0])
+    _, end, tail = rest.partition(SMOKE_MARKS[1])
     if not begin or not end:
-        raise ValueError(f"README.md lacks {' or '.join(FRONT_PAGE_MARKS)}, between which the numbers belong.")
+        raise ValueError(f"docs/training.md lacks {' or '.join(SMOKE_MARKS)}, between which the numbers belong.")
     return f"{head}{begin}\n{before_and_after(rows, 'before training', 'both')}\n{end}{tail}"
 
 
@@ -85,7 +100,7 @@ def results_page(rows: Sequence[Row]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 written, or as they should be; 1 not as they should be; 2 the JSON cannot be shown."""
-    parser = argparse.ArgumentParser(prog="python -m model_cards.render", description="Write cards from JSON.")
+    parser = CommandParser(prog="python -m model_cards.render", description="Write cards from JSON.")
     parser.add_argument("--check", action="store_true", help="change nothing")
     args = parser.parse_args(arguments)
     try:

@@ -11,7 +11,7 @@ A file is `{"results": [row, …]}`, as `python -m training.evaluation` writes i
 
 and a row with the label "quoted" has no seeds, command or commit but
 
-    source             {"title", "url", "place", "read"}: where in a text it stands, and on which day it was read there
+    source             {"title", "url", "place", "read"}: where in a text it stands, and the day it was read
 """
 
 from __future__ import annotations

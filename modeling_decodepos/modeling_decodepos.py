@@ -266,7 +266,7 @@ class DecodePosModel(DecodePosPreTrainedModel):
 
     def check_map_covers(self, pixel_values: Tensor) -> None:
         """Refuse image sides the map would cover more or less of than the boxes refer to."""
-        stride = _map_stride(self.backbone.config)
+        stride = _side_unit(self.backbone.config)
         if any(side % stride for side in pixel_values.shape[-2:]):
             raise ValueError(
                 f"images are {tuple(pixel_values.shape[-2:])} pixels; with regions, {self.backbone.config.model_type} "
@@ -469,11 +469,14 @@ def _patch_size(config: Any) -> int:
 
 def _smallest_side(config: Any) -> int:
     """Smallest image side the backbone can turn into at least one map cell."""
-    return _map_stride(config) if "convnext" in config.model_type else _patch_size(config)
+    return _side_unit(config) if "convnext" in config.model_type else _patch_size(config)
 
 
-def _map_stride(config: Any) -> int:
-    """Pixels per cell of the last map; 1 for a ResNet, whose padded map is taken to cover the image (as in SoCo)."""
+def _side_unit(config: Any) -> int:
+    """Pixels that image sides must be a multiple of, for the last map to cover the image.
+
+    1 for a ResNet, whose padded map is taken to cover it (as in SoCo).
+    """
     if "convnext" in config.model_type:  # a stem of 4, then halved without padding between stages
         return 4 * 2 ** (len(config.depths) - 1)
     if "swin" in config.model_type:  # halved between stages, padded to whole windows

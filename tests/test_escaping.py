@@ -10,6 +10,7 @@ import torch
 from benchmarks.known_cases import scenes, small_resnet
 from dataset_scripts import prepare, preview
 from modeling_decodepos.diagnosis import diagnose, load_model, save_report
+from tests.modeling.test_page import classes_without_a_style
 from training.sweep.results_page import write_page
 from training.sweep.sweep import Sweep
 
@@ -37,6 +38,7 @@ def check(path: Path, least: int) -> None:
     assert "script" not in page.tags
     assert not [name for name in page.attributes if name.startswith("on")]
     assert page.text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= least
+    assert not classes_without_a_style(page.text)
 
 
 def test_the_page_of_the_diagnosis(tmp_path: Path):

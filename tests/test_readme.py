@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from modeling_decodepos import DecodePosConfig, DecodePosForPreTraining
+from modeling_decodepos.backbones import BACKBONES
 from tests.image_processors import needs_auto_image_processor
-from training.backbones import BACKBONES
 from training.export.command import export_backbone, export_pretraining
 from training.recipe import parse_command_line
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+CONCEPTS = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
 DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 WITH_SUBCOMMANDS = {"dataset_scripts.prepare", "training.evaluation"}
 
@@ -28,8 +29,8 @@ def blocks(language: str, text: str = README) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    """Every command line in the blocks and the inline code of the README, docs/training.md and docs/data.md."""
-    text = README + TRAINING + DATA
+    """Every command line in the blocks and the inline code of the README and three pages of docs/."""
+    text = README + TRAINING + CONCEPTS + DATA
     inline = re.findall(r"`((?:make|python -m|accelerate launch|ACCELERATE_USE_CPU=true torchrun)[^`]*)`", text)
     lines = [line for block in blocks("bash", text) for line in block.splitlines()] + inline
     return [shlex.split(line.split("  #")[0].split(" | ")[0], comments=True) for line in lines if line.strip()]
@@ -62,7 +63,7 @@ def test_training_commands_parse(monkeypatch: pytest.MonkeyPatch):
 
 def test_modules_take_the_flags_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     modules = {words[2] for words in commands() if words[:2] == ["python", "-m"]}
-    assert {"training.views", "training.run.report", "dataset_scripts.prepare"} <= modules
+    assert {"training.views", "training.probes.find", "dataset_scripts.prepare"} <= modules
     for words in commands():
         if words[:2] != ["python", "-m"]:
             continue
@@ -78,7 +79,11 @@ def test_modules_take_the_flags_shown(monkeypatch: pytest.MonkeyPatch, capsys: p
         assert not sub or f"{module} {sub[0]} " in shown
         for argument in arguments:
             if argument.startswith("--"):
-                assert argument in shown, f"{module} knows no {argument}"
+                assert argument.replace("-", "_").replace("__", "--", 1) in shown, f"{module} knows no {argument}"
+
+
+def test_the_front_page_is_short():
+    assert len(README.splitlines()) <= 130
 
 
 @needs_auto_image_processor
@@ -88,30 +93,27 @@ def test_python_blocks_run_as_printed(tmp_path: Path, monkeypatch: pytest.Monkey
     config = DecodePosConfig(backbone_config=BACKBONES["resnet_tiny"](), region_bins=4)
     model = DecodePosForPreTraining(config)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
     export_backbone(model, "runs/scenes_smoke/export/backbone", 64)
     export_pretraining(model, "runs/scenes_smoke/export/pretraining", 64)
-    snippets = blocks("python")
-    assert len(snippets) >= 4
+    snippets = blocks("python") + blocks("python", CONCEPTS)
+    assert len(snippets) >= 5
+    shapes = []
     for snippet in snippets:
         values: dict = {}
         exec(compile(snippet, "README.md", "exec"), values)
-        if "output" in values:
-            assert values["output"].region_embeddings[values["output"].valid_regions].shape == (3, 256)
         if "features" in values:
-            assert values["features"].shape == (1, 2, 64, 7, 7)
+            shapes.append(tuple(values["features"].shape))
+    assert shapes == [(1, 2, 256), (1, 2, 64, 7, 7)]
 
 
 def test_the_tree_names_files_that_exist():
     (tree,) = blocks("")
-    folder = ROOT
     for line in tree.splitlines():
-        names = re.findall(r"[\w/]+\.py|\b\w+/", line.split("   ")[0] if line.startswith(" ") else line)
-        if not line.startswith(" "):
-            folder = ROOT / line.split()[0]
-            assert folder.is_dir(), folder
-            continue
+        folder, *names = re.findall(r"\w+\.py|\w+/", line)
+        assert (ROOT / folder).is_dir(), folder
         for name in names:
-            assert (folder / name).exists(), f"{folder.name}/{name}"
+            assert (ROOT / folder / name).exists() or (ROOT / name).is_dir(), f"{folder}{name}"
 
 
 def test_pictures_are_there():

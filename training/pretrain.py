@@ -18,6 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from training.recipe import Recipe, parse_command_line
+
+if __name__ == "__main__":
+    parse_command_line()  # --help and mistyped keys answer before the imports below, which take seconds
+
 import torch
 from accelerate import Accelerator
 from huggingface_hub.utils import logging as hub_logging
@@ -33,17 +38,16 @@ from training.data.batches import RegionBatch, StepBatches, build_loader
 from training.data.broken_images import TooManyBroken
 from training.data.streaming import RegionStream, build_stream_loader
 from training.errors import EXIT_INTERRUPTED, RunStopped
-from training.recipe import Recipe, parse_command_line
 from training.run.checkpoints import save_checkpoint
+from training.run.dataset import Data
 from training.run.finish import finish, how_to_load, is_finished, look_before, note_start, record_stop
 from training.run.health import Watch, measure_spread
 from training.run.log import Meter, RunLog
 from training.run.optimisation import set_schedule
-from training.run.setup import Data, Run, build_accelerator, build_run
+from training.run.setup import Run, build_accelerator, build_run
 from training.run.stopping import StopRequest, is_disk_full
 from training.show import draw_sample
 from training.views.normalise import normalise
-from training.views.on_device import make_views
 
 
 def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
@@ -89,8 +93,7 @@ def count_pairs(run: Run, batches: list[RegionBatch]) -> dict[tuple[str, str], T
 def matched_regions(batch: RegionBatch, student: str, teacher: str) -> Tensor:
     """(B, R) flags of the regions that both views of a batch show."""
     flags = []
-    drawn = batch.views if batch.packed is None else batch.packed.views
-    for view in (drawn[student], drawn[teacher]):
+    for view in (batch.views[student], batch.views[teacher]):
         full = torch.zeros((len(batch.indices), view.valid_regions.shape[1]), dtype=torch.bool)
         rows = torch.arange(len(batch.indices)) if view.rows is None else view.rows
         full[rows] = view.valid_regions
@@ -99,11 +102,8 @@ def matched_regions(batch: RegionBatch, student: str, teacher: str) -> Tensor:
 
 
 def prepare_views(batch: RegionBatch, device: torch.device) -> dict[str, View]:
-    """The views on the device, made there if the workers did not, their 8-bit pixels normalised there."""
-    if batch.packed is None:
-        views = {name: view.to(device) for name, view in batch.views.items()}
-    else:
-        views = make_views(batch.packed.to(device), compiled=device.type == "cuda")
+    """The views on the device, their 8-bit pixels normalised there."""
+    views = {name: view.to(device) for name, view in batch.views.items()}
     return {name: dataclasses.replace(v, pixel_values=normalise(v.pixel_values)) for name, v in views.items()}
 
 

@@ -1,24 +1,18 @@
 """Draws the views of one sample with their regions, in the arrangement of the paper's architecture figure.
 
-python -m training.views --data DIR --index N --output views.png
+`python -m training.views` is its command.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from modeling_decodepos.losses import DECOUPLING_PAIRS, DEPOSITIONING_PAIRS
-from modeling_decodepos.repositioning import FOREGROUND_SCALES
 from training.data.batches import RegionDataset
-from training.data.sources import COLUMNS, DRAWN, open_images
 from training.data.streaming import RegionStream
-from training.errors import UnusableData
-from training.recipe import ViewArguments, load_recipe
 from training.views.sampling import VIEW_RULES, ViewParameters, apply_view
 
 REGION_COLOURS = ["#ffd400", "#e6194b", "#4363d8", "#3cb44b", "#f58231", "#911eb4", "#42d4f4", "#f032e6"]
@@ -80,37 +74,3 @@ def draw_sample(dataset: RegionDataset | RegionStream, epoch: int = 0, index: in
     sample = dataset.read_sample(epoch, index, list(VIEW_RULES), everything, {})
     assert sample.donor is not None
     return draw_views(sample.image, sample.donor, dataset.source.boxes(sample.index, epoch), sample.views)
-
-
-def main() -> None:
-    """Draw the views of one sample of a data set."""
-
-    parser = argparse.ArgumentParser(description="Draw the views of one sample with their regions.")
-    parser.add_argument("--data", required=True, help="folder of Parquet or pictures, or Hub id")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--index", type=int, default=0, help="which image")
-    parser.add_argument("--epoch", type=int, default=0, help="the views of another epoch")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--region_source", choices=["auto", *COLUMNS, *DRAWN], default="auto")
-    parser.add_argument("--recipe", help="take the view settings from this recipe (default: the defaults, 224 pixels)")
-    parser.add_argument("--repositioning", choices=[*FOREGROUND_SCALES, "none"], help="overrides the recipe")
-    parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
-    args = parser.parse_args()
-    views = load_recipe(args.recipe).views if args.recipe else ViewArguments()
-    if args.repositioning:
-        views = dataclasses.replace(views, repositioning=args.repositioning)
-    try:
-        images = open_images(args.data, args.split, args.region_source, args.seed)
-        dataset = RegionDataset(images, views, list(VIEW_RULES), seed=args.seed)
-        picture = draw_sample(dataset, args.epoch, args.index)
-    except (ValueError, OSError, UnusableData) as error:
-        parser.exit(2, f"{error}\n")
-    for image_id, reason in dataset.known_broken.values():
-        print(f"image {image_id} {reason}; the next one takes its place")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(args.output)
-    print(f"wrote {args.output}")
-
-
-if __name__ == "__main__":
-    main()

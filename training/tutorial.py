@@ -4,24 +4,21 @@
 
 It draws pictures, trains on them for a few steps, loads what came out, takes features of regions, and measures one
 number. Read it from `main` on; each step says what it stands for and where to read on. Six steps on 64 pictures teach
-a network nothing worth keeping: the point is that every piece of the path is here, in the order you will meet it.
+a network nothing worth keeping: the point is that every piece of the path is here, in the order you will meet it. Each
+step imports what it needs, so you also see where things are.
 """
 
-import argparse
+from __future__ import annotations
+
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from transformers import AutoModel
+from modeling_decodepos.settings import CommandParser
 
-import modeling_decodepos  # noqa: F401  (tells AutoModel about our models)
-from dataset_scripts import prepare
-from modeling_decodepos.diagnosis import diagnose
-from training import pretrain
-from training.data.sources import open_images
-from training.views.normalise import normalise
+if TYPE_CHECKING:
+    import torch
 
 SIZE_PX = 64
 
@@ -33,7 +30,9 @@ def build_data(folder: Path) -> None:
     that every builder writes and every reader takes, so your own pictures go the same way: `prepare folder --source
     pictures`. See docs/data.md.
     """
-    size = ["--train", "64", "--validation", "8", "--size-px", str(SIZE_PX), "--workers", "1"]
+    from dataset_scripts import prepare
+
+    size = ["--train", "64", "--validation", "8", "--size_px", str(SIZE_PX), "--num_workers", "1"]
     code = prepare.main(["scenes", "--output", str(folder), *size])
     if code:
         raise SystemExit(code)
@@ -46,6 +45,8 @@ def train(data: Path, run: Path) -> None:
     the method: which views of a picture the student and the teacher see, a table in modeling_decodepos/losses.py. See
     docs/concepts.md for what the views are for, and docs/training.md for real runs.
     """
+    from training import pretrain
+
     keys: dict[str, object] = {
         "data": data, "output_dir": run, "objective": "both", "view_size_px": SIZE_PX, "region_bins": 4,
         "projector_hidden_size": 64, "projection_size": 32, "global_batch_size": 16, "max_steps": 6, "save_steps": 0,
@@ -61,17 +62,26 @@ def load(run: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
     teacher and the heads, and its feature extractor pools regions. Both are safetensors and JSON. See docs/export.md
     for other libraries, docs/publishing.md for the Hub.
     """
+    from transformers import AutoModel
+
+    import modeling_decodepos  # noqa: F401  (tells AutoModel about our models)
+
     plain = AutoModel.from_pretrained(run / "export" / "backbone").eval()
     extractor = AutoModel.from_pretrained(run / "export" / "pretraining").eval()
     return plain, extractor
 
 
-def describe_regions(extractor: torch.nn.Module, data: Path) -> Tensor:
+def describe_regions(extractor: torch.nn.Module, data: Path) -> torch.Tensor:
     """Step 4: one feature per object, (R, D), of the first validation picture.
 
     Boxes are x1, y1, x2, y2 in [0, 1] of the picture, as many as there are. Lists go in because pictures differ in
     their number; what comes out is padded, and `valid_regions` tells which rows are real.
     """
+    import torch
+
+    from training.data.sources import open_images
+    from training.views.normalise import normalise
+
     images = open_images(str(data), "validation")
     pixels = torch.from_numpy(images.pixels(0)).permute(2, 0, 1)[None]
     boxes = [torch.from_numpy(images.boxes(0, epoch=0)).float()]
@@ -88,27 +98,30 @@ def measure_context_leak(run: Path) -> dict[str, float]:
     this and nine other things, on any network of transformers, beside the same network with random weights. See
     docs/diagnosis.md.
     """
+    from modeling_decodepos.diagnosis import diagnose
+
     found = diagnose(str(run / "export" / "backbone"), images=16, size_px=96, measures="context")
     leaks = {stage.name: stage.numbers["context_leak"].value for stage in found.models[0].stages}
     return {name: value for name, value in leaks.items() if value is not None}  # None: all features were alike
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """All five steps, in a folder that stays if you name one."""
-    parser = argparse.ArgumentParser(prog="python -m training.tutorial", description="The whole path, in miniature.")
-    parser.add_argument("folder", type=Path, nargs="?", help="where to put data and run (default: nowhere for long)")
-    parsed = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = parsed.folder or Path(scratch)
-        data, run = folder / "scenes", folder / "run"
-        build_data(data)
-        train(data, run)
-        plain, extractor = load(run)
-        print(f"\nloaded        {type(plain).__name__}, and {type(extractor).__name__} around the same weights")
-        features = describe_regions(extractor, data)
-        print(f"regions       {len(features)} objects, {features.shape[1]} numbers each")
-        leaks = measure_context_leak(run)
-        print(f"context leak  {', '.join(f'{name} {value:.2f}' for name, value in leaks.items())}")
+    """All five steps, in a folder that stays."""
+    parser = CommandParser(prog="python -m training.tutorial", description="The whole path, in miniature.")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", help="where to put data and run (default: a new temporary one)"
+    )
+    folder = parser.parse_args(arguments).folder or Path(tempfile.mkdtemp(prefix="decodepos-tutorial-"))
+    data, run = folder / "scenes", folder / "run"
+    build_data(data)
+    train(data, run)
+    plain, extractor = load(run)
+    print(f"\nloaded        {type(plain).__name__}, and {type(extractor).__name__} around the same weights")
+    features = describe_regions(extractor, data)
+    print(f"regions       {len(features)} objects, {features.shape[1]} numbers each")
+    leaks = measure_context_leak(run)
+    print(f"context leak  {', '.join(f'{name} {value:.2f}' for name, value in leaks.items())}")
+    print(f"\nData and run are in {folder}; delete that folder when you have seen enough.")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,11 @@ from tqdm.auto import tqdm
 
 from modeling_decodepos.schema import SCHEMA_VERSION, build_features
 
-from ..files import DISK_FULL, LOCK_NAME, file_sha256, lock_folder, name_finished, temporary_for, write_text
+from ..files import DISK_FULL, file_sha256, lock_folder, whole_file, write_text
 from ..proposals import Proposals, add_regions, check_provider, recipe_of
 from .engines import ENGINES, Count, Unfinished
+from .work_folder import MANIFEST_NAME, holds_something
 
-MANIFEST_NAME = "manifest.json"
 CARD_NAME = "README.md"
 MANIFEST_FORMAT = 1
 ROWS_PER_GROUP = 100  # small enough to read single images from a remote file
@@ -51,7 +51,7 @@ class RowFailed(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Shard:
+class PlannedShard:
     """Rows `start` to `stop` (exclusive) of a split and the file for them, relative to the data set folder."""
 
     path: str
@@ -61,7 +61,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetPlan:
     """What a builder hands over: which rows there are, how to make one, and how the card describes them.
 
     Attributes:
@@ -94,22 +94,11 @@ class Source:
 
 def write_shard(path: Path, rows: Iterable[Row], schema: pa.Schema) -> dict[str, Any]:
     """Writes rows to one Parquet file, whole or not at all; returns its manifest entry without the split."""
-    temporary = temporary_for(path)
-    count = 0
-    try:
-        with pq.ParquetWriter(temporary, schema) as writer:
-            group: list[Row] = []
-            for row in rows:
-                group.append(row)
-                if len(group) == ROWS_PER_GROUP:
-                    writer.write_table(pa.Table.from_pylist(group, schema))
-                    count, group = count + len(group), []
-            if group:
-                writer.write_table(pa.Table.from_pylist(group, schema))
-                count += len(group)
-        name_finished(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    count, left = 0, iter(rows)
+    with whole_file(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        while group := list(islice(left, ROWS_PER_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema))
+            count += len(group)
     return {"rows": count, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
@@ -159,7 +148,7 @@ def _save_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 def plan_shards(
     splits: Mapping[str, int], rows_per_shard: int, tiers: Mapping[str, Mapping[str, int]] | None = None
-) -> list[Shard]:
+) -> list[PlannedShard]:
     """The shards of all splits, each with `rows_per_shard` rows but for the last of a split or of a tier."""
     if rows_per_shard < 1:
         raise ValueError(f"rows_per_shard is {rows_per_shard}, expected at least 1.")
@@ -170,7 +159,7 @@ def plan_shards(
             raise ValueError(f"A tier has {ends[-1]} rows of split {split!r}, expected at most {rows}.")
         starts = [start for begin, end in pairwise([0, *ends]) for start in range(begin, end, rows_per_shard)]
         shards += [
-            Shard(f"data/{split}-{k:05d}-of-{len(starts):05d}.parquet", split, start, stop)
+            PlannedShard(f"data/{split}-{k:05d}-of-{len(starts):05d}.parquet", split, start, stop)
             for k, (start, stop) in enumerate(pairwise([*starts, rows]))
         ]
     return shards
@@ -181,7 +170,7 @@ def plan_shards(
 
 def build_dataset(
     folder: Path,
-    source: Source,
+    source: DatasetPlan,
     workers: int = 1,
     rows_per_shard: int = 500,
     overwrite: bool = False,
@@ -233,7 +222,12 @@ def build_dataset(
 
 
 def _complete(
-    folder: Path, source: Source, manifest: dict[str, Any], shards: Sequence[Shard], workers: int, engine: str
+    folder: Path,
+    source: DatasetPlan,
+    manifest: dict[str, Any],
+    shards: Sequence[PlannedShard],
+    workers: int,
+    engine: str,
 ) -> dict[str, Any]:
     """Writes what the manifest does not have yet; returns the finished manifest."""
     manifest = {**manifest, "complete": False, "files": _kept_shards(folder, manifest, shards)}
@@ -277,7 +271,7 @@ def _remove_temporaries(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _open_folder(folder: Path, source: Source, recipe: Mapping[str, Any], overwrite: bool) -> dict[str, Any]:
+def _open_folder(folder: Path, source: DatasetPlan, recipe: Mapping[str, Any], overwrite: bool) -> dict[str, Any]:
     """The manifest to go on from: the folder's own if the recipe is the same, else a new one."""
     fresh = {
         "format": MANIFEST_FORMAT,
@@ -290,16 +284,7 @@ def _open_folder(folder: Path, source: Source, recipe: Mapping[str, Any], overwr
         "tiers": {name: dict(tier) for name, tier in source.tiers.items()},
         "files": {},
     }
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file, expected a folder or nothing. Choose another --output.")
-    if not folder.exists() or all(path.name == LOCK_NAME for path in folder.iterdir()):
-        return fresh
-    if not (folder / MANIFEST_NAME).exists():
-        raise ValueError(
-            f"{folder} is not empty and has no {MANIFEST_NAME}, so it was not written by this program. "
-            "Choose another --output; nothing in there was touched."
-        )
-    if overwrite:
+    if not holds_something(folder, (MANIFEST_NAME,)) or overwrite:
         return fresh
     found = load_manifest(folder)
     if not found["files"]:  # nothing is lost that another recipe did not get to
@@ -322,7 +307,7 @@ def _missing(folder: Path, manifest: Mapping[str, Any]) -> bool:
     return not all(whole) or not (folder / CARD_NAME).is_file()
 
 
-def _kept_shards(folder: Path, manifest: Mapping[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
+def _kept_shards(folder: Path, manifest: Mapping[str, Any], shards: Sequence[PlannedShard]) -> dict[str, Any]:
     """Manifest entries of the shards that are there with the right hash; other Parquet files in `data` are removed."""
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
@@ -343,7 +328,7 @@ def _row_with_regions(split: str, number: int, make_row: RowMaker, proposals: st
     return add_regions(make_row(split, number), proposals)
 
 
-def _make_rows(shard: Shard, make_row: RowMaker, count: Count) -> Iterable[Row]:
+def _make_rows(shard: PlannedShard, make_row: RowMaker, count: Count) -> Iterable[Row]:
     for number in range(shard.start, shard.stop):
         try:
             row = make_row(shard.split, number)
@@ -356,7 +341,7 @@ def _make_rows(shard: Shard, make_row: RowMaker, count: Count) -> Iterable[Row]:
         count(1)
 
 
-def _work(shard: Shard, count: Count, folder: Path, make_row: RowMaker, schema: pa.Schema) -> dict[str, Any]:
+def _work(shard: PlannedShard, count: Count, folder: Path, make_row: RowMaker, schema: pa.Schema) -> dict[str, Any]:
     path = folder / shard.path
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} is not there on {socket.gethostname()}. {_SHARED}")
@@ -366,7 +351,7 @@ def _work(shard: Shard, count: Count, folder: Path, make_row: RowMaker, schema: 
 # -------------------------------------------------------------------------------------------------------------- card
 
 
-def build_card(source: Source, manifest: Mapping[str, Any], features: Any) -> str:
+def build_card(source: DatasetPlan, manifest: Mapping[str, Any], features: Any) -> str:
     """Text of the data set card: a YAML header that `load_dataset` and the Hub read, then Markdown."""
     from datasets.info import DatasetInfosDict
     from huggingface_hub import DatasetCardData

@@ -1,6 +1,7 @@
 """Single rows of Parquet files, by their number over all the files."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,18 @@ class ParquetRows:
         self._batches = opened.iter_batches(batch_size=BATCH_ROWS, row_groups=range(group, len(sizes)))
 
 
+@lru_cache(maxsize=1)
+def rows_of(files: tuple[Path, ...], sha256: str = "") -> ParquetRows:
+    """The rows of files, opened once. Give their hash if there may be others by the same names."""
+    return ParquetRows(files)
+
+
 def class_names_of(schema: pa.Schema) -> list[str] | None:
     """Class names of `objects` from the features that `datasets` writes into a file, if they are there."""
     from datasets import ClassLabel, Features
+
+    if b"huggingface" not in (schema.metadata or {}):
+        return None
 
     def search(feature: Any) -> list[str] | None:
         if isinstance(feature, ClassLabel):
@@ -54,4 +64,4 @@ def class_names_of(schema: pa.Schema) -> list[str] | None:
         inner = list(feature.values()) if isinstance(feature, dict) else [getattr(feature, "feature", None)]
         return next((names for part in inner if part is not None and (names := search(part))), None)
 
-    return search(Features.from_arrow_schema(schema)["objects"])
+    return search(Features.from_arrow_schema(schema).get("objects"))

@@ -1,23 +1,26 @@
-"""Bringing a folder to a repository of the Hugging Face Hub, whole and verified: what data sets and models share.
+"""Bringing folders to repositories of the Hugging Face Hub, whole and verified: what data sets and models share.
 
-Every step can be repeated. Files that the repository already holds, by size and hash, are not sent again; the rest
-goes up in commits of a few files, so that an upload that breaks off loses little. A tag is set last, on a commit whose
-hashes were compared with the local files, and is never moved.
+What is missing goes up in one commit of huggingface_hub, so a repository holds all of a release or nothing of it. The
+same call can be repeated: what the Hub has already, by size and hash, is not sent again. By hand is what the library
+does not do: hashes are compared after the upload and with tags, tags come last and are never moved, the work of others
+is refused, and messages say what to do.
 """
+
+from __future__ import annotations
 
 import hashlib
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, ModelCard, constants
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -27,19 +30,20 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from tqdm.auto import tqdm
 
 from ..build.engines import Unfinished
 from ..files import file_sha256
 
 TRIES = 5
 PAUSE_S = 2.0  # before the second try; each further pause is twice as long
-FILES_PER_COMMIT = 20  # of 80 MB each, for a shard of photos: what a broken upload may lose
+CARD_NAME = "README.md"
 PLACEHOLDERS = ("[More Information Needed]", "TAKEDOWN-CONTACT")
 _LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write to this repository."
-_PASSING = {408, 429, 500, 502, 503, 504}
+_PASSING_STATUS = {408, 429, 500, 502, 503, 504}
 # huggingface_hub 1 and 2 are built on different HTTP libraries, whose errors share this name.
 _TransportError: type[Exception] = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+# A RuntimeError is how hf_xet says that a transfer failed.
+_PASSING = (_TransportError, ConnectionError, TimeoutError, LocalEntryNotFoundError, RuntimeError)
 
 T = TypeVar("T")
 
@@ -73,6 +77,36 @@ class LocalFile:
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """What a repository holds at its latest commit, each file as the Hub's `RepoFile`."""
+
+    repository: Repository
+    commit: str
+    is_private: bool
+    files: dict[str, Any]
+
+    def read(self, path: str) -> str:
+        """The text of a small file."""
+        r = self.repository
+        stored = reached(lambda: r.api.hf_hub_download(r.repo_id, path, revision=self.commit, repo_type=r.repo_type))
+        return Path(stored).read_text(encoding="utf-8")
+
+    def refuse_unowned(self, owner_file: str, cure: str) -> bool:
+        """Whether the file is there that says whose repository this is.
+
+        Raises:
+            ValueError: It is not, and there are other files, which somebody else put there.
+        """
+        others = sorted(set(self.files) - {".gitattributes", CARD_NAME})
+        if owner_file not in self.files and others:
+            raise ValueError(
+                f"{self.repository.repo_id} holds {len(others)} files, such as {others[0]}, but no {owner_file}: this "
+                f"program did not make it. {cure}"
+            )
+        return owner_file in self.files
+
+
+@dataclass(frozen=True)
 class Repository:
     """A repository of the Hub, there or not yet. The token is the one that huggingface_hub finds."""
 
@@ -80,12 +114,13 @@ class Repository:
     repo_type: str
     api: HfApi
 
-    def info(self) -> Any | None:
-        """What the Hub says of it (`sha`, `private`), or None if there is none that this token may see."""
+    def latest(self) -> Snapshot | None:
+        """What it holds, or None if there is none that this token may see."""
         try:
-            return reached(lambda: self.api.repo_info(self.repo_id, repo_type=self.repo_type))
+            info: Any = reached(lambda: self.api.repo_info(self.repo_id, repo_type=self.repo_type))
         except RepositoryNotFoundError:
             return None
+        return Snapshot(self, info.sha, bool(info.private), self.files(info.sha))
 
     def files(self, revision: str) -> dict[str, Any]:
         """The `RepoFile` of every path at a revision."""
@@ -101,100 +136,131 @@ class Repository:
         refs = reached(lambda: self.api.list_repo_refs(self.repo_id, repo_type=self.repo_type))
         return self.files(tag) if tag in {ref.name for ref in refs.tags} else None
 
-    def read(self, path: str, revision: str) -> str:
-        """The text of a small file."""
-        stored = reached(
-            lambda: self.api.hf_hub_download(self.repo_id, path, revision=revision, repo_type=self.repo_type)
-        )
-        return Path(stored).read_text(encoding="utf-8")
+    def tag(self, name: str, commit: str) -> None:
+        """Names a commit."""
+        reached(lambda: self.api.create_tag(self.repo_id, tag=name, revision=commit, repo_type=self.repo_type))
 
 
-def changed_files(files: Mapping[str, LocalFile], remote: Mapping[str, Any]) -> list[str]:
-    """Paths that the repository lacks or holds with another content, in the order of `files`."""
-    return [path for path, local in files.items() if path not in remote or not local.is_same(remote[path])]
-
-
-def release(
-    repository: Repository,
-    files: Mapping[str, LocalFile],
-    is_stale: Callable[[str], bool],
-    private: bool = False,
-    tag: str | None = None,
-) -> str:
-    """The id of a commit of the repository that holds these files, verified; made, and tagged, as far as needed.
+@dataclass(frozen=True)
+class Upload:
+    """Files, by path in the repository that is to hold them.
 
     Args:
-        repository: made if it does not exist.
-        files: by path in the repository, in the order in which they are to arrive.
-        is_stale: which further paths of the repository are to be removed.
-        private: of a new repository.
-        tag: name of a revision; refused if it exists with other files.
+        repository: Made if it does not exist.
+        files: What it is to hold.
+        refuse_foreign: Raises if it holds somebody else's work.
+        find_stale: Which paths of it are to be removed; those of `files` stay.
     """
-    refuse_other_tag(repository, files, tag)
-    reached(
-        lambda: repository.api.create_repo(
-            repository.repo_id, repo_type=repository.repo_type, private=private, exist_ok=True
-        )
-    )
-    reached(lambda: _upload(repository, files, is_stale))
-    info = repository.info()
-    assert info is not None  # just made
-    remote = repository.files(info.sha)
-    if wrong := changed_files(files, remote):
+
+    repository: Repository
+    files: Mapping[str, LocalFile]
+    refuse_foreign: Callable[[Snapshot], object]
+    find_stale: Callable[[Snapshot], Collection[str]]
+
+    def changed(self, held: Mapping[str, Any]) -> list[str]:
+        """Paths that a repository with these files lacks, or has with another content."""
+        return [path for path, local in self.files.items() if path not in held or not local.is_same(held[path])]
+
+    def stale(self, held: Snapshot) -> list[str]:
+        """Paths to be removed."""
+        return sorted(set(self.find_stale(held)) - set(self.files))
+
+
+def publish_all(
+    uploads: Sequence[Upload], private: bool = False, tag: str | None = None, dry_run: bool = False
+) -> dict[str, str]:
+    """The commit of each repository, by its name, that holds the files, verified by hash; none after a dry run.
+
+    Every repository is looked at before one is changed, and all are whole before one is tagged.
+
+    Args:
+        uploads: In the order in which they are to arrive.
+        private: Of new repositories; refused if one exists and is public.
+        tag: Name of a revision; refused if it exists with other files.
+        dry_run: Only say what would be done; without the Hub where HF_HUB_OFFLINE is set or it does not answer.
+    """
+    silent = "the Hub was not asked" if dry_run and constants.HF_HUB_OFFLINE else ""
+    try:
+        pairs = [(upload, None if silent else upload.repository.latest()) for upload in uploads]
+    except Unfinished:
+        if not dry_run:
+            raise
+        silent, pairs = "the Hub did not answer", [(upload, None) for upload in uploads]
+    for upload, held in pairs:
+        if held is not None:
+            _refuse_unfit(upload, held, private, tag)
+    for upload, held in pairs:
+        visible = "private" if (held.is_private if held else private) else "public"
+        new = silent or f"a new repository, {visible}"
+        _show(upload, held, visible if held else new, with_files=dry_run)
+    if dry_run:
+        print("Nothing was changed: this was a dry run.")
+        return {}
+    commits = {upload.repository.repo_id: _send(upload, held, private) for upload, held in pairs}
+    for upload, (repo_id, commit) in zip(uploads, commits.items(), strict=True):
+        repository = upload.repository
+        if tag is not None and repository.tagged_files(tag) is None:
+            repository.tag(tag, commit)
+        print(f"{repo_id}: {len(upload.files)} files, verified by hash, at commit {commit}.")
+    return commits
+
+
+def _refuse_unfit(upload: Upload, held: Snapshot, private: bool, tag: str | None) -> None:
+    repository = upload.repository
+    if private and not held.is_private:
         raise ValueError(
-            f"{repository.repo_id}: {len(wrong)} files differ from the local ones after the upload, the first is "
-            f"{wrong[0]}. Somebody else may write to the repository; run the same command again."
+            f"{repository.repo_id} exists and is public; --private is for a new one. Change it on the Hub first."
         )
-    if tag is not None and repository.tagged_files(tag) is None:
-        reached(
-            lambda: repository.api.create_tag(
-                repository.repo_id, tag=tag, revision=info.sha, repo_type=repository.repo_type
-            )
-        )
-    return str(info.sha)
-
-
-def refuse_other_tag(repository: Repository, files: Mapping[str, LocalFile], tag: str | None) -> None:
-    """Raises if the tag exists and stands for other files: tags are cited, so they are never moved."""
-    if tag is None or repository.info() is None:
-        return
-    tagged = repository.tagged_files(tag)
-    if tagged is not None and (wrong := changed_files(files, tagged)):
+    upload.refuse_foreign(held)
+    # Tags are cited, so they are never moved.
+    tagged = None if tag is None else repository.tagged_files(tag)
+    if tagged is not None and (wrong := upload.changed(tagged)):
         raise ValueError(
             f"{repository.repo_id} has a tag {tag} with other files ({wrong[0]} differs), and tags are not moved: "
             "choose another --revision-tag."
         )
 
 
-def _upload(repository: Repository, files: Mapping[str, LocalFile], is_stale: Callable[[str], bool]) -> None:
-    """Sends what the repository lacks, in commits of a few files, and removes what is stale with the last of them."""
-    remote = repository.files("main")
-    todo = changed_files(files, remote)
-    stale = [path for path in remote if path not in files and is_stale(path)]
-    total = sum(files[path].size for path in todo)
-    with tqdm(total=total, desc="uploading", unit="B", unit_scale=True, disable=not todo) as progress:
-        for paths in _batches(todo):
-            is_last = paths[-1] == todo[-1]
-            _commit(repository, files, paths, stale if is_last else [])
-            progress.update(sum(files[path].size for path in paths))
-    if stale and not todo:
-        _commit(repository, files, [], stale)
+def _show(upload: Upload, held: Snapshot | None, state: str, with_files: bool) -> None:
+    """What would be done with each file, and how much that is."""
+    files, repo_id = upload.files, upload.repository.repo_id
+    changed = set(upload.changed(held.files if held else {}))
+    if with_files:
+        print(f"\n{repo_id}/")
+        for path in sorted(files):
+            print(f"  {'upload' if path in changed else 'there '} {files[path].size:>14,}  {path}")
+        for path in upload.stale(held) if held else []:
+            print(f"  remove {'':>14}  {path}")
+    megabytes = sum(files[path].size for path in changed) / 1e6
+    print(f"{repo_id} ({state}): {len(changed)} of {len(files)} files to upload, {megabytes:,.1f} MB")
 
 
-def _batches(paths: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(paths), FILES_PER_COMMIT):
-        yield paths[start : start + FILES_PER_COMMIT]
+def _send(upload: Upload, held: Snapshot | None, private: bool) -> str:
+    """The id of a commit that holds the files, one more only where something is missing or stale."""
+    r = upload.repository
+    if held is None:
+        reached(lambda: r.api.create_repo(r.repo_id, repo_type=r.repo_type, private=private, exist_ok=True))
+        held = r.latest()
+        assert held is not None  # just made
+    changed, stale = upload.changed(held.files), upload.stale(held)
+    if changed or stale:
+        named = changed or stale
+        message = f"Publish {named[0]}" + (f" and {len(named) - 1} more" if named[1:] else "")
 
+        def commit() -> None:  # what was sent before a failure is known to the Hub by its hash, and not sent again
+            operations: list[Any] = [CommitOperationAdd(path, str(upload.files[path].path)) for path in changed]
+            operations += [CommitOperationDelete(path) for path in stale]
+            r.api.create_commit(r.repo_id, operations, commit_message=message, repo_type=r.repo_type)
 
-def _commit(
-    repository: Repository, files: Mapping[str, LocalFile], paths: Sequence[str], stale: Collection[str]
-) -> None:
-    operations: list[Any] = [CommitOperationAdd(path, str(files[path].path)) for path in paths]
-    operations += [CommitOperationDelete(path) for path in stale]
-    named = f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else [*paths, *stale][0]
-    repository.api.create_commit(
-        repository.repo_id, operations, commit_message=f"Publish {named}", repo_type=repository.repo_type
-    )
+        reached(commit)
+        held = r.latest()
+        assert held is not None
+    if wrong := upload.changed(held.files):
+        raise ValueError(
+            f"{r.repo_id}: {len(wrong)} files differ from the local ones after the upload, the first is {wrong[0]}. "
+            "Somebody else may write to the repository; run the same command again."
+        )
+    return held.commit
 
 
 def reached(call: Callable[[], T]) -> T:
@@ -214,35 +280,23 @@ def reached(call: Callable[[], T]) -> T:
         except Exception as error:
             # The client wraps what befell a large file.
             cause = (error.__cause__ or error) if type(error) is RuntimeError else error
-            refusal = _refusal(cause)
-            if refusal is not None:
+            if refusal := _refusal(cause):
                 raise ValueError(refusal) from error
-            trouble = _passing_trouble(cause)
-            if not trouble:
+            if isinstance(cause, RepositoryNotFoundError | RevisionNotFoundError) or not isinstance(cause, _PASSING):
                 raise
+            status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+            trouble = f"{type(cause).__name__}: {_one_line(cause)}" if status is None else f"HTTP {status}"
     raise Unfinished(
         f"The Hub does not answer as it should ({trouble}), after {TRIES} tries. What was uploaded stays there: run "
         "the same command again later."
     )
 
 
-def _passing_trouble(error: BaseException | None) -> str:
-    """What is wrong for now, such as a server that is busy; empty if waiting does not help."""
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        return f"HTTP {status}" if status in _PASSING else ""
-    # A bare RuntimeError is how hf_xet says that a transfer failed.
-    passing = (_TransportError, ConnectionError, TimeoutError, LocalEntryNotFoundError)
-    if isinstance(error, passing) or type(error) is RuntimeError:
-        return f"{type(error).__name__}: {_one_line(error)}"
-    return ""
-
-
-def _refusal(error: BaseException | None) -> str | None:
-    """What to tell somebody whose request was understood and declined; None if it was not declined."""
+def _refusal(error: BaseException) -> str:
+    """What to tell somebody whose request was understood and declined; empty if it was not declined."""
     match error:
         case RepositoryNotFoundError() | RevisionNotFoundError():
-            return None
+            return ""
         case OfflineModeIsEnabled():
             return "HF_HUB_OFFLINE is set: unset it to reach the Hub."
         case HFValidationError():
@@ -251,19 +305,19 @@ def _refusal(error: BaseException | None) -> str | None:
             return f"There is no token. {_LOG_IN}"
         case HfHubHTTPError() if error.response.status_code in (401, 403):
             return f"The Hub refuses (HTTP {error.response.status_code}). {_LOG_IN}"
-        case HfHubHTTPError() if error.response.status_code not in _PASSING:
+        case HfHubHTTPError() if error.response.status_code not in _PASSING_STATUS:
             return f"The Hub refuses: {_one_line(error)}"
-    return None
+    return ""
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def exit_code(publish: Callable[[], object]) -> int:
-    """Publishes; 0 done, 2 it cannot be done as asked, 75 not finished and the same command goes on, 130 Ctrl-C."""
+def exit_code(command: Callable[[], object]) -> int:
+    """Runs a command: 0 done, 2 cannot be done as asked, 75 not finished and the same command goes on, 130 Ctrl-C."""
     try:
-        publish()
+        command()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

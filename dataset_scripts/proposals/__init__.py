@@ -1,8 +1,8 @@
 """Class-free region proposals of one image.
 
 Boxes go in and come out as in Parquet: (N, 4) float32, x, y, width, height in pixels. A provider is a function from a
-`Picture` to boxes and scores (None where it ranks nothing). It sees no class, and for the same picture it gives the
-same boxes.
+`ProposalInput` to boxes and scores (None where it ranks nothing). It sees no class, and for the same picture it gives
+the same boxes.
 """
 
 import dataclasses
@@ -17,37 +17,37 @@ from numpy.typing import ArrayLike
 
 from .cache import cached
 from .geometric import annotated, grid, none, random
-from .picture import FloatArray, Picture
+from .inputs import FloatArray, ProposalInput
 
-Provider = Callable[[Picture], tuple[FloatArray, FloatArray | None]]
+Provider = Callable[[ProposalInput], tuple[FloatArray, FloatArray | None]]
 
 
 # OpenCV is loaded only by those who use it.
-def _selective(picture: Picture) -> tuple[FloatArray, None]:
+def _selective(picture: ProposalInput) -> tuple[FloatArray, None]:
     from . import selective
 
     return selective.selective(picture, selective.FULL)
 
 
-def _selective_320(picture: Picture) -> tuple[FloatArray, None]:
+def _selective_320(picture: ProposalInput) -> tuple[FloatArray, None]:
     from . import selective
 
     return selective.selective(picture, selective.FAST)
 
 
-def _felzenszwalb(picture: Picture) -> tuple[FloatArray, None]:
+def _felzenszwalb(picture: ProposalInput) -> tuple[FloatArray, None]:
     from . import selective
 
     return selective.felzenszwalb(picture, selective.FULL)
 
 
-def _map_masks(picture: Picture) -> tuple[FloatArray, None]:
+def _map_masks(picture: ProposalInput) -> tuple[FloatArray, None]:
     from .map_masks import map_masks
 
     return map_masks(picture)
 
 
-def _model_masks(picture: Picture, model: str) -> tuple[FloatArray, FloatArray]:
+def _model_masks(picture: ProposalInput, model: str) -> tuple[FloatArray, FloatArray]:
     from .model_masks import model_masks
 
     return model_masks(picture, model)
@@ -94,7 +94,7 @@ class Proposals:
         """Whether it needs the image, not only its row."""
         return self.provider in SEGMENTING or self.mask_model is not None
 
-    def find(self, picture: Picture) -> tuple[FloatArray, FloatArray | None]:
+    def find(self, picture: ProposalInput) -> tuple[FloatArray, FloatArray | None]:
         """Proposals (M, 4) of a picture and their scores (M,), or None for scores where nothing is ranked."""
         provider = PROVIDERS[self.provider]
         if self.mask_model is not None:
@@ -194,7 +194,7 @@ def _picture(
     rng: np.random.Generator,
     encoded: bytes | None = None,
     encoded_map: bytes | None = None,
-) -> Picture:
+) -> ProposalInput:
     if width <= 0 or height <= 0:
         raise ValueError(f"The image is {width} x {height} px, expected both sides to be positive.")
-    return Picture(width, height, np.asarray(boxes, np.float32).reshape(-1, 4), rng, encoded, encoded_map)
+    return ProposalInput(width, height, np.asarray(boxes, np.float32).reshape(-1, 4), rng, encoded, encoded_map)

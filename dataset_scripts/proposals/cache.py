@@ -11,14 +11,14 @@ same thing write the same bytes. A damaged file counts as absent and is replaced
 import hashlib
 import io
 import json
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .picture import FloatArray
+from ..files import whole_file
+from .inputs import FloatArray
 
 Regions = tuple[FloatArray, FloatArray | None]
 
@@ -53,10 +53,5 @@ def _save(path: Path, regions: Regions) -> None:
     boxes, scores = regions
     file = io.BytesIO()
     np.save(file, boxes if scores is None else np.concatenate([boxes, scores[:, None]], axis=1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with whole_file(path, sync=False) as temporary:
         temporary.write_bytes(hashlib.sha256(file.getvalue()).digest() + file.getvalue())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .picture import FloatArray
+from .inputs import FloatArray
 
 MIN_SIDE_PX = 32
 MAX_RATIO = 3

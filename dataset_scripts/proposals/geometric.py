@@ -4,13 +4,13 @@ import math
 
 import numpy as np
 
-from .picture import FloatArray, Picture
+from .inputs import FloatArray, ProposalInput
 
 RANDOM_BOXES = 16
 GRID_SIDES = (2, 3, 4)
 
 
-def annotated(picture: Picture) -> tuple[FloatArray, None]:
+def annotated(picture: ProposalInput) -> tuple[FloatArray, None]:
     """The annotated boxes, clipped to the image; those that keep no area are left out."""
     boxes, width, height = picture.annotated, picture.width, picture.height
     x1, y1 = np.maximum(boxes[:, 0], 0), np.maximum(boxes[:, 1], 0)
@@ -19,7 +19,7 @@ def annotated(picture: Picture) -> tuple[FloatArray, None]:
     return clipped[(clipped[:, 2:] > 0).all(axis=1)], None
 
 
-def random(picture: Picture) -> tuple[FloatArray, None]:
+def random(picture: ProposalInput) -> tuple[FloatArray, None]:
     """Boxes wholly inside the image: 3 % to 50 % of its area, sides up to 1 : 2 apart, both log-uniform."""
     rng, width, height = picture.rng, picture.width, picture.height
     area = np.exp(rng.uniform(math.log(0.03), math.log(0.5), RANDOM_BOXES)) * width * height
@@ -30,7 +30,7 @@ def random(picture: Picture) -> tuple[FloatArray, None]:
     return np.stack([x, y, w, h], axis=1).astype(np.float32), None
 
 
-def grid(picture: Picture) -> tuple[FloatArray, None]:
+def grid(picture: ProposalInput) -> tuple[FloatArray, None]:
     """The cells of a 2 x 2, a 3 x 3 and a 4 x 4 grid."""
     width, height = picture.width, picture.height
     cells = [
@@ -42,6 +42,6 @@ def grid(picture: Picture) -> tuple[FloatArray, None]:
     return np.array(cells, np.float32), None
 
 
-def none(picture: Picture) -> tuple[FloatArray, None]:
+def none(picture: ProposalInput) -> tuple[FloatArray, None]:
     """No region."""
     return np.zeros((0, 4), np.float32), None

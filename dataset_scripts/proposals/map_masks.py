@@ -5,12 +5,12 @@ import numpy as np
 
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
 
-from .picture import FloatArray, Picture
+from .inputs import FloatArray, ProposalInput
 
 MIN_AREA_FRACTION = 0.001  # of the image; what is smaller is a crumb of an object that something else hides
 
 
-def map_masks(picture: Picture) -> tuple[FloatArray, None]:
+def map_masks(picture: ProposalInput) -> tuple[FloatArray, None]:
     """Boxes of the parts, class by class; none where there is no map."""
     classes = picture.segmentation_map()
     if classes is None:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .picture import FloatArray, Picture
+from .inputs import FloatArray, ProposalInput
 
 SIDE_LIMIT_PX = 1024  # what such models look at
 OVERLAP_LIMIT = 0.7  # of two boxes (intersection over union) the one with the lower score goes; as in transformers
 
 
-def model_masks(picture: Picture, model: str) -> tuple[FloatArray, FloatArray]:
+def model_masks(picture: ProposalInput, model: str) -> tuple[FloatArray, FloatArray]:
     """Boxes and the model's scores, best first."""
     pixels = picture.pixels(SIDE_LIMIT_PX)
     corners, scores = _generator(model)(Image.fromarray(pixels))

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .picture import Pixels
+from .inputs import Pixels
 
 Labels = NDArray[np.int64]
 Array = NDArray[np.float64]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .filtering import keep_once, keep_useful
 from .grouping import group_regions
-from .picture import FloatArray, Picture, Pixels
+from .inputs import FloatArray, Pixels, ProposalInput
 from .segments import (
     SegmentationSettings,
     colour_histograms,
@@ -29,7 +29,7 @@ FULL = SegmentationSettings(side_limit_px=1024, scale=300.0, sigma=0.9, min_size
 FAST = SegmentationSettings(side_limit_px=320, scale=150.0, sigma=0.9, min_size=30)
 
 
-def selective(picture: Picture, settings: SegmentationSettings) -> tuple[FloatArray, None]:
+def selective(picture: ProposalInput, settings: SegmentationSettings) -> tuple[FloatArray, None]:
     """Boxes of segments and of everything merged from them."""
     if max(picture.width, picture.height) <= settings.side_limit_px:
         settings = FULL
@@ -37,7 +37,7 @@ def selective(picture: Picture, settings: SegmentationSettings) -> tuple[FloatAr
     return _kept(search(pixels, settings), pixels, picture), None
 
 
-def felzenszwalb(picture: Picture, settings: SegmentationSettings) -> tuple[FloatArray, None]:
+def felzenszwalb(picture: ProposalInput, settings: SegmentationSettings) -> tuple[FloatArray, None]:
     """Boxes of the segments alone."""
     pixels = picture.pixels(settings.side_limit_px)
     return _kept(segment_boxes(segment_image(pixels, settings)), pixels, picture), None
@@ -54,7 +54,7 @@ def search(pixels: Pixels, settings: SegmentationSettings) -> NDArray[np.float64
     return np.concatenate([group_regions(sizes, boxes, kind, pairs, labels.size) for kind in likenesses])
 
 
-def _kept(boxes: NDArray[np.float64], pixels: Pixels, picture: Picture) -> FloatArray:
+def _kept(boxes: NDArray[np.float64], pixels: Pixels, picture: ProposalInput) -> FloatArray:
     """Filtered xywh boxes in the image's own pixels."""
     height, width = pixels.shape[:2]
     scaled = boxes * np.array([picture.width / width, picture.height / height] * 2)

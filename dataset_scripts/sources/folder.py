@@ -2,9 +2,10 @@
 
 import argparse
 
-from ..build.parquet import Source
-from ..pictures.picture_files import list_pictures
-from ..pictures.pictures import PLACEHOLDER_CLASS
+from ..build.parquet import DatasetPlan
+from ..build.work_folder import WorkFolder
+from ..pictures.encoded import PLACEHOLDER_CLASS
+from ..pictures.listing import list_pictures
 from .own_pictures import Collection, Described, add_arguments, make_source
 
 __all__ = ["HELP", "add_arguments", "open_source"]
@@ -17,7 +18,7 @@ names that do not exist. `image_id` is the path that a picture had in its folder
 """
 
 
-def open_source(arguments: argparse.Namespace) -> Source:
+def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan:
     """What `prepare folder` builds."""
     files = list_pictures(arguments.source)
     found = Collection(
@@ -29,4 +30,4 @@ def open_source(arguments: argparse.Namespace) -> Source:
         title="A folder of pictures",
         description=DESCRIPTION,
     )
-    return make_source(arguments, found)
+    return make_source(arguments, work, found)

@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..build.object_lists import Categories, category_number, load_class_names, read_objects
-from ..build.parquet import Source
+from ..build.parquet import DatasetPlan
+from ..build.work_folder import WorkFolder
 from ..pictures.boxes import BOX_FORMATS, to_xywh
-from ..pictures.picture_files import check_folder, is_picture, list_pictures, path_inside, walk
-from ..pictures.pictures import PLACEHOLDER_CLASS
+from ..pictures.encoded import PLACEHOLDER_CLASS
+from ..pictures.listing import check_folder, is_picture, list_pictures, path_inside, walk
 from .own_pictures import Collection, Described, make_source
 from .own_pictures import add_arguments as add_own_arguments
 
@@ -43,13 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `prepare imagefolder`."""
     add_own_arguments(parser)
     parser.set_defaults(proposals="boxes")
-    parser.add_argument("--box-format", choices=BOX_FORMATS, default="xywh", help="of `objects`, in pixels")
+    parser.add_argument("--box_format", choices=BOX_FORMATS, default="xywh", help="of `objects`, in pixels")
     parser.add_argument(
-        "--class-names", type=Path, help="text file, a name per line, if the metadata has numbers only"
+        "--class_names", type=Path, help="text file, a name per line, if the metadata has numbers only"
     )
 
 
-def open_source(arguments: argparse.Namespace) -> Source:
+def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan:
     """What `prepare imagefolder` builds."""
     folder = arguments.source
     check_folder(folder)
@@ -96,7 +97,7 @@ def open_source(arguments: argparse.Namespace) -> Source:
         description=DESCRIPTION.format(meaning=BOXES if has_boxes else LABELS.format(label=label)),
         counts={"entries of metadata (the pictures are in)": n} if (n := len(pictures) - len(entries)) else {},
     )
-    return make_source(arguments, collection)
+    return make_source(arguments, work, collection)
 
 
 def _class_folders(pictures: dict[str, int], splits: dict[str, str | None]) -> dict[str, dict[str, Any]]:

@@ -15,22 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from modeling_decodepos.pictures import broken_if_it_fails, read_size, turn_pixels
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
 
-from ..build.parquet import Row, Source
-from ..build.records import Records, work_folder, write_records
+from ..build.parquet import DatasetPlan, Row
+from ..build.records import Records, write_records
+from ..build.work_folder import WorkFolder
 from ..pictures.boxes import box_faults, check_xywh, count_faults
-from ..pictures.picture_files import DEFAULT_VALIDATION_SHARE, files_sha256, split_by_name
-from ..pictures.pictures import (
-    encode_map,
-    explained,
-    header_size,
-    picture_row,
-    printable,
-    read_picture,
-    turn_boxes,
-    turn_map,
-)
+from ..pictures.encoded import encode_png, picture_row, printable, read_picture, turn_boxes
+from ..pictures.listing import DEFAULT_VALIDATION_SHARE, files_sha256, split_by_name
 
 _MOST_SHOWN = 20
 Size = tuple[int, int]
@@ -93,17 +86,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of all builders for one's own pictures."""
     parser.add_argument("--source", type=Path, required=True, help="folder to read; nothing in it is changed")
     parser.add_argument(
-        "--validation-share",
+        "--validation_share",
         type=float,
         default=DEFAULT_VALIDATION_SHARE,
         help="of the pictures, where the source has no splits; which ones depends on their paths alone",
     )
     parser.add_argument(
-        "--skip-broken", action="store_true", help="decode every picture first and leave out what cannot be decoded"
+        "--skip_broken", action="store_true", help="decode every picture first and leave out what cannot be decoded"
     )
 
 
-def make_source(arguments: argparse.Namespace, found: Collection) -> Source:
+def make_source(arguments: argparse.Namespace, work: WorkFolder, found: Collection) -> DatasetPlan:
     """What to build from a collection."""
     pictures = list(found.pictures)
     broken: list[str] = []
@@ -119,9 +112,9 @@ def make_source(arguments: argparse.Namespace, found: Collection) -> Source:
     dropped = count_faults(np.concatenate(faults)) if faults else {}
     pictures = [_with_boxes(picture, fault == "") for picture, fault in zip(pictures, faults, strict=True)]
 
-    work = work_folder(arguments.output)
+    folder = work.open()
     splits = {
-        split: write_records(work, map(asdict, of_split))
+        split: write_records(folder, map(asdict, of_split))
         for split, of_split in _splits(pictures, arguments.validation_share).items()
     }
     used = [name for picture in pictures for name in (picture.name, picture.map_name) if name]
@@ -137,7 +130,7 @@ def make_source(arguments: argparse.Namespace, found: Collection) -> Source:
     if broken:
         left_out["pictures that cannot be decoded"] = len(broken)
     texts = [f"{count:,} {reason}" for reason, count in left_out.items()]
-    return Source(
+    return DatasetPlan(
         recipe=recipe,
         splits={split: records.count for split, records in splits.items()},
         class_names=found.class_names,
@@ -156,7 +149,7 @@ def own_row(split: str, number: int, folder: Path, splits: Mapping[str, Records]
     try:
         picture = read_picture(folder / name, name)
     except ValueError as error:
-        raise ValueError(f"{error} Put a whole copy there, or leave such pictures out with --skip-broken.") from None
+        raise ValueError(f"{error}. Put a whole copy there, or leave such pictures out with --skip-broken.") from None
     width, height = record["size"] or picture.upright
     turn = picture.turn_to_fit((width, height))
     boxes = turn_boxes(record["boxes"], turn, width, height).tolist()
@@ -167,13 +160,13 @@ def own_row(split: str, number: int, folder: Path, splits: Mapping[str, Records]
     segmentation = None
     if record["map_name"] is not None:
         labels = load_map(folder / record["map_name"], (width, height), class_count)
-        segmentation = encode_map(turn_map(labels, turn))
+        segmentation = encode_png(turn_pixels(labels, turn))
     return picture_row(picture, record["image_id"] or name, objects, segmentation)
 
 
 def load_map(path: Path, size: Size, class_count: int) -> NDArray[np.uint8]:
     """A semantic map (H, W) from a PNG of class numbers, as VOC has them: a palette's numbers, not its colours."""
-    with explained(str(path), "map"):
+    with broken_if_it_fails(str(path), "map"):
         image = Image.open(path)
     with image:
         if image.mode not in ("P", "L"):
@@ -181,7 +174,7 @@ def load_map(path: Path, size: Size, class_count: int) -> NDArray[np.uint8]:
         if image.size != size:  # before decoding, which may take any amount of memory
             width, height = image.size
             raise ValueError(f"{path} is {width} x {height} px, but its picture is {size[0]} x {size[1]} px.")
-        with explained(str(path), "map"):
+        with broken_if_it_fails(str(path), "map"):
             labels = np.array(image, np.uint8)
     if (wrong := labels[(labels > class_count) & (labels != SEGMENTATION_IGNORE)]).size:
         raise ValueError(f"{path} has the value {wrong[0]}, expected 0 to {class_count} or {SEGMENTATION_IGNORE}.")
@@ -213,7 +206,8 @@ def _with_size(folder: Path, picture: Described) -> Described:
     """The picture's own size where boxes come without one: what lies outside can be counted before the build."""
     if picture.size is not None or not picture.boxes:
         return picture
-    return replace(picture, size=header_size(folder / picture.name, picture.name))
+    height, width = read_size(folder / picture.name, printable(picture.name))
+    return replace(picture, size=(width, height))
 
 
 def _with_boxes(picture: Described, kept: NDArray[np.bool_]) -> Described:

@@ -1,8 +1,8 @@
 """A built data set folder again, with other regions; all else in its rows stays as it is."""
 
 import argparse
-from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 
 from modeling_decodepos.schema import build_features
 
-from ..build.parquet import CARD_NAME, Row, Source, data_sha256, load_manifest
+from ..build.parquet import CARD_NAME, DatasetPlan, Row, data_sha256, load_manifest
+from ..build.parquet_rows import rows_of
+from ..build.work_folder import WorkFolder
 
 HELP = "a built folder with other regions (--proposals); rows and their order stay as they are"
 
@@ -21,14 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(proposals="selective")
 
 
-def open_source(arguments: argparse.Namespace) -> Source:
+def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan:
     """What `prepare regions` builds."""
     if arguments.source.resolve() == arguments.output.resolve():
         raise ValueError(f"--source and --output are both {arguments.output}. Give the new data set another folder.")
     return regions_source(arguments.source)
 
 
-def regions_source(folder: Path) -> Source:
+def regions_source(folder: Path) -> DatasetPlan:
     """The rows of a finished folder, to be handed to `build_dataset` with other proposals."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -37,17 +39,19 @@ def regions_source(folder: Path) -> Source:
         raise ValueError(f"{folder} is not finished. Run the command that builds it to its end first.")
     _check_columns(folder, manifest)
     card = DatasetCard((folder / CARD_NAME).read_text(encoding="utf-8"))
-    shards: dict[str, list[tuple[str, int]]] = {split: [] for split in manifest["splits"]}
-    for path, entry in manifest["files"].items():
-        shards[entry["split"]].append((str(folder / path), entry["rows"]))
+    entries = manifest["files"].items()
+    files = {
+        split: tuple(folder / path for path, entry in entries if entry["split"] == split)
+        for split in manifest["splits"]
+    }
     data = card.data
     assert isinstance(data, DatasetCardData)
     title = data.pretty_name or folder.name
-    return Source(
+    return DatasetPlan(
         recipe={"source": "regions", "of_data_sha256": data_sha256(manifest), "of_recipe": manifest["recipe"]},
         splits=manifest["splits"],
         class_names=manifest["class_names"],
-        make_row=partial(stored_row, shards=shards),
+        make_row=partial(stored_row, files=files),
         title=title,
         license=data.license or "unknown",
         description=f"The images and annotations of another build, with other regions.\n\n{_body(card.text, title)}",
@@ -62,35 +66,9 @@ def _text_files(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text(encoding="utf-8") for path in files}
 
 
-def stored_row(split: str, number: int, shards: Mapping[str, Sequence[tuple[str, int]]]) -> Row:
-    """Row `number` of a split, from its shards: path and rows of each, in order."""
-    first = 0
-    for path, rows in shards[split]:
-        if number < first + rows:
-            return _find(path, number - first)
-        first += rows
-    raise ValueError(f"Split {split!r} has {first} rows; there is no row {number}.")
-
-
-def _find(path: str, number: int) -> Row:
-    file = _open(path)
-    first = 0
-    for group in range(file.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        if number < first + rows:
-            return _read_group(path, group)[number - first]
-        first += rows
-    raise ValueError(f"{path} has {first} rows and not what its manifest says. Check the folder with prepare check.")
-
-
-@lru_cache(maxsize=2)
-def _open(path: str) -> pq.ParquetFile:
-    return pq.ParquetFile(path)
-
-
-@lru_cache(maxsize=1)  # rows are asked for in their order
-def _read_group(path: str, group: int) -> list[Row]:
-    return _open(path).read_row_group(group).to_pylist()
+def stored_row(split: str, number: int, files: Mapping[str, tuple[Path, ...]]) -> Row:
+    """Row `number` of a split, from its files in order."""
+    return rows_of(files[split])[number]
 
 
 def _check_columns(folder: Path, manifest: Mapping[str, Any]) -> None:

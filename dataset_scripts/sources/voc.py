@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ..build.parquet import Source
-from ..pictures.picture_files import check_folder, is_picture, walk
+from ..build.parquet import DatasetPlan
+from ..build.work_folder import WorkFolder
+from ..pictures.listing import check_folder, is_picture, walk
 from .own_pictures import Box, Collection, Described, Size, make_source
 from .own_pictures import add_arguments as add_own_arguments
 
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(proposals="boxes")
 
 
-def open_source(arguments: argparse.Namespace) -> Source:
+def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan:
     """What `prepare voc` builds."""
     folder = _data_folder(arguments.source)
     files = dict(sorted(walk(folder)))
@@ -104,7 +105,7 @@ def open_source(arguments: argparse.Namespace) -> Source:
         ),
         counts={f"pictures {'in no image set' if sets else 'without an XML file'}": unused} if unused else {},
     )
-    return make_source(arguments, collection)
+    return make_source(arguments, work, collection)
 
 
 def _data_folder(folder: Path) -> Path:

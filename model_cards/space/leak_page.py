@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from leak_views import CommonAnswers, Leaks
+from markupsafe import Markup
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from modeling_decodepos.diagnosis.report.figures import colorize
-from modeling_decodepos.page import (
-    MINUS,
-    NO_NUMBER,
-    Html,
-    image_data_uri,
-    join,
-    markup,
-    message,
-    stat_tile,
-    table,
-    tiles,
-)
+from modeling_decodepos.page import MINUS, NO_NUMBER, image_data_uri, message, stat_tile, table, tiles
 
 SHOWN_PX = 480
 _BOX, _RIM = "#ffd400", "#1c2330"
@@ -43,17 +32,19 @@ def draw_box(pixels: np.ndarray, box: Tensor, side: int = SHOWN_PX) -> Image.Ima
     return image
 
 
-def trouble(text: str) -> Html:
+def trouble(text: str) -> Markup:
     """A sentence in place of results."""
     return _framed(message(text, "bad"))
 
 
-def results(common: CommonAnswers, found: Leaks, view: Tensor, box: Tensor) -> Html:
+def results(common: CommonAnswers, found: Leaks, view: Tensor, box: Tensor) -> Markup:
     """Everything that was found about one box."""
     stages = common.model.stages
     position = common.position[-1].value
     parts = [
-        markup("<p>Model: <b>{}</b>. The numbers are of its last stage, {}.</p>", common.model.name, stages[-1]),
+        Markup("<p>Model: <b>{}</b>. The numbers are of its last stage, {}.</p>").format(
+            common.model.name, stages[-1]
+        ),
         _warning(common),
         tiles(
             [
@@ -102,34 +93,33 @@ def results(common: CommonAnswers, found: Leaks, view: Tensor, box: Tensor) -> H
                 for stage, outside, leak, place in zip(stages, found.outside, found.leak, common.position, strict=True)
             ],
         ),
-        markup(
+        Markup(
             '<p class="note">One box of one picture shows what to look for and proves nothing: decodepos-diagnose '
-            "measures the same over many pictures, with intervals, beside random weights and image statistics. {}</p>",
-            f"About this model: {common.model.note}." if common.model.note else "",
-        ),
+            "measures the same over many pictures, with intervals, beside random weights and image statistics. {}</p>"
+        ).format(f"About this model: {common.model.note}." if common.model.note else ""),
     ]
-    return _framed(join(parts))
+    return _framed(Markup("\n").join(parts))
 
 
-def _warning(common: CommonAnswers) -> Html:
+def _warning(common: CommonAnswers) -> Markup:
     wrong = [
         f"{stage} is {verdict}"
         for stage, verdict in zip(common.model.stages, common.verdicts, strict=True)
         if verdict != "ok"
     ]
     if not wrong:
-        return Html("")
+        return Markup("")
     return message(f"{'; '.join(wrong)}: its features hardly follow the picture, and the numbers say little.", "bad")
 
 
-def _exchanges(pictures: Tensor, cosines: Tensor, box: Tensor) -> list[Html]:
+def _exchanges(pictures: Tensor, cosines: Tensor, box: Tensor) -> list[Markup]:
     return [
         _figure(draw_box(picture.permute(1, 2, 0).contiguous().numpy(), box, 320), f"{_number(float(cosine))} alike")
         for picture, cosine in zip(pictures, cosines, strict=True)
     ]
 
 
-def _blank_page(common: CommonAnswers) -> list[Html]:
+def _blank_page(common: CommonAnswers) -> list[Markup]:
     height, width = common.drift.shape
     y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
     drift = colorize(common.drift, 0.0, max(float(common.drift.max()), _LEAST_DRIFT))
@@ -150,28 +140,23 @@ def place_colors(places: Tensor) -> np.ndarray:
     return (hue * (0.35 + 0.65 * y)).round().byte().numpy()
 
 
-def _section(heading: str, text: str, figures: Sequence[Html]) -> Html:
-    said = markup("<p>{}</p>", text) if text else Html("")
-    return markup('<h3>{}</h3>{}<div class="views">{}</div>', heading, said, join(figures))
+def _section(heading: str, text: str, figures: Sequence[Markup]) -> Markup:
+    said = Markup("<p>{}</p>").format(text) if text else Markup("")
+    return Markup('<h3>{}</h3>{}<div class="views">{}</div>').format(heading, said, Markup("\n").join(figures))
 
 
-def _figure(picture: np.ndarray | Image.Image, caption: str) -> Html:
+def _figure(picture: np.ndarray | Image.Image, caption: str) -> Markup:
     # Cells of maps stay cells, which the browser enlarges without smoothing; pictures may be compressed.
     if isinstance(picture, Image.Image):
-        buffer = io.BytesIO()
-        picture.save(buffer, format="JPEG", quality=88)
-        shown: Image.Image | bytes = buffer.getvalue()
+        address = image_data_uri(picture, quality=88)
     else:
-        shown = Image.fromarray(picture)
-    return markup(
-        '<figure><img src="{}" alt="{caption}"><figcaption>{caption}</figcaption></figure>',
-        image_data_uri(shown),
-        caption=caption,
-    )
+        address = image_data_uri(Image.fromarray(picture))
+    template = Markup('<figure><img src="{}" alt="{caption}"><figcaption>{caption}</figcaption></figure>')
+    return template.format(address, caption=caption)
 
 
-def _framed(content: Html) -> Html:
-    return markup('<div class="leaks">{}</div>', content)
+def _framed(content: Markup) -> Markup:
+    return Markup('<div class="leaks">{}</div>').format(content)
 
 
 def _percent(share: float | None) -> str:

@@ -17,10 +17,10 @@ from torch import Tensor
 from modeling_decodepos.diagnosis.data.exchange import exchange_content, exchange_surroundings
 from modeling_decodepos.diagnosis.data.pictures import ProbeData, Swaps, blank_pictures
 from modeling_decodepos.diagnosis.data.scenes import build_scene_data
-from modeling_decodepos.diagnosis.measures.all import BLANKS, probe_halves
 from modeling_decodepos.diagnosis.measures.context import exchange_cosines, leak_ratio
+from modeling_decodepos.diagnosis.measures.evaluate import BLANKS, probe_halves
 from modeling_decodepos.diagnosis.measures.influence import measure_influence
-from modeling_decodepos.diagnosis.measures.place import divide_variance, is_constant
+from modeling_decodepos.diagnosis.measures.position import divide_variance, is_constant
 from modeling_decodepos.diagnosis.models.features import StageFeatures, cell_centres, read_features
 from modeling_decodepos.diagnosis.models.load import FeatureModel
 from modeling_decodepos.diagnosis.report.figures import false_colors, heat_over, page_drift, share_outside

@@ -1,4 +1,4 @@
-"""Models that a visitor may ask about: random weights, the operator's checkpoint, or the safetensors of a Hub id.
+"""Models that a visitor may choose: random weights, the operator's checkpoint, or the safetensors of a Hub id.
 
 What is typed is a Hub id and nothing else: never a local path, `module:function` or a file that can hold code. Of a
 repository only `FILES` are downloaded, after their sizes are known; code of a repository is never run.
@@ -34,7 +34,7 @@ _HUB_ID = re.compile(rf"{_PART}/{_PART}")
 
 
 class NoSuchModel(ValueError):
-    """Why a model cannot be asked; for the visitor."""
+    """Why a model cannot be used; for the visitor."""
 
 
 def choices() -> list[str]:
@@ -43,7 +43,7 @@ def choices() -> list[str]:
 
 
 def find_model(choice: str, typed: str) -> FeatureModel:
-    """The model of a choice; `typed` is the Hub id, where one is asked for."""
+    """The model of a choice; `typed` is the Hub id, for the choice that needs one."""
     if choice == RANDOM:
         return _random_model()
     if choice == OURS and (own := os.environ.get(OPERATORS_MODEL)):
@@ -103,7 +103,7 @@ def _download(name: str) -> Path:
         ) from error
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         raise NoSuchModel(
-            f"{name} cannot be had from the Hub now ({type(error).__name__}). Please try again later."
+            f"{name} cannot be downloaded from the Hub now ({type(error).__name__}). Please try again later."
         ) from error
     return Path(stored[0]).parent
 
@@ -124,7 +124,7 @@ def load_folder(folder: Path, name: str) -> FeatureModel:
 def explain(name: str, said: str) -> str:
     """What to tell a visitor about an error: its first sentence, for what follows advises on the command line."""
     first = re.split(r"\.\s", said.strip())[0].removesuffix(".")
-    return f"{name} cannot be asked here: {first[:300]}."
+    return f"{name} cannot be used here: {first[:300]}."
 
 
 def _refuse_bomb(folder: Path, name: str) -> None:

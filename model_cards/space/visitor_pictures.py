@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from modeling_decodepos.pictures import BrokenImage, decode_picture, read_size
 from modeling_decodepos.scenes import FIRST_INDEX, render_scene, sample_scene
 
 VIEW_PX = 160
@@ -33,22 +34,20 @@ def read_view(path: str | Path) -> Tensor:
     if Path(path).stat().st_size > LARGEST_FILE:
         raise NotAPicture(f"The file is larger than {LARGEST_FILE >> 20} MB. Please make the picture smaller.")
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > LARGEST_PIXELS:
-                raise NotAPicture(
-                    f"The picture has {width} x {height} pixels; at most {LARGEST_PIXELS // 1_000_000} million are "
-                    "read here. Please make it smaller."
-                )
-            image.draft("RGB", (4 * VIEW_PX, 4 * VIEW_PX))
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except NotAPicture:
-        raise
-    except Exception as error:  # decoders raise all sorts of things on files that were made to break them
+        height, width = read_size(path, "uploaded", FORMATS)
+        if width * height > LARGEST_PIXELS:
+            raise NotAPicture(
+                f"The picture has {width} x {height} pixels; at most {LARGEST_PIXELS // 1_000_000} million are "
+                "allowed. Please make it smaller."
+            )
+        enough = (4 * VIEW_PX, 4 * VIEW_PX)
+        pixels = decode_picture(Path(path).read_bytes(), "uploaded", at_least=enough, formats=FORMATS)
+    except (BrokenImage, OSError) as error:
         raise NotAPicture(
             f"This file cannot be read as a picture. Please take a whole {', '.join(FORMATS)} file."
         ) from error
-    return _as_view(np.asarray(ImageOps.fit(upright, (VIEW_PX, VIEW_PX), Image.Resampling.LANCZOS)))
+    square = ImageOps.fit(Image.fromarray(pixels), (VIEW_PX, VIEW_PX), Image.Resampling.LANCZOS)
+    return _as_view(np.asarray(square))
 
 
 @lru_cache(maxsize=SCENES)

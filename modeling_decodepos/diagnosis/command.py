@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..settings import CommandParser
 from .measures.metrics import MEASURES, choose_measures
 
 QUICK_IMAGES, QUICK_SIZE = 32, 128
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="decodepos-diagnose",
         description="How much position and surroundings are in a vision backbone's features, next to random "
         "weights of the same architecture and plain image statistics. Writes report.html, report.json and figures.",
@@ -24,29 +24,29 @@ def build_parser() -> argparse.ArgumentParser:
         "models",
         nargs="+",
         metavar="MODEL",
-        help="Hub id or folder of a transformers model; random:ID for its architecture with fresh weights; timm:NAME; "
-        "module:function for anything that turns (B, 3, H, W) into (B, C, h, w)",
+        help="Hub id or folder of a transformers model; random:ID for its architecture with fresh weights, or "
+        "random:NAME (resnet18, vit_small, convnext …) without a download; timm:NAME; module:function, found from the "
+        "current folder, for anything that turns (B, 3, H, W) into (B, C, h, w)",
     )
     parser.add_argument(
         "--data",
         default="scenes",
-        help="scenes (drawn in memory, the default), a folder of Parquet files in our contract or of pictures, or a "
+        help="scenes (drawn in memory), a folder of Parquet files in our contract or of pictures, or a "
         "Hub id of a data set",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--images", type=int, help="pictures to learn from, and as many to ask about (default 96)")
-    parser.add_argument("--size", type=int, help="side of the pictures in pixels (default 160)")
+    parser.add_argument("--images", type=int, help="pictures in the gallery, and as many queries (default: 96)")
+    parser.add_argument("--size_px", "--size", type=int, help="side of the pictures in pixels (default: 160)")
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn by chance")
     parser.add_argument("--seeds", type=int, default=1, help="repetitions with other data and other random weights")
     parser.add_argument("--layers", type=int, default=4, help="layers of a ViT that are read, evenly spaced")
     parser.add_argument(
-        "--centre-cells",
         "--centre_cells",
         action="store_true",
         help="read regions where the cells of a ResNet's maps have their centres, half a stride down and right of "
         "where RoIAlign reads them",
     )
-    parser.add_argument("--measures", help="comma-separated names of measures; all by default")
+    parser.add_argument("--measures", help="comma-separated names of measures (default: all)")
     parser.add_argument("--device", default="cpu", help="where the models run: cpu, cuda, mps")
     parser.add_argument(
         "--quick", action="store_true", help=f"{QUICK_IMAGES} pictures of {QUICK_SIZE} pixels: a first look"
@@ -55,14 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a diagnosis; 2 where the model or the data cannot be used."""
+    """Run a diagnosis; 1 where only some of the models could be measured, 2 where none, or the data cannot be used."""
     args = build_parser().parse_args(arguments)
     images = args.images or (QUICK_IMAGES if args.quick else 96)
-    size_px = args.size or (QUICK_SIZE if args.quick else 160)
+    size_px = args.size_px or (QUICK_SIZE if args.quick else 160)
     try:
         choose_measures(args.measures)
-        # An installed script has its own folder on the path, not the caller's: module:function lies in the latter.
-        sys.path.insert(0, str(Path.cwd()))
         import transformers
 
         from .run import diagnose
@@ -90,10 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if measure in found.measures:
                 print(f"not measured: {measure}, because {reason}")
         print(f"\nwrote {save_report(found, args.output)}")
+        for reason in found.failed.values():
+            print(f"decodepos-diagnose: {reason}", file=sys.stderr)
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"decodepos-diagnose: {error}", file=sys.stderr)
         return 2
-    return 0
+    return 1 if found.failed else 0
 
 
 if __name__ == "__main__":

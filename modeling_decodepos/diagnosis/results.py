@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from .data.pictures import ProbeData
-from .measures.all import Asked, StageResult
 from .measures.debias import save_layer
+from .measures.evaluate import ProbeFeatures, StageResult
 from .measures.metrics import EXTRA_PROTOCOLS, METRICS
 from .models.load import FeatureModel
 from .statistics.estimates import Estimate
@@ -39,7 +39,7 @@ class ModelResult:
     random: list[StageResult] | None
     statistics: list[StageResult]
     debias: Debias | None
-    asked: Asked
+    features: ProbeFeatures
     seconds: float
 
     @property
@@ -72,13 +72,14 @@ class ModelResult:
 
 @dataclass
 class Diagnosis:
-    """Everything that was measured."""
+    """Everything that was measured; `failed` says of models that could not be why not."""
 
     data: ProbeData
     measures: tuple[str, ...]
     skipped: dict[str, str]
     settings: dict[str, Any]
     models: list[ModelResult] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON takes it: no NaN, nothing that was not measured without its reason."""
@@ -89,6 +90,7 @@ class Diagnosis:
             "measures": list(self.measures),
             "skipped": self.skipped,
             "models": [model.to_dict() for model in self.models],
+            "failed": self.failed,
         }
 
     def save_layers(self, output: Path) -> list[str]:

@@ -6,36 +6,38 @@ import dataclasses
 import functools
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import transformers
-from torch import nn
 from tqdm.auto import tqdm
 
 from .data.photos import build_photo_data
 from .data.pictures import ProbeData
 from .data.scenes import build_scene_data
-from .measures.all import (
-    Asked,
+from .measures.debias import build_layer
+from .measures.evaluate import (
+    ProbeFeatures,
     StageResult,
     choose_removal,
     count_pictures,
-    measure,
+    evaluate,
     measure_debias,
     pool_results,
     skipped_measures,
 )
-from .measures.debias import build_layer
 from .measures.metrics import choose_measures
 from .measures.objects import NEIGHBOURS
-from .measures.place import ROWS
+from .measures.position import ROWS
 from .models.features import REGION_BINS
 from .models.image_statistics import statistics_model
 from .models.load import FeatureModel, load_model
+from .models.networks import Spec
 from .results import Debias, Diagnosis, ModelResult
 
-Model = str | nn.Module | Callable[[torch.Tensor], torch.Tensor] | FeatureModel
+Model = Spec | FeatureModel
 
 
 def diagnose(
@@ -55,9 +57,10 @@ def diagnose(
     """How much position and surroundings are in the features of some models, next to their controls.
 
     Args:
-        models: What `load_model` takes: Hub ids, folders, modules, functions.
+        models: What `load_model` takes: names and instances. One that cannot be read or measured is named in `failed`
+            of the result; if there is no other, that is an error.
         data: scenes (drawn in memory), a folder of Parquet files in our contract or of pictures, or a Hub id.
-        images: Pictures in the gallery, and as many to ask about.
+        images: Pictures in the gallery, and as many queries.
         size_px: Side of the pictures; a model that cannot take it gets them resized.
         seed: Of everything drawn by chance.
         seeds: Repetitions with other data (of scenes; of photos, another draw) and other random weights.
@@ -70,11 +73,13 @@ def diagnose(
     if images < 4 or seeds < 1:
         raise ValueError(f"images is {images} and seeds {seeds}; expected at least 4 and at least 1.")
     chosen = choose_measures(measures)
-    asked_for = list(models) if isinstance(models, Sequence) and not isinstance(models, str) else [models]
-    loaded = [
-        load_model(spec, size_px=size_px, layers=layers, device=device, centre_cells=centre_cells)
-        for spec in asked_for
-    ]
+    wanted = list(models) if isinstance(models, Sequence) and not isinstance(models, str) else [models]
+    failures = _Failures()
+    loaded = []
+    for spec in wanted:
+        with failures.of(spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)):
+            loaded.append(load_model(spec, size_px=size_px, layers=layers, device=device, centre_cells=centre_cells))
+    failures.refuse_all(loaded)
     draws = (
         [data] if isinstance(data, ProbeData) else [build_data(data, images, size_px, seed + k) for k in range(seeds)]
     )
@@ -90,7 +95,6 @@ def diagnose(
         "layers": layers,
         "neighbours": NEIGHBOURS,
         "region_bins": REGION_BINS,
-        "centre_cells": [model.centre_cells for model in loaded],
         "cells_regressed": ROWS,
         "device": device,
         "threads": torch.get_num_threads(),
@@ -108,9 +112,39 @@ def diagnose(
     with tqdm(total=total, unit=" pictures", disable=not progress, dynamic_ncols=True) as bar:
         for model in loaded:
             bar.set_description(model.name[-24:])
-            diagnosis.models.append(_diagnose_one(model, draws, diagnosis, lambda n: bar.update(n) and None))
+            with failures.of(model.name):
+                diagnosis.models.append(_diagnose_one(model, draws, diagnosis, lambda n: bar.update(n) and None))
         bar.update(total - bar.n)
+    failures.refuse_all(diagnosis.models)
+    diagnosis.failed = {name: str(error) for name, error in failures.found.items()}
+    settings["centre_cells"] = [result.model.centre_cells for result in diagnosis.models]
     return diagnosis
+
+
+@dataclasses.dataclass
+class _Failures:
+    """What went wrong with some models, which must not lose the results of the others."""
+
+    found: dict[str, ValueError] = dataclasses.field(default_factory=dict)
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Keeps whatever a model raises: somebody else wrote it."""
+        try:
+            yield
+        except Exception as error:
+            said = str(error) or "no more is known"
+            if not isinstance(error, ValueError | FileNotFoundError | ImportError):
+                said = f"{type(error).__name__}: {said}"
+            failure = ValueError(said if name in said else f"{name}: {said}")
+            failure.__cause__ = error
+            self.found[name] = failure
+
+    def refuse_all(self, left: Sequence[Any]) -> None:
+        """Raises if no model is left."""
+        if not left:
+            first, *others = self.found.values() or [ValueError("no model is named; expected at least one.")]
+            raise ValueError("\n".join(map(str, (first, *others)))) from first.__cause__
 
 
 def build_data(name: str, images: int, size_px: int, seed: int) -> ProbeData:
@@ -125,18 +159,18 @@ def _diagnose_one(
     started = time.perf_counter()
     measures = diagnosis.measures
     own, fresh, plain = [], [], []
-    first: Asked | None = None
+    first: ProbeFeatures | None = None
     for draw in draws:
-        results, asked = measure(model, draw, measures, tick=tick)
-        first = first or asked
+        results, features = evaluate(model, draw, measures, tick=tick)
+        first = first or features
         own.append(results)
-        grids = [part.norms.shape[1:] for part in asked.queries]
+        grids = [part.norms.shape[1:] for part in features.queries]
         control = statistics_model(model, [(int(h), int(w)) for h, w in grids])
-        plain.append(measure(control, draw, measures, control=True, tick=tick)[0])
-        del asked
+        plain.append(evaluate(control, draw, measures, control=True, tick=tick)[0])
+        del features
         if model.fresh is not None:
             untrained = dataclasses.replace(model.fresh(1000 + draw.seed), centre_cells=model.centre_cells)
-            fresh.append(measure(untrained, draw, measures, control=True, tick=tick)[0])
+            fresh.append(evaluate(untrained, draw, measures, control=True, tick=tick)[0])
     assert first is not None
     debias = None
     if "debias" in measures and "debias" not in diagnosis.skipped and own[0][-1].verdict == "ok":
@@ -148,16 +182,16 @@ def _diagnose_one(
         random=pool_results(fresh) if fresh else None,
         statistics=pool_results(plain),
         debias=debias,
-        asked=first,
+        features=first,
         seconds=time.perf_counter() - started,
     )
 
 
-def _debias(stages: list[StageResult], asked: Asked, data: ProbeData) -> Debias | None:
+def _debias(stages: list[StageResult], features: ProbeFeatures, data: ProbeData) -> Debias | None:
     number = len(stages) - 1
     subspace = stages[number].subspace
     if subspace is None or not len(subspace.directions):
         return None
     count = choose_removal(stages[number], data)
-    changes = measure_debias(asked, number, subspace, count, data)
+    changes = measure_debias(features, number, subspace, count, data)
     return Debias(number, count, changes, build_layer(subspace, count))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_scripts.pictures.pictures import encode_map
+from dataset_scripts.pictures.encoded import encode_png
 from dataset_scripts.prepare import main as prepare
 from dataset_scripts.preview import TILE_PX, choose_rows, class_colour, describe_row, draw_row, main
 from tests.dataset_scripts.small_sources import annotation_entry, coco, image_entry, picture, put
@@ -30,7 +30,7 @@ def row(width=TILE_PX, height=144, boxes=(), crowds=None, regions=(), labels=Non
             "iscrowd": crowds or [False] * len(boxes),
         },
         "regions": {"bbox": list(regions), "score": None, "source": ["grid"] * len(regions)},
-        "segmentation": None if labels is None else {"bytes": encode_map(labels), "path": "y.png"},
+        "segmentation": None if labels is None else {"bytes": encode_png(labels), "path": "y.png"},
     }
 
 

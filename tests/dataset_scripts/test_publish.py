@@ -35,7 +35,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def online(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
-    """This process may talk to the Hub on loopback; nobody waits, and each commit has one file."""
+    """This process may talk to the Hub on loopback, and nobody waits."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(publishing, "HfApi", partial(HfApi, endpoint=hub.url))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -43,7 +43,6 @@ def online(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(hub_release, "PAUSE_S", 0.01)
-    monkeypatch.setattr(hub_release, "FILES_PER_COMMIT", 1)
     return hub
 
 
@@ -95,7 +94,7 @@ def test_what_is_published_loads(online: HubServer, built: Path, tmp_path: Path,
     run_python(LOAD, online.env(tmp_path / "reader", token=None))  # a stranger
 
     commits, puts = len(online.repos["datasets", "org/scenes"].commits), sent(online)
-    assert (commits, puts) == (1 + 7, 4)
+    assert (commits, puts) == (1 + 1, 4)
     said = publish(built, "--revision-tag", "v1")
     assert "0 of 7 files to upload, 0.0 MB" in said and "7 files, verified by hash" in said
     assert (len(online.repos["datasets", "org/scenes"].commits), sent(online)) == (commits, puts)
@@ -113,18 +112,33 @@ def test_the_command_as_it_is_typed(hub: HubServer, built: Path, tmp_path: Path)
 
 
 def test_an_upload_that_breaks_off_goes_on(online: HubServer, built: Path, publish):
-    online.fail_next("POST /api/datasets/org/scenes/commit", 502, skip=1)  # is tried again
-    online.fail_next("POST /api/datasets/org/scenes/commit", 500, times=5, skip=3)
-    online.fail_next("PUT /lfs", 400)  # the client raises this as a RuntimeError
+    online.fail_next("PUT /lfs", 400, skip=2)  # the client raises this as a RuntimeError
     assert "The Hub refuses: " in publish(built, code=2)
+    done = sent(online)
+    assert 0 < done < 4 and published(online) == {}  # whole or not at all
+    online.fail_next("POST /api/datasets/org/scenes/commit", 500, times=5)
     said = publish(built, "--revision-tag", "v1", code=75)
     assert "(HTTP 500), after 5 tries" in said and "run the same command again" in said
-    assert online.repos["datasets", "org/scenes"].tags == {}
-    done, before = set(published(online)), sent(online)
-    assert "manifest.json" in done and 2 < len(done) < 7
+    assert online.repos["datasets", "org/scenes"].tags == {} and published(online) == {}
+    online.fail_next("POST /api/datasets/org/scenes/commit", 502)  # is tried again
     publish(built, "--revision-tag", "v1")
     assert published(online, "v1") == local(built)
-    assert sent(online) - before < 4 - sum(path.endswith(".parquet") for path in done) + 1
+    assert sent(online) == 4  # each file outside git went over the wire once
+
+
+def test_what_is_missing_is_sent_and_the_rest_is_not(online: HubServer, built: Path, publish):
+    publish(built)
+    repo = online.repos["datasets", "org/scenes"]
+    lost = {path: stored for path, stored in repo.commit_at("main").files.items() if path != "README.md"}
+    repo.add_commit("main", lost, "lose the card")
+    assert "1 of 7 files to upload" in publish(built)
+    assert published(online) == local(built) and sent(online) == 4
+
+
+def test_a_dry_run_needs_no_hub(built: Path, publish, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    said = publish(built, "--dry-run")
+    assert "org/scenes (the Hub was not asked): 7 of 7 files to upload" in said and "Nothing was changed" in said
 
 
 def test_a_file_that_arrives_changed_is_not_tagged(online: HubServer, built: Path, publish, monkeypatch):
@@ -155,7 +169,7 @@ def test_what_belongs_to_others_is_refused(online: HubServer, built: Path, tmp_p
     assert published(online) == before
 
     said = publish(built, "--overwrite", "--dry-run")
-    assert any(line.startswith("remove") and "train-00006-of-00007.parquet" in line for line in said.splitlines())
+    assert any(line.startswith("  remove") and "train-00006-of-00007.parquet" in line for line in said.splitlines())
     publish(built, "--overwrite", "--revision-tag", "v1")
     assert published(online, "v1") == local(built)  # nothing of the other is left for load_dataset to read
 
@@ -194,6 +208,19 @@ def test_what_is_not_fit_never_reaches_the_hub(built: Path, tmp_path: Path, publ
     assert "the build is not finished" in publish(folder, code=2)
     (folder / "manifest.json").unlink()
     assert "No manifest.json" in publish(folder, code=2)
+
+
+def test_a_dry_run_needs_no_network(built: Path, publish):
+    """This process is offline."""
+    said = publish(built, "--dry-run", "--revision-tag", "v1")
+    assert "org/scenes (the Hub was not asked): 7 of 7 files to upload" in said
+    assert said.count("upload  ") == 7 and "data/train-00002-of-00003.parquet" in said and "dry run" in said
+
+
+def test_a_dry_run_goes_on_without_an_answer(online: HubServer, built: Path, publish):
+    online.fail_next("GET /api/datasets/org/scenes", 503, times=20)
+    assert "org/scenes (the Hub did not answer): 7 of 7 files to upload" in publish(built, "--dry-run")
+    assert "(HTTP 503), after 5 tries" in publish(built, code=75)
 
 
 def test_a_card_is_read_line_by_line():

@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import math
+import re
 import shlex
 import sys
 import tomllib
@@ -20,19 +21,21 @@ from torch import nn
 from transformers import BertConfig, BertModel, Dinov2Config, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from benchmarks.known_cases import own_pixels, place_only, scenes, small_resnet, small_vit, with_place
-from modeling_decodepos import DecodePosConfig, DecodePosModel
+from modeling_decodepos import DecodePosConfig, DecodePosForPreTraining, DecodePosModel
 from modeling_decodepos.diagnosis import diagnose, load_debias, load_model, save_report
 from modeling_decodepos.diagnosis.command import build_parser, main
 from modeling_decodepos.diagnosis.data.photos import build_photo_data
-from modeling_decodepos.diagnosis.data.pictures import Pictures, ProbeData
-from modeling_decodepos.diagnosis.measures.all import StageResult, choose_removal, measure
+from modeling_decodepos.diagnosis.data.pictures import ProbeData, RegionImages
 from modeling_decodepos.diagnosis.measures.debias import RemovalPoint, choose_count
-from modeling_decodepos.diagnosis.measures.metrics import MEASURES
+from modeling_decodepos.diagnosis.measures.evaluate import StageResult, choose_removal, evaluate
+from modeling_decodepos.diagnosis.measures.metrics import MEASURES, METRICS
 from modeling_decodepos.diagnosis.measures.padding import PADDING_MODES, padded_with
-from modeling_decodepos.diagnosis.measures.place import positional_subspace, probe_regions
+from modeling_decodepos.diagnosis.measures.position import positional_subspace, probe_regions
 from modeling_decodepos.diagnosis.models.features import read_features
+from modeling_decodepos.diagnosis.report.figures import Sheet, draw_directions
 from modeling_decodepos.diagnosis.report.page import is_guessing
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate
+from tests.modeling.test_page import Reader, classes_without_a_style
 
 FEW = 8
 
@@ -45,10 +48,10 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def first_images(pictures: Pictures, count: int) -> Pictures:
+def first_images(pictures: RegionImages, count: int) -> RegionImages:
     rows = sum(map(len, pictures.boxes[:count]))
     labels = None if pictures.labels is None else pictures.labels[:rows]
-    return Pictures(pictures.pixels[:count], pictures.boxes[:count], labels)
+    return RegionImages(pictures.pixels[:count], pictures.boxes[:count], labels)
 
 
 def without_classes(data: ProbeData) -> ProbeData:
@@ -68,6 +71,34 @@ class NamedNet(nn.Sequential):
 def diagnosis():
     model = load_model(small_resnet(), size_px=64, name="<script>alert(1)</script>")
     return diagnose([model, own_pixels], scenes(), size_px=64)
+
+
+@pytest.mark.parametrize(("count", "text"), [(1, "1 direction removed"), (2, "2 directions removed")])
+def test_removed_directions_are_counted_in_the_right_number(diagnosis, monkeypatch, count, text):
+    notes = []
+    monkeypatch.setattr(Sheet, "label", lambda sheet, row, name, note="": notes.append(note))
+    first = diagnosis.models[0]
+    draw_directions(
+        [dataclasses.replace(first, debias=dataclasses.replace(first.debias, count=count))], diagnosis.data
+    )
+    assert notes == ["", "as it is", text]
+
+
+def test_everything_on_the_page_has_a_style_and_stands_once(diagnosis, tmp_path):
+    document = save_report(diagnosis, tmp_path).read_text(encoding="utf-8")
+    assert not classes_without_a_style(document)
+    assert "asked about" not in document
+    headings = re.findall(r"<h2>(.*?)</h2>", document)
+    titles = [MEASURES[name].partition(": ")[0] for name in MEASURES]
+    assert headings == ["At a glance", *titles, "Every number", "How it was measured"]
+    read = " ".join(Reader(document).texts)
+    for metric in METRICS:
+        assert f"<strong>{metric.title}</strong>, last stage" in document or f"{metric.title}: not measured" in read, (
+            metric.key
+        )
+    for title in ("Drift by distance to the border", "Share of place in the first k directions", "Use this layer"):
+        assert title in read
+    assert "No random weights beside own_pixels" in read
 
 
 def test_the_report_holds_every_number_with_its_protocol(diagnosis, tmp_path):
@@ -112,8 +143,8 @@ def test_removing_planted_place_costs_nothing_else():
     clean_before, clean_after = found.debias.changes["knn_clean"]
     assert clean_after.value >= clean_before.value - 0.1
     assert 1 <= found.debias.count <= 16
-    cells = found.asked.queries[-1].cells
-    maps = cells.transpose(1, 2).unflatten(2, found.asked.queries[-1].grid)
+    cells = found.features.queries[-1].cells
+    maps = cells.transpose(1, 2).unflatten(2, found.features.queries[-1].grid)
     expected = found.stages[-1].subspace.remove(cells, found.debias.count)
     torch.testing.assert_close(found.debias.layer(maps).flatten(2).transpose(1, 2), expected, rtol=1e-4, atol=1e-4)
 
@@ -157,7 +188,7 @@ def test_padding_is_put_back_and_nothing_else_changes():
 
 def test_the_own_padding_is_not_measured_twice_and_not_differently():
     model = load_model(small_resnet(), size_px=64)
-    reused, anew = (measure(model, scenes(), names)[0][-1].padding for names in (("position", "border"), ("border",)))
+    reused, anew = (evaluate(model, scenes(), names)[0][-1].padding for names in (("position", "border"), ("border",)))
     assert reused == anew and reused["zeros"] != reused["circular"]
 
 
@@ -196,6 +227,29 @@ def test_our_own_checkpoint_gives_the_features_of_its_backbone(tmp_path):
     with torch.no_grad():
         expected = trained.backbone(model.prepare(pixels)).feature_maps[-1]
         torch.testing.assert_close(model(pixels)[-2], expected)
+
+
+def test_the_network_that_is_padded_is_the_one_that_gives_the_regions():
+    backbone = ResNetConfig(hidden_sizes=[8, 8, 8, 12], depths=[1, 1, 1, 1], embedding_size=8, layer_type="basic")
+    trained = DecodePosModel(DecodePosConfig(backbone_config=backbone, zero_init_residual=False)).eval()
+    model = load_model(trained, size_px=64)
+    assert model.stages[-1] == "regions"
+    page = torch.full((1, 3, 64, 64), 200, dtype=torch.uint8)
+    with torch.no_grad(), padded_with(model.module, "circular"):
+        for part in model(page):  # a torus has no place
+            assert (part - part.mean((2, 3), keepdim=True)).abs().max() < 1e-5 * part.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("wrap", [DecodePosModel, DecodePosForPreTraining])
+def test_an_instance_of_ours_is_read_as_its_folder(tmp_path, wrap):
+    backbone = ResNetConfig(hidden_sizes=[8, 8, 8, 12], depths=[1, 1, 1, 1], embedding_size=8, layer_type="basic")
+    trained = wrap(DecodePosConfig(backbone_config=backbone, projector_hidden_size=8, projection_size=8)).eval()
+    trained.save_pretrained(tmp_path)
+    numbers = [
+        diagnose(spec, scenes(), size_px=64, measures="context,norms").models[0] for spec in (trained, str(tmp_path))
+    ]
+    assert numbers[0].stages[-1].name == "regions"
+    assert [stage.to_dict() for stage in numbers[0].stages] == [stage.to_dict() for stage in numbers[1].stages]
 
 
 @pytest.mark.parametrize("centre_cells", [False, True])
@@ -279,9 +333,44 @@ def test_a_vit_that_takes_one_size_gets_it_or_says_so():
         load_model(broken, size_px=64)
 
 
-def test_a_model_type_needs_no_download():
-    model = load_model("random:mobilevit", size_px=64)
-    assert model.name == "random:mobilevit" and model.module.config.model_type == "mobilevit"
+@pytest.mark.parametrize("name", ["mobilevit", "convnext", "resnet_tiny", "vit_tiny"])
+def test_model_types_and_short_names_need_no_download(name):
+    model = load_model(f"random:{name}", size_px=64)
+    kinds = {"resnet_tiny": "resnet", "vit_tiny": "dinov2"}
+    assert model.name == f"random:{name}" and model.module.config.model_type == kinds.get(name, name)
+
+
+def breaks(pixels):
+    raise RuntimeError("out of order")
+
+
+def test_a_model_that_fails_does_not_take_the_others_along(tmp_path, capsys):
+    found = diagnose([gives_nan, own_pixels, breaks], scenes(), size_px=64, measures="norms")
+    assert [model.name for model in found.models] == ["own_pixels"]
+    assert "NaN" in found.failed["gives_nan"] and "out of order" in found.failed["breaks"]
+    assert found.to_dict()["failed"] == found.failed and len(found.settings["centre_cells"]) == 1
+    with pytest.raises(ValueError, match="(?s)out of order.*gives_nan"):
+        diagnose([gives_nan, breaks], scenes(), size_px=64, measures="norms")
+    options = ["--images", "6", "--size", "64", "--measures", "norms", "--output", str(tmp_path)]
+    names = [f"{__name__}:breaks", "benchmarks.known_cases:own_pixels"]
+    assert main([*names, *options]) == 1
+    said = capsys.readouterr()
+    assert "out of order" in said.err and "own_pixels" in said.out
+    assert len(json.loads((tmp_path / "report.json").read_text())["models"]) == 1
+    assert main([names[0], *options]) == 2
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e10])
+def test_the_scale_of_features_changes_nothing(scale):
+    def scaled(network, factor):
+        return lambda pixels: [factor * part for part in network(pixels).feature_maps]
+
+    network, data = small_resnet(), scenes()
+    one, other = (evaluate(load_model(scaled(network, f), size_px=64), data, tuple(MEASURES))[0] for f in (1.0, scale))
+    for a, b in zip(one, other, strict=True):
+        assert a.verdict == b.verdict
+        for key, value in a.numbers.items():
+            assert b.numbers[key].value == pytest.approx(value.value, abs=2e-3), (a.name, key)
 
 
 def not_a_map(pixels):
@@ -433,6 +522,30 @@ def test_pictures_without_boxes_are_asked_about_place_only(tmp_path):
     assert "Not measured: the data has no boxes" in page
 
 
+def test_a_photo_is_turned_upright_as_its_boxes_are(tmp_path):
+    stored = np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8)
+    orientation = Image.Exif()
+    orientation[0x0112] = 6
+    turned, upright = io.BytesIO(), io.BytesIO()
+    Image.fromarray(stored).save(turned, format="PNG", exif=orientation)
+    Image.fromarray(np.rot90(stored, -1)).save(upright, format="PNG")
+    found = []
+    for name, buffer in (("turned", turned), ("upright", upright)):
+        rows = [row(k, objects((30, 10, 12, 16))) | {"image": {"bytes": buffer.getvalue()}} for k in range(4)]
+        write_rows(tmp_path / name, "train", rows)
+        found.append(build_photo_data(str(tmp_path / name), 2, 64, 0).queries)
+    assert torch.equal(found[0].pixels, found[1].pixels)
+    torch.testing.assert_close(found[0].boxes[0], torch.tensor([[0.5, 0.25, 0.7, 0.65]]))
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    values = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    for number in range(4):
+        Image.fromarray(values).save(tmp_path / f"{number}.png")
+    pixels = build_photo_data(str(tmp_path), 2, 64, 0).queries.pixels
+    assert torch.equal(pixels[0, 0], torch.from_numpy((values >> 8).astype(np.uint8)))
+
+
 def test_bad_data_names_file_and_image(tmp_path):
     ragged = objects((6, 4, 30, 20), (1, 1, 20, 20), categories=[1])
     write_rows(tmp_path / "ragged", "train", [row(k, ragged) for k in range(4)])
@@ -446,7 +559,7 @@ def test_bad_data_names_file_and_image(tmp_path):
         build_photo_data(str(tmp_path / "empty"), 4, 64, 0)
     write_rows(tmp_path / "unasked", "train", [row(k, objects((1, 1, 20, 20))) for k in range(4)])
     write_rows(tmp_path / "unasked", "validation", [row(0)], kept=0)
-    with pytest.raises(ValueError, match="4 pictures for the gallery and 0 to ask about.*Is the split empty"):
+    with pytest.raises(ValueError, match="4 pictures for the gallery and 0 queries.*Is the split empty"):
         build_photo_data(str(tmp_path / "unasked"), 4, 64, 0)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(FileNotFoundError, match="neither .parquet files nor pictures"):
@@ -469,6 +582,6 @@ def test_the_place_of_a_region_is_not_read_by_what_it_taught():
 def test_the_choice_of_directions_never_sees_the_queries():
     data = scenes()
     model = with_place(0.5)
-    seen = choose_removal(measure(model, data, ("subspace",))[0][-1], data)
+    seen = choose_removal(evaluate(model, data, ("subspace",))[0][-1], data)
     other = dataclasses.replace(data, queries=data.gallery, swaps=None)
-    assert choose_removal(measure(model, other, ("subspace",))[0][-1], other) == seen
+    assert choose_removal(evaluate(model, other, ("subspace",))[0][-1], other) == seen

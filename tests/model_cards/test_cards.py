@@ -16,6 +16,7 @@ from model_cards.results import load_rows, measured_on, row_problems
 from model_cards.tables import cell, code, number_table, origin_table
 
 HERE = Path(render.__file__).parent
+CARDS = sorted([*(HERE / "cards").glob("*.md"), *(HERE / "weights").glob("*/README.md")])
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -35,8 +36,27 @@ def quoted_row(**values: Any) -> dict[str, Any]:
 
 def test_the_committed_pages_are_what_the_json_says(capsys: pytest.CaptureFixture):
     assert render.main(["--check"]) == 0, capsys.readouterr().out
-    for path in (HERE / "cards").glob("*.md"):
+    for path in CARDS:
         assert card_problems(path.read_text(encoding="utf-8"), ModelCard) == []
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.relative_to(HERE).as_posix())
+def test_a_card_points_to_nothing_that_is_not_there(card: Path):
+    text = card.read_text(encoding="utf-8")
+    outside_code = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    targets = re.findall(r"\]\((?!https?:|#)([^)\s]+)\)", outside_code)
+    assert [target for target in targets if not (card.parent / target).exists()] == []
+    loaded = re.findall(r'from_(?:pretrained|backbone)\("([^"]+)"', text)
+    assert loaded
+    if "**A template**" not in text:
+        assert [place for place in loaded if not (HERE.parent / place / "config.json").is_file()] == []
+        assert "ORG/" not in outside_code
+
+
+def test_a_published_card_loads_from_the_hub_and_shows_its_pictures():
+    facts = json.loads(sorted((HERE / "models").glob("*.json"))[0].read_text(encoding="utf-8"))
+    card = render_card(facts, [])
+    assert f'from_pretrained("{facts["repo"]}"' in card and "](training/loss.svg)" in card and "A template" not in card
 
 
 def test_a_page_changed_by_hand_is_noticed_and_written_anew(

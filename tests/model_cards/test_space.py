@@ -22,12 +22,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from markupsafe import escape
 from PIL import Image
 from torch import Tensor
 
 from modeling_decodepos.diagnosis.measures.context import exchange_cosines
 from modeling_decodepos.diagnosis.models.load import FeatureModel
-from modeling_decodepos.page import markup
 from tests.dataset_scripts.sources.test_openimage_mini_photos import huge_png_header
 from tests.hub_server import HubServer, run_python
 
@@ -54,6 +54,11 @@ def test_the_middle_square_is_seen_upright(tmp_path: Path):
     view = pictures.read_view(tmp_path / "a.png")
     assert view.shape == (3, S, S) and view.dtype == torch.uint8
     assert view[:, 5, 5].tolist() == [255, 0, 0] and view[:, -5, -5].tolist() == [0, 0, 255]
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path):
+    Image.fromarray(np.full((S, S), 128 << 8, np.uint16)).save(tmp_path / "deep.png")
+    assert (pictures.read_view(tmp_path / "deep.png") == 128).all()
 
 
 @pytest.mark.parametrize(
@@ -123,7 +128,7 @@ def test_a_folder_that_looks_like_an_id_is_not_read(tmp_path: Path, monkeypatch:
     models._random_model().module.save_pretrained(tmp_path / "org" / "name")
     monkeypatch.chdir(tmp_path)
     assert models.load_folder(Path("org/name"), "x").stages  # it could be
-    with pytest.raises(models.NoSuchModel, match="org/name cannot be had from the Hub now"):
+    with pytest.raises(models.NoSuchModel, match="org/name cannot be downloaded from the Hub now"):
         models.find_model(models.TYPED, "org/name")
 
 
@@ -153,7 +158,7 @@ def test_a_model_that_takes_no_such_pictures_is_named_without_advice_for_the_com
     monkeypatch.setattr(models, "load_model", refuse)
     with pytest.raises(models.NoSuchModel) as refused:
         models.load_folder(tmp_path, "org/vit")
-    assert str(refused.value) == "org/vit cannot be asked here: org/vit: no feature maps at 160 or 30 pixels."
+    assert str(refused.value) == "org/vit cannot be used here: org/vit: no feature maps at 160 or 30 pixels."
 
 
 @pytest.mark.slow
@@ -198,7 +203,7 @@ print(json.dumps(said))
     assert said["good"] == ["stage1", "stage2", "stage3", "stage4"] and len(said["vit"]) == 2
     for name, part in {
         "pickle": "Only weights in safetensors", "code": "code of its own, which this page never runs",
-        "wide": "million weights, too many", "deep": "more than 64 layers", "lying": "cannot be asked here",
+        "wide": "million weights, too many", "deep": "more than 64 layers", "lying": "cannot be used here",
         "text": "takes input_ids", "none": "There is no model org/none", "heavy": "at most 1 MB",
     }.items():  # fmt: skip
         assert part in said[name], name
@@ -287,7 +292,7 @@ def test_nothing_a_stranger_wrote_becomes_markup():
     common, found = found_by(patches)
     common = dataclasses.replace(common, model=dataclasses.replace(common.model, name=evil, note=evil, stages=(evil,)))
     text = page.results(common, found, *pictures.draw_scene(1))
-    assert evil not in text and text.count(markup("{}", evil)) >= 4
+    assert evil not in text and text.count(escape(evil)) >= 4
     assert set(re.findall(r"<(\w+)", text)) <= {
         "div", "p", "b", "h3", "figure", "img", "figcaption", "table", "thead", "tbody", "tr", "th", "td",
     }  # fmt: skip
@@ -391,7 +396,7 @@ def test_the_running_page_answers_and_refuses(visitor: Visitor):
     assert "Upload a picture first" in visitor.look("my picture", None, models.RANDOM)
     assert "expected ORGANISATION/NAME" in visitor.look("scene 1", None, models.TYPED, "os:system")
     assert "&lt;b&gt;" in visitor.look("scene 1", None, models.TYPED, "<b>")
-    assert "cannot be had from the Hub now" in visitor.look("scene 1", None, models.TYPED, "model_cards/space")
+    assert "cannot be downloaded from the Hub now" in visitor.look("scene 1", None, models.TYPED, "model_cards/space")
     assert (
         visitor.look("my picture", str(ROOT / "docs" / "views.png"), models.RANDOM) is None
     )  # no file of the machine

@@ -1,27 +1,29 @@
 import re
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
+from jinja2 import UndefinedError
+from markupsafe import Markup
 from PIL import Image
 
 from modeling_decodepos.page import (
     MINUS,
-    Html,
-    bar_pair,
+    Bar,
+    bars,
+    charts,
     code_block,
     details,
-    escape,
     facts,
     format_number,
     image_data_uri,
     line_chart,
-    markup,
     message,
     page,
     picture,
+    render,
     stat_tile,
     table,
+    tiles,
 )
 
 NASTY = "<script>alert('1')</script>\"&{0}"
@@ -71,7 +73,7 @@ def test_every_string_from_outside_is_escaped_everywhere():
         details(NASTY, NASTY),
         message(NASTY),
         picture(image, NASTY, NASTY),
-        bar_pair(0.2, 0.4, marks={NASTY: 0.5}),
+        bars([Bar(NASTY, 0.2, NASTY, (0.1, 0.3), [("mark", 0.5)])], axis={NASTY: 0.5}),
         line_chart(
             {NASTY: ([0, 1], [1.0, 2.0])},
             title=NASTY,
@@ -81,6 +83,8 @@ def test_every_string_from_outside_is_escaped_everywhere():
             note=NASTY,
         ),
         line_chart({NASTY: ([], [])}, title=NASTY),
+        tiles([NASTY]),
+        charts([NASTY]),
     ]
     read = Reader(page(NASTY, [(NASTY, piece) for piece in pieces], lead=NASTY, footer=NASTY))
     assert "script" not in read.tags
@@ -88,10 +92,38 @@ def test_every_string_from_outside_is_escaped_everywhere():
     assert read.texts.count(NASTY) > 20  # and it is shown as it is, not lost
 
 
-def test_html_is_not_escaped_twice_and_values_are_no_templates():
-    assert markup("<b>{}</b>", markup("<i>{}</i>", "a & b")) == "<b><i>a &amp; b</i></b>"
-    assert markup("{}{}", "{1}", "x") == "{1}x"
-    assert isinstance(escape("a"), Html)
+def test_markup_is_not_escaped_twice_and_values_are_no_templates():
+    shown = page("{{ 1 + 1 }}", [("a & b", Markup("<i>{}</i>").format("{1} & {{ 2 }}"))])
+    assert "<h1>{{ 1 + 1 }}</h1>" in shown and "<h2>a &amp; b</h2>" in shown and "<i>{1} &amp; {{ 2 }}</i>" in shown
+
+
+def test_a_template_of_its_own_is_escaped_and_refuses_unknown_names(tmp_path):
+    template = tmp_path / "own.html.jinja"
+    template.write_text(
+        '{% extends "page.html.jinja" %}{% block header %}{% endblock %}{% block footer %}{% endblock %}'
+        "{% block content %}{{ message(text) }}{{ text | twice }}{% endblock %}"
+    )
+    document = render(template, {"twice": lambda text: text * 2}, title="t", text=NASTY)
+    assert "script" not in Reader(document).tags and document.count("&lt;script&gt;") == 3
+    with pytest.raises(UndefinedError, match="text"):
+        render(template, {"twice": str}, title="t")
+
+
+def classes_without_a_style(document):
+    """Classes that a page gives its elements and its style sheets say nothing of: they look like nothing."""
+    used = {name for names in re.findall(r' class="([^"]*)"', document) for name in names.split()}
+    styled = re.findall(r"\.([a-z][\w-]*)", "".join(re.findall(r"<style>(.*?)</style>", document, re.DOTALL)))
+    return used - set(styled)
+
+
+def test_tones_have_a_style_and_others_are_refused():
+    pieces = [
+        piece for tone in ("plain", "good", "bad") for piece in (message("m", tone), stat_tile("a", "1", "", tone))
+    ]
+    assert not classes_without_a_style(page("t", [("pieces", Markup().join(pieces))]))
+    for piece in (lambda: message("m", "warn"), lambda: stat_tile("a", "1", "", "warn")):
+        with pytest.raises(ValueError, match="tone is 'warn'"):
+            piece()
 
 
 def test_page_asks_nothing_of_the_network():
@@ -169,18 +201,11 @@ def test_an_axis_that_must_begin_at_zero_does_so_for_zeros():
     assert ">0<" in chart and ">1.0<" in chart and MINUS not in chart
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_the_name_of_a_reference_is_not_written_over_a_line(seed: int):
-    """Lines of a few points: what lies between them counts too. One of the four places is clear in each of these."""
-    rng = np.random.default_rng(seed)
-    xs, ys = np.arange(4.0), rng.random(4)
-    chart = line_chart({"a": (xs, ys)}, title="t", references={"at the start": ys[0]}, y_range=(-1.0, 2.0))
-    x, y, anchor = re.findall(r'<text class="reference" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)"', chart)[0]
-    right = float(x) + 70 if anchor == "start" else float(x)  # twelve letters of some 6 units
-    drawn = np.array(re.findall(r"([\d.]+) ([\d.]+)", re.findall(r'class="line s0" d="M([^"]*)"', chart)[0]), float)
-    along = np.linspace(right - 70, right, 200)
-    heights = np.interp(along, *drawn.T)
-    assert not ((heights > float(y) - 8) & (heights < float(y) + 1)).any()
+def test_the_legend_names_references_with_their_values():
+    chart = line_chart({"a": ([0, 1], [-1.0, -1.2])}, title="t", references={"at the start": -1.0})
+    assert '<i class="key dashed"></i>at the start <b>−1</b>' in chart  # noqa: RUF001
+    (y,) = re.findall(r'<line class="reference" [^>]*y1="([\d.]+)"', chart)
+    assert float(y) == numbers_in_paths(chart)[1]  # at the height of the first value
 
 
 def test_axis_reaches_the_reference_lines():
@@ -207,11 +232,10 @@ def test_format_number(value, text):
     assert format_number(value) == text
 
 
-def test_bars_show_values_and_say_what_is_missing():
-    bars = bar_pair(None, 0.75, intervals=(None, (0.7, 0.8)))
-    assert "not measured" in bars
-    assert "75 % (70 to 80 %)" in bars
-    assert "width:75.00%" in bars
+def test_bars_are_as_long_as_their_values_are_large():
+    shown = bars([Bar("a", None, "not measured"), Bar("b", 1.5, "75 %", (1.4, 9.0), [("mark", 1.0)])], high=2.0)
+    assert "not measured" in shown and shown.count('class="fill"') == 1
+    assert "width:75.0%" in shown and "left:70.0%;right:0.0%" in shown and 'class="mark" style="left:50.0%"' in shown
 
 
 def test_image_data_uri_keeps_the_bytes_of_a_file():

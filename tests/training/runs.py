@@ -17,8 +17,9 @@ from training import pretrain
 from training.data.batches import RegionDataset
 from training.data.sources import open_images
 from training.recipe import Recipe
+from training.run.model import build_model
 from training.run.optimisation import build_optimizer
-from training.run.setup import Run, build_model
+from training.run.setup import Run
 
 ROOT = Path(__file__).parents[2]
 Make = Callable[..., Recipe]

@@ -1,9 +1,14 @@
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
-from training.recipe import DEFAULT_RECIPE, GROUPS, build_recipe, load_recipe, parse_command_line
+from modeling_decodepos.losses import OBJECTIVES
+from modeling_decodepos.region_cutout import CUT_FORMS
+from modeling_decodepos.repositioning import FOREGROUND_SCALES
+from training.data.sources import COLUMNS, DRAWN
+from training.recipe import BRIEF, DEFAULT_RECIPE, GROUPS, build_recipe, load_recipe, origins, parse_command_line
 
 
 def test_every_key_says_what_it_does_and_where_its_default_comes_from():
@@ -15,6 +20,29 @@ def test_every_key_says_what_it_does_and_where_its_default_comes_from():
             assert any(word in f.metadata["origin"] for word in ("paper", "SoCo", "follow-up", "ours", "peers")), (
                 f.name
             )
+
+
+def test_the_choices_are_the_keys_of_the_tables():
+    choices = {f.name: f.metadata["choices"] for group in GROUPS for f in dataclasses.fields(group)}
+    assert choices["objective"] == tuple(OBJECTIVES)
+    assert choices["cut_form"] == tuple(CUT_FORMS)
+    assert choices["repositioning"] == (*FOREGROUND_SCALES, "none")
+    assert choices["region_source"] == ("auto", *COLUMNS, *DRAWN)
+
+
+def test_short_help_first(capsys: pytest.CaptureFixture):
+    shown = {}
+    for flag in ("--help", "--help-all", "--help_all"):
+        with pytest.raises(SystemExit) as stop:
+            parse_command_line([flag])
+        assert stop.value.code == 0
+        shown[flag] = capsys.readouterr().out
+    assert shown["--help-all"] == shown["--help_all"]
+    short, everything = (re.findall(r"^  --(\w+)", shown[flag], re.MULTILINE) for flag in ("--help", "--help_all"))
+    assert set(short) == {"help", "help_all", *BRIEF} and short[:3] == ["help", "help_all", "data"]
+    assert set(everything) == {"help", "help_all", *origins()}
+    assert "origin: " in shown["--help_all"] and "origin: " not in shown["--help"]
+    assert "{lars,adamw}" in shown["--help_all"] and "{both,byol_image," in shown["--help"]
 
 
 @pytest.mark.parametrize("path", sorted(DEFAULT_RECIPE.parent.glob("*.yaml")), ids=lambda p: p.stem)
@@ -58,7 +86,7 @@ def test_a_word_of_the_command_line_stays_as_it_was_typed(word: str):
         ({"num_workers": -1}, ["num_workers", "-1"]),
         ({"cache_dir": "pixels"}, ["cache_dir is 'pixels'", "cache_px is 0", "such as 288"]),
         ({"streaming": True, "measure_steps": 25}, ["measure_steps is 25", "streaming", "--measure_steps 0"]),
-        ({"cpu": "recipes/x.yaml"}, ["cpu", "put the recipe before"]),
+        ({"cpu": "recipes/x.yaml"}, ["cpu", "A file goes before the flags"]),
     ],
 )
 def test_a_wrong_value_is_named(values: dict, words: list[str]):
@@ -84,3 +112,9 @@ def test_a_wrong_flag_or_file_ends_with_a_hint(capsys: pytest.CaptureFixture, tm
             parse_command_line(arguments)
         assert stop.value.code == 2
         assert words in capsys.readouterr().err
+
+
+def test_a_key_that_is_gone_may_stand_in_a_recipe_if_it_asks_for_what_is_done():
+    assert build_recipe({"views_on": "workers"}) == build_recipe({})
+    with pytest.raises(ValueError, match="views_on is 'device', which is gone"):
+        build_recipe({"views_on": "device"})

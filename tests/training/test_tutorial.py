@@ -13,17 +13,20 @@ OFFLINE = ENVIRONMENT | {"HF_HUB_OFFLINE": "1"}
 
 
 def test_the_tutorial_goes_from_nothing_to_a_number(tmp_path: Path):
-    command = [sys.executable, "-m", "training.tutorial", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=OFFLINE, capture_output=True, text=True, timeout=200)
+    command, environment = [sys.executable, "-m", "training.tutorial"], OFFLINE | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.glob("decodepos-tutorial-*")
+    printed = {Path(path) for path in re.findall(rf"{folder}[\w/.-]*\w", done.stdout)}
+    assert len(printed) >= 3 and all(path.exists() for path in printed)
     said = dict(re.findall(r"^(loaded|regions|context leak) +(.*)$", done.stdout, re.MULTILINE))
     assert said["loaded"] == "ResNetModel, and DecodePosModel around the same weights"
     assert re.fullmatch(r"[2-7] objects, 256 numbers each", said["regions"])
     leaks = [float(value) for value in re.findall(r"stage\d (\d\.\d\d)", said["context leak"])]
     assert len(leaks) == 4 and all(0 <= leak <= 1 for leak in leaks)
     assert leaks[0] < leaks[-1]  # a cell of the first stage sees little beyond its region, one of the last nearly all
-    plain = load_file(tmp_path / "run" / "export" / "backbone" / "model.safetensors")
-    trained = load_file(tmp_path / "run" / "checkpoints" / "step_0000006" / "model.safetensors")
+    plain = load_file(folder / "run" / "export" / "backbone" / "model.safetensors")
+    trained = load_file(folder / "run" / "checkpoints" / "step_0000006" / "model.safetensors")
     assert sum(key.startswith("decodepos.backbone.") for key in trained) == len(plain)
 
 

@@ -23,7 +23,6 @@ from training.data.sources import ImageSource
 from training.data.workers import load_in_workers
 from training.errors import UnusableData
 from training.recipe import ViewArguments
-from training.views.on_device import PackedViews, pack_views
 from training.views.sampling import MEAN_COLOUR, VIEW_RULES, ViewParameters, apply_view, sample_views
 
 Key = tuple[int, int]  # epoch, index
@@ -36,10 +35,7 @@ MOST_BROKEN_IN_A_ROW = 1000
 
 @dataclass
 class RegionBatch:
-    """One batch: the views by name, which samples they show, and how far the moved regions could move.
-
-    Where the views are made on the device, `views` is empty and `packed` holds what makes them.
-    """
+    """One batch: the views by name, which samples they show, and how far the moved regions could move."""
 
     views: dict[str, View]
     indices: list[int]  # of the images shown
@@ -47,13 +43,11 @@ class RegionBatch:
     slack: torch.Tensor  # one number per mixed sample: free share of the view on the axis with more room
     can_move: torch.Tensor  # one flag per mixed sample
     broken: list[Broken] = field(default_factory=list)  # images that were met and could not be read
-    packed: PackedViews | None = None
 
     def pin_memory(self) -> RegionBatch:
         """The batch in page-locked memory; a DataLoader calls this."""
         views = {name: view.pin_memory() for name, view in self.views.items()}
-        packed = None if self.packed is None else self.packed.pin_memory()
-        return dataclasses.replace(self, views=views, packed=packed)
+        return dataclasses.replace(self, views=views)
 
 
 @dataclass
@@ -168,14 +162,7 @@ class RegionDataset(Dataset):
 
 
 def build_batch(samples: Iterable[Sample], count: int, view_names: list[str], args: ViewArguments) -> RegionBatch:
-    """The views of `count` samples, made where `views_on` wants them."""
-    if args.views_on == "device":
-        return _pack_views(list(samples), view_names, args)
-    return _make_views(samples, count, view_names, args)
-
-
-def _make_views(samples: Iterable[Sample], count: int, view_names: list[str], args: ViewArguments) -> RegionBatch:
-    """The views of samples, their pixels made here.
+    """The views of `count` samples, their pixels made here.
 
     One sample after the other: a batch of decoded images is four times the size of its views.
     """
@@ -192,14 +179,6 @@ def _make_views(samples: Iterable[Sample], count: int, view_names: list[str], ar
     views = {name: _stack(parts, pixels[name], args) for name, parts in made.items()}
     moves = _movements(view for parts in made.values() for _, view in parts)
     return RegionBatch(views, indices, image_ids, *moves)
-
-
-def _pack_views(held: list[Sample], view_names: list[str], args: ViewArguments) -> RegionBatch:
-    """The same with the pixels still to be made, on the device."""
-    images, donors, parameters = zip(*((s.image, s.donor, s.views) for s in held), strict=True)
-    packed = pack_views(images, donors, parameters, view_names, args)
-    moves = _movements(view for drawn in parameters for view in drawn.values())
-    return RegionBatch({}, [s.index for s in held], [s.image_id for s in held], *moves, packed=packed)
 
 
 def _movements(views: Iterable[ViewParameters]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,6 @@
 """Decode once: the images of a split as raw pixels on disk, their shorter side at most `cache_px`.
 
-    FOLDER/pixels-00000000.bin …   uint8 RGB of images in a row, named by the first; each at most 1 GiB
+    FOLDER/pixels-00000000.bin …   uint8 RGB of images in a row, named by the first; each at most 256 MiB
     FOLDER/index.safetensors       per image: number of the file, offset in it, height and width, the original's too
     FOLDER/index.json              which images and settings; bytes of every file; broken images and why. Written last
 
@@ -12,14 +12,11 @@ index; the next one goes on after the last finished file. Several processes map 
 
 from __future__ import annotations
 
-import argparse
 import errno
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +30,12 @@ from tqdm import tqdm
 
 from dataset_scripts.build.engines import available_cores
 from dataset_scripts.build.parquet import recipe_differences
-from dataset_scripts.files import write_text
+from dataset_scripts.files import lock_folder, whole_file, write_text
+from modeling_decodepos.settings import CommandParser, add_flags, from_values
 from training.data.decoding import BrokenImage
 from training.data.sources import DRAWN, ImageSource, draw_boxes, open_images
 from training.data.workers import load_in_workers
+from training.recipe import DataArguments
 
 FORMAT = 1
 # A file is full where the next image would pass this; a killed build loses less than one file.
@@ -173,7 +172,7 @@ def build_cache(source: ImageSource, cache_px: int, folder: Path, num_workers: i
     settings = cache_settings(source, cache_px)
     done: list[_Part] = []
     try:
-        with _alone(folder):
+        with lock_folder(folder, "cache", "build", wait=True):
             if (folder / "index.json").is_file():
                 return
             _begin(folder, settings)
@@ -192,19 +191,6 @@ def build_cache(source: ImageSource, cache_px: int, folder: Path, num_workers: i
             "Free some space and run the same command again, which goes on from there; or take another cache_dir, or "
             "a smaller cache_px."
         ) from error
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keeps other processes from building in the folder; whoever comes second waits."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"cache {folder}: another process is building it; waiting.")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _begin(folder: Path, settings: dict[str, Any]) -> None:
@@ -270,14 +256,8 @@ def _write_index(folder: Path, settings: dict[str, Any], parts: list[_Part]) -> 
         "size": np.array([size for part in parts for size in part.sizes], np.int32),
         "original_size": np.array([size for part in parts for size in part.original_sizes], np.int32),
     }
-    temporary = folder / "index.writing"
-    try:
+    with whole_file(folder / "index.safetensors") as temporary:
         save_file(tables, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(folder / "index.safetensors")
-    finally:
-        temporary.unlink(missing_ok=True)
     index = {
         "settings": settings,
         "files": {part.pixels_name: part.bytes for part in parts},
@@ -351,23 +331,32 @@ def _split(joined: torch.Tensor, facts: list[_Facts]) -> Iterator[_Image]:
         offset += length
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Build a cache ahead of a run."""
-    parser = argparse.ArgumentParser(description="Decode the images of a split once, for runs with --cache_px.")
-    parser.add_argument("--data", required=True, help="folder of Parquet or pictures, or Hub id")
-    parser.add_argument("--split", default="train")
+    parser = CommandParser(
+        prog="python -m training.data.cache",
+        description="Decode the images of a split once, for runs with --cache_px.",
+    )
+    add_flags(parser, DataArguments, only=("data", "split"))
     parser.add_argument("--cache_px", type=int, default=288, help="the shorter side of an image, if it is longer")
     parser.add_argument("--output", type=Path, required=True, help="folder of the cache: the run's cache_dir")
-    parser.add_argument("--workers", type=int, default=available_cores(), help="processes that decode")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--num_workers", "--workers", type=int, default=available_cores(), help="processes that decode"
+    )
+    args = parser.parse_args(arguments)
     try:
-        source = open_images(args.data, args.split, "random")  # whose regions nobody asks for
-        cached = load_cached(source, args.cache_px, args.output, args.workers)
+        data = from_values(
+            DataArguments,
+            {name: getattr(args, name) for name in ("data", "split") if getattr(args, name)},
+            "the command line",
+        )
+        source = open_images(data.data, data.split, "random")  # its regions are of no use here
+        cached = load_cached(source, args.cache_px, args.output, args.num_workers)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
     broken = f", {len(cached.broken)} of them broken" if cached.broken else ""
     print(f"{args.output} holds {len(cached)} images{broken}. Use it with")
-    print(f"  --data {args.data} --split {args.split} --cache_px {args.cache_px} --cache_dir {args.output}")
+    print(f"  --data {data.data} --split {data.split} --cache_px {args.cache_px} --cache_dir {args.output}")
 
 
 if __name__ == "__main__":

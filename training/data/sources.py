@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset_scripts.build.parquet import MANIFEST_NAME, data_sha256, load_manifest
-from dataset_scripts.pictures.picture_files import SUFFIXES, files_sha256, is_picture, walk
+from dataset_scripts.pictures.listing import SUFFIXES, files_sha256, is_picture, walk
 from dataset_scripts.proposals import propose
 from modeling_decodepos.schema import xywh_to_unit_xyxy
 from training.data.decoding import BrokenImage, decode_image, read_size
@@ -99,7 +99,7 @@ def open_images(path: str | Path, split: str = "train", region_source: str = "au
             return FolderImages(folder, split, region_source, seed, found)
     elif folder.exists():
         raise FileNotFoundError(f"data: {path} is a file; give the folder that holds it.")
-    elif folder.is_absolute() or str(path).count("/") != 1:
+    elif is_no_hub_id(path):
         make = f"Make it with:\n  python -m dataset_scripts.prepare scenes --output {path}"
         other = (
             "Give a folder of pictures, a folder in the layout of modeling_decodepos/schema.py, or a Hub id of one."
@@ -108,6 +108,11 @@ def open_images(path: str | Path, split: str = "train", region_source: str = "au
     images = ParquetImages(load_split(path, split), str(path), split, region_source, seed)
     images.check_boxes()
     return images
+
+
+def is_no_hub_id(path: str | Path) -> bool:
+    """Whether a path that does not exist can only be meant as a folder: data/scenes is one of ours, not ORG/NAME."""
+    return Path(path).is_absolute() or str(path).count("/") != 1 or str(path).startswith((".", "data/"))
 
 
 def describe_regions(chosen: str, asked: str) -> str:
@@ -451,6 +456,15 @@ class FolderImages:
             except BrokenImage as error:
                 reasons.append(str(error))
         raise ValueError(f"none of the {len(self)} pictures in {self.folder} can be read, such as:\n  {reasons[0]}")
+
+
+def class_names(source: ImageSource) -> tuple[str, ...] | None:
+    """Names of the classes, where the data set has them."""
+    if not isinstance(source, ParquetImages):
+        return None
+    category = (source.rows.features.get("objects") or {}).get("category")
+    names = getattr(getattr(category, "feature", None), "names", None)
+    return None if names is None else tuple(names)
 
 
 def _shown(names: list[str]) -> str:

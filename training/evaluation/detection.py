@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,22 +24,9 @@ from training.evaluation.learning import learn
 from training.evaluation.pictures import AnnotatedImages, Picture, count_classes
 from training.evaluation.results import Measured
 from training.evaluation.segmentation_data import read_all, read_batches, stack_pixels
+from training.evaluation.settings import DetectionSettings
 
 _MOST_DETECTIONS = 100  # per image, as COCO counts them
-
-
-@dataclass(frozen=True)
-class DetectionSettings:
-    """Settings of `detection`."""
-
-    steps: int = field(default=90_000, metadata={"help": "updates"})
-    images_per_update: int = field(default=16, metadata={"help": "batch size over all processes"})
-    learning_rate: float = field(default=2e-4, metadata={"help": "peak, of AdamW; the backbone's is a tenth"})
-    weight_decay: float = field(default=1e-4, metadata={"help": "of AdamW"})
-    maps: int = field(default=3, metadata={"help": "feature maps of the backbone; a ViT gives its last one"})
-    width: int = field(default=256, metadata={"help": "channels of the detector"})
-    layers: int = field(default=6, metadata={"help": "layers of its encoder, and of its decoder"})
-    queries: int = field(default=300, metadata={"help": "boxes per image that it proposes"})
 
 
 def run(evaluation: Evaluation, settings: DetectionSettings) -> Mapping[str, Measured]:

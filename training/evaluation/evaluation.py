@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 from tqdm.auto import tqdm
 
 from training.evaluation.models import EvaluatedModel, load_model
 from training.evaluation.pictures import AnnotatedImages, Reader
 from training.evaluation.processes import Processes
-from training.evaluation.results import Measured
+from training.evaluation.settings import Common
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Common:
-    """What all protocols can be told. What changes a number is part of its protocol id."""
-
-    model: str
-    data: str
-    seed: int = 0
-    size_px: int = 224
-    region_bins: int = 0
-    centre_cells: bool = False
-    train_split: str = "train"
-    validation_split: str = "validation"
-    train_images: int = 0
-    validation_images: int = 0
-    batch_size: int = 64
-    num_workers: int = 0
 
 
 @dataclass
@@ -81,32 +63,3 @@ class Evaluation:
         """Something that the reader of the numbers should know, once."""
         if text not in self.notes:
             self.notes.append(text)
-
-
-class Run(Protocol):
-    """How a protocol measures: the numbers of one seed, by name."""
-
-    def __call__(self, evaluation: Evaluation, settings: Any) -> Mapping[str, Measured]:
-        """The numbers."""
-        ...
-
-
-@dataclass(frozen=True)
-class ProtocolEntry:
-    """One protocol of the table.
-
-    Attributes:
-        version: Counts up whenever the numbers of equal settings change.
-        settings: A dataclass; its fields are flags, and part of the protocol id.
-        run: See `Run`.
-        quick: Common and own settings for a look in minutes on a CPU.
-        needs: What the data must have: "objects" (boxes with classes), "masks".
-        summary: One line.
-    """
-
-    version: int
-    settings: Callable[..., Any]
-    run: Run
-    quick: dict[str, Any]
-    needs: str
-    summary: str

@@ -7,7 +7,6 @@ the pixel in the middle of each cell. Scores are enlarged to the label map's own
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -25,19 +24,10 @@ from training.evaluation.segmentation_data import (
     stack_labels,
     stack_pixels,
 )
+from training.evaluation.settings import LinearSegmentationSettings
 
 MOST_CACHED = 2 * 2**30
 """Bytes of frozen maps that a process keeps."""
-
-
-@dataclass(frozen=True)
-class LinearSegmentationSettings:
-    """Settings of `linear_segmentation`."""
-
-    steps: int = field(default=4000, metadata={"help": "updates of the head"})
-    head_batch_size: int = field(default=16, metadata={"help": "images per update"})
-    learning_rate: float = field(default=1e-3, metadata={"help": "peak, of AdamW"})
-    weight_decay: float = field(default=1e-4, metadata={"help": "of AdamW"})
 
 
 class FrozenCells:

@@ -10,14 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeling_decodepos.diagnosis.data.exchange import exchange_surroundings, resize
+from modeling_decodepos.diagnosis.data.exchange import exchange_surroundings, has_surroundings, resize
 from modeling_decodepos.regions import boxes_to_pixels
 from training.data.decoding import BrokenImage
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.pictures import LEAST_SIDE, AnnotatedImages, Picture, batched, seed_of
-
-LARGEST_AREA = 0.5
-"""Of the view: a larger object has hardly any surroundings, and nowhere to go."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Objects:
     @property
     def have_elsewhere(self) -> Tensor:
         """(N,) whether an object has surroundings, and room to move."""
-        return (self.boxes[:, 2:] - self.boxes[:, :2]).prod(1) <= LARGEST_AREA
+        return has_surroundings(self.boxes)
 
 
 @dataclass(frozen=True)
@@ -197,7 +194,7 @@ def _show_each(picture: Picture, show: Callable[[int, np.ndarray], tuple[Tensor,
     """The regions that have surroundings and room, each in a picture of its own."""
     large = picture.boxes[_large_enough(picture)]
     labels = picture.labels[_large_enough(picture)]
-    chosen = torch.nonzero((large[:, 2:] - large[:, :2]).prod(1) <= LARGEST_AREA)[:, 0]
+    chosen = torch.nonzero(has_surroundings(large))[:, 0]
     made = [show(number, large[number].numpy()) for number in chosen.tolist()]
     if not made:
         return Shown(picture.pixels[None][:0], large[:0], labels[:0], chosen)

@@ -1,6 +1,6 @@
 """`object_knn`: is an object's class what its nearest neighbours among training objects are?
 
-Gallery: objects of the training split. Queries: objects of the validation split, asked three times:
+Gallery: objects of the training split. Queries: objects of the validation split, three times:
 
     as they are            micro_k20, class_mean_k20 …
     re-contextualised      before another image, in their place: what is lost, is what came from the surroundings
@@ -9,7 +9,7 @@ Gallery: objects of the training split. Queries: objects of the validation split
 `…_drop_k20` is the accuracy as they are minus that of the variant, over the same objects (those that cover at most
 half of their image). `commonest_class` is what calling every object by the gallery's commonest class reaches;
 `effective_rank`, how many directions the queries' features fill. `supercategory_…` (COCO), `shape_…` and `texture_…`
-(scenes) ask for the group of the class. The gallery stays as it is. The follow-up paper (ICLR
+(scenes) are about the group of the class. The gallery stays as it is. The follow-up paper (ICLR
 2024) reports such a pair; its exact definition is not public, so these numbers compare with each other and not with
 its table.
 """
@@ -17,17 +17,17 @@ its table.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from modeling_decodepos.diagnosis import effective_rank
-from modeling_decodepos.diagnosis.statistics.knn import TEMPERATURE, knn_accuracy
+from modeling_decodepos.diagnosis.statistics.estimates import bootstrap_interval, jackknife_interval
+from modeling_decodepos.diagnosis.statistics.knn import knn_accuracy, knn_neighbours, knn_vote
 from training.evaluation.class_groups import class_groups
 from training.evaluation.evaluation import Evaluation
-from training.evaluation.nearest import nearest, vote
 from training.evaluation.object_features import (
     Objects,
     Show,
@@ -35,16 +35,8 @@ from training.evaluation.object_features import (
     ShowRePositioned,
     embed_objects,
 )
-from training.evaluation.results import Measured, bootstrap_interval, jackknife_interval
-
-
-@dataclass(frozen=True)
-class ObjectKnnSettings:
-    """Settings of `object_knn`."""
-
-    neighbours: tuple[int, ...] = field(default=(10, 20, 100, 200), metadata={"help": "numbers of neighbours, k"})
-    temperature: float = field(default=TEMPERATURE, metadata={"help": "a neighbour votes with exp(cosine / this)"})
-    variants: bool = field(default=True, metadata={"help": "whether to re-contextualise and re-position too"})
+from training.evaluation.results import Measured
+from training.evaluation.settings import ObjectKnnSettings
 
 
 def run(evaluation: Evaluation, settings: ObjectKnnSettings) -> Mapping[str, Measured]:
@@ -53,9 +45,9 @@ def run(evaluation: Evaluation, settings: ObjectKnnSettings) -> Mapping[str, Mea
     gallery = embed_objects(evaluation, gallery_images, "gallery")
     queries = embed_objects(evaluation, query_images, "queries")
     refuse_one_class(gallery.labels, gallery_images.name)
-    asked = _possible(settings.neighbours, len(gallery), evaluation)
+    ks = _possible(settings.neighbours, len(gallery), evaluation)
     groups = {name: torch.tensor(of) for name, of in class_groups(gallery_images.class_names).items()}
-    right = _right(evaluation, gallery, queries, asked, settings.temperature, groups)
+    right = _right(evaluation, gallery, queries, ks, settings.temperature, groups)
     measures = {
         "commonest_class": mean_over_objects((queries.labels == gallery.labels.mode().values).double(), queries),
         "effective_rank": Measured(float(effective_rank(queries.features.float())), count=len(queries)),
@@ -74,7 +66,7 @@ def run(evaluation: Evaluation, settings: ObjectKnnSettings) -> Mapping[str, Mea
     for name, show in shows.items():
         others = embed_objects(evaluation, query_images, name, show)
         assert torch.equal(others.numbers, queries.numbers[movable])
-        found = _right(evaluation, gallery, others, asked, settings.temperature, groups)
+        found = _right(evaluation, gallery, others, ks, settings.temperature, groups)
         measures |= _accuracies(f"{name}_", found, others, groups)
         for (group, k), hit in found.items():
             lost = right[group, k][movable].double() - hit.double()
@@ -96,16 +88,16 @@ def _possible(neighbours: tuple[int, ...], count: int, evaluation: Evaluation) -
     """The ks that the gallery has enough objects for."""
     if not neighbours or min(neighbours) < 1:
         raise ValueError(f"neighbours is {neighbours}; expected numbers of at least 1, such as 10 20 100 200.")
-    asked = [k for k in sorted(set(neighbours)) if k <= count]
+    ks = [k for k in sorted(set(neighbours)) if k <= count]
     skipped = [k for k in neighbours if k > count]
-    if not asked:
+    if not ks:
         raise ValueError(
             f"the gallery holds {count} objects, fewer than every k of {', '.join(map(str, neighbours))}. Give "
             f"--neighbours {max(1, count // 10)}, or more training images."
         )
     if skipped:
         evaluation.note(f"k = {', '.join(map(str, skipped))} is left out: the gallery holds {count} objects only.")
-    return asked
+    return ks
 
 
 Right = dict[tuple[str, int], Tensor]
@@ -116,20 +108,20 @@ def _right(
     evaluation: Evaluation,
     gallery: Objects,
     queries: Objects,
-    asked: list[int],
+    ks: list[int],
     temperature: float,
     groups: Mapping[str, Tensor],
 ) -> Right:
     processes = evaluation.processes
     own = queries.features[processes.rank :: processes.count]
-    cosines, rows = nearest(gallery.features, own, max(asked), device=processes.device, progress=processes.is_main)
+    cosines, rows = knn_neighbours(gallery.features, own, max(ks), device=processes.device, progress=processes.is_main)
     found: Right = {}
     for group in ("", *groups):
         of = groups.get(group, torch.arange(int(max(gallery.labels.max(), queries.labels.max())) + 1))
         labels = of[gallery.labels][rows]
-        own_predictions = torch.stack([vote(cosines[:, :k], labels[:, :k], temperature) for k in asked], 1)
+        own_predictions = torch.stack([knn_vote(cosines[:, :k], labels[:, :k], temperature) for k in ks], 1)
         predictions = torch.cat(processes.collect_rows(list(own_predictions[:, None])))
-        found |= {(group, k): predictions[:, column] == of[queries.labels] for column, k in enumerate(asked)}
+        found |= {(group, k): predictions[:, column] == of[queries.labels] for column, k in enumerate(ks)}
     return found
 
 

@@ -8,7 +8,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,20 +21,9 @@ from training.evaluation.learning import batch_items, learning_rate_share
 from training.evaluation.object_features import embed_objects
 from training.evaluation.object_knn import class_mean, mean_over_objects, refuse_one_class
 from training.evaluation.results import Measured
+from training.evaluation.settings import ObjectLinearSettings
 
 _HELD_OUT = 0.1
-
-
-@dataclass(frozen=True)
-class ObjectLinearSettings:
-    """Settings of `object_linear`."""
-
-    learning_rates: tuple[float, ...] = field(
-        default=(0.01, 0.03, 0.1, 0.3), metadata={"help": "peaks to choose from, for 256 objects per update"}
-    )
-    epochs: int = field(default=28, metadata={"help": "passes over the training objects"})
-    objects_per_update: int = field(default=256, metadata={"help": "batch size of the classifier"})
-    weight_decay: float = field(default=1e-4, metadata={"help": "of SGD"})
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ own sampling: numbers compare with each other, not with its tables.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modeling_decodepos.diagnosis.statistics.knn import knn_neighbours
 from training.evaluation.evaluation import Evaluation
-from training.evaluation.nearest import nearest
 from training.evaluation.pictures import Picture, seed_of
 from training.evaluation.results import Measured
 from training.evaluation.segmentation_data import (
@@ -28,15 +28,7 @@ from training.evaluation.segmentation_data import (
     score,
     stack_pixels,
 )
-
-
-@dataclass(frozen=True)
-class PatchRetrievalSettings:
-    """Settings of `patch_retrieval`."""
-
-    neighbours: int = field(default=30, metadata={"help": "neighbours of a patch"})
-    temperature: float = field(default=0.02, metadata={"help": "a neighbour counts softmax(cosine / this)"})
-    memory_patches: int = field(default=1_000_000, metadata={"help": "most patches in the memory, drawn evenly"})
+from training.evaluation.settings import PatchRetrievalSettings
 
 
 @dataclass(frozen=True)
@@ -58,7 +50,7 @@ def run(evaluation: Evaluation, settings: PatchRetrievalSettings) -> Mapping[str
     def predict(pixels: Tensor) -> Tensor:
         feature_map = evaluation.model.dense(pixels)
         rows = feature_map.permute(0, 2, 3, 1).flatten(0, 2)
-        cosines, found = nearest(memory.features, rows, k, device=evaluation.processes.device)
+        cosines, found = knn_neighbours(memory.features, rows, k, device=evaluation.processes.device)
         shares = look_up(cosines, memory.shares[found], settings.temperature)
         batch, _, height, width = feature_map.shape
         return shares.view(batch, height, width, -1).permute(0, 3, 1, 2)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from modeling_decodepos.diagnosis.data.exchange import resize
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
 from training.data.decoding import BrokenImage
-from training.data.sources import FolderImages, ImageSource, ParquetImages, open_images
+from training.data.sources import FolderImages, ParquetImages, class_names, open_images
 from training.data.workers import as_it_is, start_worker
 
 LEAST_SIDE = 16 / 224
@@ -225,15 +225,6 @@ def seed_of(seed: int, *names: str | int) -> int:
     """A seed for what is drawn for one named thing; it depends on nothing else."""
     text = "\0".join(map(str, (seed, *names)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
-
-
-def class_names(source: ImageSource) -> tuple[str, ...] | None:
-    """Names of the classes, where the data set has them."""
-    if not isinstance(source, ParquetImages):
-        return None
-    category = (source.rows.features.get("objects") or {}).get("category")
-    names = getattr(getattr(category, "feature", None), "names", None)
-    return None if names is None else tuple(names)
 
 
 def count_classes(*splits: AnnotatedImages) -> int:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
-import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import gather_object, reduce
 from torch import Tensor, nn
 
 T = TypeVar("T")
@@ -39,45 +40,21 @@ class Processes:
         """What all processes made of their parts, one result per item, in the order of the work; on every process."""
         if self.count == 1:
             return own
-        parts: list[list[T]] = [[] for _ in range(self.count)]
-        dist.all_gather_object(parts, own)
-        whole: list[T] = []
-        for place in range(max(map(len, parts))):
-            whole += [part[place] for part in parts if place < len(part)]
-        return whole
+        numbered = gather_object([(self.rank + place * self.count, result) for place, result in enumerate(own)])
+        return [result for _, result in sorted(numbered, key=lambda pair: pair[0])]
 
     def collect_rows(self, own: list[Tensor]) -> list[Tensor]:
-        """`collect` for (N_i, …) tensors of equal width on the CPU, by tensor collectives instead of pickles."""
+        """`collect` for (N_i, …) tensors of equal width on the CPU, which travel as one tensor."""
         if self.count == 1:
             return own
-        shapes = self.collect([tuple(rows.shape) for rows in own])
-        if not shapes:
-            return []
-        sizes = [sum(shape[0] for shape in shapes[rank :: self.count]) for rank in range(self.count)]
-        sample = shapes[0][1:]
-        mine = torch.zeros((max(sizes), *sample), dtype=self._dtype(own))
-        if own:
-            mine[: sizes[self.rank]] = torch.cat(own)
-        mine = mine.to(self.device)
-        parts = [torch.empty_like(mine) for _ in range(self.count)]
-        dist.all_gather(parts, mine)
-        split = [
-            part[:size].cpu().split([shape[0] for shape in shapes[rank :: self.count]])
-            for rank, (part, size) in enumerate(zip(parts, sizes, strict=True))
-        ]
-        return [split[number % self.count][number // self.count] for number in range(len(shapes))]
-
-    def _dtype(self, own: list[Tensor]) -> torch.dtype:
-        known = [str(own[0].dtype)] if own else []
-        return getattr(torch, self.collect(known)[0].removeprefix("torch."))
+        parts = gather_object([(torch.cat(own), [len(rows) for rows in own])] if own else [])
+        split = [whole.split(lengths) for whole, lengths in parts]  # whoever has no item comes after those who have
+        return [split[number % len(split)][number // len(split)] for number in range(sum(map(len, split)))]
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes; the tensor of a single one as it is."""
-        if self.count > 1:
-            moved = value.to(self.device, copy=True)
-            dist.all_reduce(moved)
-            return moved.to(value.device)
-        return value
+        summed: Tensor = value if self.count == 1 else reduce(value.to(self.device), "sum").to(value.device)
+        return summed
 
     def sum_gradients(self, module: nn.Module) -> None:
         """Add up gradients over the processes; every process then makes the same update."""
@@ -85,9 +62,8 @@ class Processes:
             return
         for parameter in module.parameters():
             if parameter.requires_grad:
-                if parameter.grad is None:  # this process met nothing that needs it, another one may have
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
+                # This process may have met nothing that needs it where another one did.
+                parameter.grad = self.total(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
 
 
 def start_processes(device: str = "auto") -> Processes:
@@ -96,8 +72,6 @@ def start_processes(device: str = "auto") -> Processes:
     Args:
         device: "auto" takes a GPU where there is one; else "cpu" or "cuda".
     """
-    from accelerate import PartialState
-
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but PyTorch sees no GPU here; take --device cpu, or auto.")
     cpu = device == "cpu" or not torch.cuda.is_available()

@@ -1,66 +1,51 @@
-"""The table of protocols. A new one is a file beside this one and a line here."""
+"""The table of protocols. A new one is a file beside this one, its settings, and a line here."""
 
 from __future__ import annotations
 
-from training.evaluation import (
-    detection,
-    linear_segmentation,
-    object_knn,
-    object_linear,
-    patch_retrieval,
-    segmentation,
-)
-from training.evaluation.evaluation import ProtocolEntry
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from training.evaluation import settings as own
+
+
+@dataclass(frozen=True)
+class ProtocolEntry:
+    """One protocol of the table.
+
+    Attributes:
+        name: Of the protocol, and of its file.
+        settings: A dataclass; its fields are flags, and part of the protocol id. Its docstring is the summary.
+        needs: What the data must have: "objects" (boxes with classes), "masks".
+        quick: What is set for a look in minutes on a CPU, beside `QUICK`.
+        version: Counts up whenever the numbers of equal settings change.
+    """
+
+    name: str
+    settings: type[Any]
+    needs: str
+    quick: dict[str, Any]
+    version: int = 1
+
+    @property
+    def run(self) -> Callable[..., Any]:
+        """`run(evaluation, settings)`: the numbers of one seed by name. Its file is loaded here, torch with it."""
+        run: Callable[..., Any] = importlib.import_module(f"training.evaluation.{self.name}").run
+        return run
+
 
 QUICK = {"size_px": 96, "train_images": 400, "validation_images": 150}
-
-PROTOCOLS: dict[str, ProtocolEntry] = {
-    "object_knn": ProtocolEntry(
-        version=1,
-        settings=object_knn.ObjectKnnSettings,
-        run=object_knn.run,
-        quick=QUICK,
-        needs="objects",
-        summary="weighted k-NN over object features: as they are, re-contextualised, re-positioned",
+_SEGMENTATION = {"steps": 150, "head_width": 64, "learning_rate": 1e-3}
+_DETECTION = {"steps": 300, "width": 128, "layers": 2, "queries": 50}
+_ENTRIES = (
+    ProtocolEntry("object_knn", own.ObjectKnnSettings, "objects", {}),
+    ProtocolEntry("object_linear", own.ObjectLinearSettings, "objects", {}),
+    ProtocolEntry(
+        "linear_segmentation", own.LinearSegmentationSettings, "masks", {"steps": 300, "learning_rate": 0.01}
     ),
-    "object_linear": ProtocolEntry(
-        version=1,
-        settings=object_linear.ObjectLinearSettings,
-        run=object_linear.run,
-        quick=QUICK,
-        needs="objects",
-        summary="linear classifier on frozen object features, best of a few learning rates",
-    ),
-    "linear_segmentation": ProtocolEntry(
-        version=1,
-        settings=linear_segmentation.LinearSegmentationSettings,
-        run=linear_segmentation.run,
-        quick=QUICK | {"steps": 300, "learning_rate": 1e-2},
-        needs="masks",
-        summary="frozen backbone, one 1x1 convolution; mIoU",
-    ),
-    "patch_retrieval": ProtocolEntry(
-        version=1,
-        settings=patch_retrieval.PatchRetrievalSettings,
-        run=patch_retrieval.run,
-        quick=QUICK | {"memory_patches": 20_000},
-        needs="masks",
-        summary="segmentation by nearest patches of training images, nothing is trained; mIoU",
-    ),
-    "segmentation": ProtocolEntry(
-        version=1,
-        settings=segmentation.SegmentationSettings,
-        run=segmentation.run,
-        quick=QUICK | {"steps": 150, "head_width": 64, "learning_rate": 1e-3},
-        needs="masks",
-        summary="fine-tuned inside UperNet; mIoU",
-    ),
-    "detection": ProtocolEntry(
-        version=1,
-        settings=detection.DetectionSettings,
-        run=detection.run,
-        quick=QUICK | {"steps": 300, "width": 128, "layers": 2, "queries": 50},
-        needs="objects",
-        summary="fine-tuned inside Deformable DETR; COCO average precision",
-    ),
-}
+    ProtocolEntry("patch_retrieval", own.PatchRetrievalSettings, "masks", {"memory_patches": 20_000}),
+    ProtocolEntry("segmentation", own.UperNetSettings, "masks", _SEGMENTATION),
+    ProtocolEntry("detection", own.DetectionSettings, "objects", _DETECTION),
+)
+PROTOCOLS = {entry.name: entry for entry in _ENTRIES}

@@ -6,29 +6,24 @@ everything else in the file stays.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from dataset_scripts.files import write_json
+from dataset_scripts.files import lock_folder, write_json
 from training.provenance import now
 
 KEY = ("model", "arm", "protocol", "metric", "seeds")
 FIELDS = (*KEY, "value", "spread", "command", "commit", "data_hash", "machine", "label")
-LABELS = ("reduced scale", "reproduced", "quoted")
-_ROUNDS, _ROUNDS_AT_A_TIME = 1000, 100
 
 
 @dataclass(frozen=True)
@@ -56,45 +51,6 @@ class Origin:
     data_hash: str
     label: str
     commit: str  # when the measuring began: a checkout may move on meanwhile
-
-
-def bootstrap_interval(totals: np.ndarray, counts: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of sum(totals) / sum(counts) when images are drawn again.
-
-    Args:
-        totals: (I,) sum of a score over the items of each image, such as right predictions.
-        counts: (I,) number of items of each image, at least one.
-        seed: Of the draws.
-    """
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(0, _ROUNDS, _ROUNDS_AT_A_TIME):
-        drawn = rng.integers(0, len(counts), (_ROUNDS_AT_A_TIME, len(counts)))
-        values.append(totals[drawn].sum(1) / counts[drawn].sum(1))
-    low, high = np.quantile(np.concatenate(values), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def jackknife_interval(
-    score: Callable[[np.ndarray], float], images: int, groups: int = 20
-) -> tuple[float, float] | None:
-    """95 % interval over images of a score that is no mean, such as a mean over classes: delete-a-group jackknife.
-
-    Drawing images again would lose rare classes in most draws, and the interval would miss the score itself. None for
-    fewer than two images, or where a part has no score.
-
-    Args:
-        score: Of the images whose flag is true, from (images,) flags.
-        images: Number of images.
-        groups: Number of parts that are left out in turn.
-    """
-    groups = min(groups, images)
-    if groups < 2:
-        return None
-    whole = score(np.ones(images, dtype=bool))
-    parts = np.array([score(np.arange(images) % groups != group) for group in range(groups)])
-    error = math.sqrt((groups - 1) / groups * float(((parts - parts.mean()) ** 2).sum()))
-    return (whole - 1.96 * error, whole + 1.96 * error) if math.isfinite(error) else None
 
 
 def build_rows(
@@ -142,8 +98,8 @@ def build_rows(
 
 def merge_results(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Put rows into a results file, which never is seen half written; rows with equal keys are replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
+    # Two evaluations may end at the same time: each reads what the other has written.
+    with lock_folder(path.parent, "the folder of results", "evaluation", wait=True, name=f".{path.name}.lock"):
         kept = {_key(row): row for row in load_results(path)}
         kept |= {_key(row): dict(row) for row in rows}
         write_json(path, {"results": list(kept.values())})
@@ -196,14 +152,3 @@ def machine() -> dict[str, Any]:
 
 def _key(row: Mapping[str, Any]) -> str:
     return json.dumps([row[name] for name in KEY])
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Two evaluations may end at the same time: each reads what the other has written."""
-    folder = os.open(path.parent, os.O_RDONLY)  # a lock that leaves no file behind
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)

@@ -7,7 +7,6 @@ images.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,20 +26,10 @@ from training.evaluation.segmentation_data import (
     stack_labels,
     stack_pixels,
 )
+from training.evaluation.settings import UperNetSettings
 
 
-@dataclass(frozen=True)
-class SegmentationSettings:
-    """Settings of `segmentation`."""
-
-    steps: int = field(default=20_000, metadata={"help": "updates"})
-    images_per_update: int = field(default=16, metadata={"help": "batch size over all processes"})
-    learning_rate: float = field(default=1e-4, metadata={"help": "peak, of AdamW"})
-    weight_decay: float = field(default=0.01, metadata={"help": "of AdamW"})
-    head_width: int = field(default=512, metadata={"help": "channels of the UperNet head"})
-
-
-def run(evaluation: Evaluation, settings: SegmentationSettings) -> Mapping[str, Measured]:
+def run(evaluation: Evaluation, settings: UperNetSettings) -> Mapping[str, Measured]:
     """mIoU of one seed."""
     data = open_segmentation(evaluation)
     processes, size = evaluation.processes, evaluation.common.size_px

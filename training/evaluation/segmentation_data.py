@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modeling_decodepos.diagnosis.statistics.estimates import jackknife_interval
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
 from training.data.decoding import BrokenImage
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.miou import confusion, segmentation_score
 from training.evaluation.pictures import AnnotatedImages, Picture, batched, count_classes
-from training.evaluation.results import Measured, jackknife_interval
+from training.evaluation.results import Measured
 
 
 @dataclass(frozen=True)

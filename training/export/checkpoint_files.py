@@ -1,42 +1,25 @@
-"""Checkpoints of strangers: opened without running what is in them, and unpacked to one network's tensors."""
+"""Other people's checkpoints: opened without running what is in them, and unpacked to one network's tensors."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import pickle
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from training.export.renaming import Network
+Network = Literal["student", "teacher"]
 
 WEIGHT_FILES = ("*.safetensors", "*.pth", "*.pt", "*.pth.tar", "*.bin")
 # Under which key a training script puts its network, and under which an average of it.
 WRAPPERS = ("state_dict", "model", "student")
 AVERAGES = ("model_ema", "state_dict_ema", "ema", "teacher")
-# What data-parallel training, compilation, and transformers' classifiers put before every key.
+# What data-parallel training and compilation put before every key.
 OUTER_PREFIXES = ("module.", "_orig_mod.")
-
-# How files of torch.save begin, new and old, and how any pickle does.
-ZIP_HEAD = b"PK"
-LEGACY_HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
-PICKLE_HEAD = b"\x80"
-
-
-@dataclass
-class Unpacked:
-    """One network's tensors, whether they are an average over training, and what lay beside them in the file."""
-
-    weights: dict[str, Tensor]
-    is_average: bool
-    beside: list[str]
 
 
 def find_weights(path: Path) -> Path:
@@ -58,40 +41,31 @@ def read_checkpoint(path: Path) -> Any:
     Raises:
         ValueError: It is no checkpoint, or one that only running foreign code could open.
     """
-    with path.open("rb") as file:
-        head = file.read(len(LEGACY_HEAD))
-    if path.suffix != ".safetensors" and not head.startswith((ZIP_HEAD, LEGACY_HEAD)):
-        if head.startswith(PICKLE_HEAD):
-            raise ValueError(
-                f"{path} is a plain pickle, which can run any code when it is opened, so it is not opened here. Where "
-                "you trust it, turn it into tensors in its own environment:\n"
-                "  data = pickle.load(open('model.pkl', 'rb'))\n"
-                "  torch.save({'model': {k: torch.as_tensor(v) for k, v in data['model'].items()}}, 'model.pth')"
-            )
-        raise ValueError(f"{path} is not a checkpoint: it begins with {head!r}.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # SoCo and others keep their command line beside the weights; as a holder of plain values it does nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        # timm and others keep their command line beside the weights; as a holder of plain values it does nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that torch did not write; what they hold is refused below
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error).splitlines()[0])
+    except Exception as error:  # whatever the parsers make of bytes that are no checkpoint
+        lines = str(error).splitlines() or [repr(error)]
+        reason = next((line for line in lines if "GLOBAL" in line), lines[0]).strip()
         raise ValueError(
-            f"{path} cannot be read as tensors and plain values ({reason.strip()}). If it is a checkpoint that you "
-            "trust, save its tensors alone where it was made: torch.save({'state_dict': model.state_dict()}, path)."
+            f"{path} is not a checkpoint, an incomplete download of one, or one that only running code in it could "
+            f"open, which is not done here ({reason}). If you trust it, save its tensors alone where it was made: "
+            "torch.save({'state_dict': model.state_dict()}, 'model.pth'), or of a plain pickle of arrays\n"
+            "  data = pickle.load(open('model.pkl', 'rb'))\n"
+            "  torch.save({'model': {k: torch.as_tensor(v) for k, v in data['model'].items()}}, 'model.pth')"
         ) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError) as error:
-        reason = (str(error).splitlines() or [repr(error)])[0]
-        raise ValueError(f"{path} is not a checkpoint, or an incomplete download of one ({reason}).") from error
 
 
-def unpack(loaded: Any, network: Network, path: Path) -> Unpacked:
-    """The tensors of one network from whatever a training script saved."""
+def unpack(loaded: Any, network: Network, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of one network from whatever a training script saved, and the names of what lay beside them."""
+    names = (*AVERAGES, *WRAPPERS) if network == "teacher" else WRAPPERS
     beside: list[str] = []
     is_average = False
     while isinstance(loaded, Mapping) and not _is_weights(loaded):
-        names = (*AVERAGES, *WRAPPERS) if network == "teacher" else WRAPPERS
         inner = next((name for name in names if isinstance(loaded.get(name), Mapping)), None)
         if inner is None:
             break
@@ -103,11 +77,16 @@ def unpack(loaded: Any, network: Network, path: Path) -> Unpacked:
             f"{path} holds no tensors by name: found {_describe(loaded)}; expected them at the top or under "
             f"{', '.join(WRAPPERS)}."
         )
+    if network == "teacher" and not is_average:
+        raise ValueError(
+            f"{path} holds one network and no teacher, which would be under {', '.join(AVERAGES)}. Leave out "
+            "--network teacher."
+        )
     weights = {str(key): value for key, value in loaded.items()}
     for prefix in OUTER_PREFIXES * 2:  # either may be the outer one
         if all(key.startswith(prefix) for key in weights):
             weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-    return Unpacked(weights, is_average, beside)
+    return weights, beside
 
 
 def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
@@ -120,12 +99,6 @@ def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
         )
 
 
-def sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _is_weights(loaded: Mapping[Any, Any]) -> bool:
     return bool(loaded) and all(isinstance(value, Tensor) for value in loaded.values())
 
@@ -133,8 +106,5 @@ def _is_weights(loaded: Mapping[Any, Any]) -> bool:
 def _describe(loaded: Any) -> str:
     if not isinstance(loaded, Mapping):
         return f"a {type(loaded).__name__}"
-    if any(isinstance(value, Tensor) for value in loaded.values()):
-        return (
-            f"among tensors {next(k for k, value in loaded.items() if not isinstance(value, Tensor))}, which is none"
-        )
-    return f"the keys {', '.join(map(str, list(loaded)[:6])) or '(none)'}"
+    others = [str(key) for key, value in loaded.items() if not isinstance(value, Tensor)]
+    return f"{'tensors and ' if len(others) < len(loaded) else ''}the keys {', '.join(others[:6]) or '(none)'}"

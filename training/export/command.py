@@ -1,4 +1,4 @@
-"""What a run leaves for others, in their own formats, and what others left for a run to start from.
+"""Weights for other libraries, and checkpoints of other libraries as a start for a run.
 
 python -m training.export runs/scenes_smoke/export/pretraining --format backbone --output my-backbone
 python -m training.export resnet50.pth --from torchvision --format backbone --output my-start
@@ -7,7 +7,7 @@ python -m training.export resnet50.pth --from torchvision --format backbone --ou
 from __future__ import annotations
 
 import argparse
-import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,77 +15,63 @@ from transformers.utils.logging import disable_progress_bar
 
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
 from training.export.checkpoint_files import check_finite
-from training.export.folders import Page, new_folder, write_page
-from training.export.graphs import write_onnx, write_torch_export
-from training.export.key_layouts import LIBRARIES, RELEASES
+from training.export.folders import Readme, new_folder, write_readme
+from training.export.graphs import write_graph
+from training.export.layouts import LAYOUTS
+from training.export.libraries import write_library
+from training.export.loading import LoadedNetwork, load_foreign, load_network
 from training.export.native import export_backbone, export_pretraining, save_backbone
 from training.export.pixel_forms import PIXEL_FORMS
-from training.export.sources import Source, load_foreign, load_source
-from training.export.state_dicts import describe_native, write_library
+from training.export.resnets import BATCH_NORM
 
 __all__ = ["export", "export_backbone", "export_pretraining"]
 
-FORMATS = ("backbone", *LIBRARIES, "onnx", "torch_export")
+GRAPHS = ("onnx", "torch_export")
 
 
-def export(source: Source, format_name: str, output: Path, image_size_px: int = 224) -> Page:
-    """Write a network to a new folder in one of `FORMATS`; what its README says."""
+def export(loaded: LoadedNetwork, format_name: str, output: Path, image_size_px: int = 224) -> Readme:
+    """Write a network to a new folder in a format of `training.export.__main__.FORMATS`; what its README says."""
+    extractor, place = loaded.extractor, output.name
     with new_folder(output) as folder:
-        page = _write(source.extractor, format_name, folder, output.name, image_size_px)
-        page.lines += [f"When it was read: {note}." for note in source.notes]
-        write_page(folder, page, source.origin)
-    return page
+        if format_name in GRAPHS:
+            readme = write_graph(extractor, format_name, folder, place, image_size_px)
+        elif format_name in LAYOUTS:
+            readme = write_library(extractor.backbone, format_name, folder, place)
+        else:
+            readme = _write_backbone(extractor, folder, place, image_size_px)
+        readme.lines += [f"When it was read: {note}." for note in loaded.notes]
+        write_readme(folder, readme, loaded.origin)
+    return readme
 
 
-def _write(extractor: DecodePosModel, format_name: str, folder: Path, place: str, image_size_px: int) -> Page:
-    if format_name == "torch_export":
-        return write_torch_export(extractor, folder, place, image_size_px)
-    if format_name == "onnx":
-        return write_onnx(extractor, folder, place, image_size_px)
-    if format_name != "backbone":
-        return write_library(extractor.backbone, format_name, folder, place)
+def _write_backbone(extractor: DecodePosModel, folder: Path, place: str, image_size_px: int) -> Readme:
     save_backbone(extractor, folder, image_size_px)
-    code = (
-        "from transformers import AutoImageProcessor, AutoModel\n\n"
-        f'processor = AutoImageProcessor.from_pretrained("{place}")\nmodel = AutoModel.from_pretrained("{place}")'
-    )
-    lines = [f"To start a run from it: `accelerate launch training/pretrain.py --backbone {place}`."]
     config: Any = extractor.config.backbone_config
-    return Page(f"{config.model_type} backbone for transformers", code, facts=describe_native(config), lines=lines)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Export a model, or import a checkpoint."""
-    parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="folder or Hub id of a model; with --from, a checkpoint file or its folder")
-    parser.add_argument("--format", choices=[*FORMATS, "pretraining"], default="backbone")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
-    parser.add_argument("--from", dest="layout", choices=RELEASES, help="the layout of a checkpoint of others")
-    parser.add_argument("--network", choices=["student", "teacher"], default="student", help="where there are two")
-    parser.add_argument("--stride_in", choices=["1x1", "3x3"], help="with --from detectron2 or mmdet")
-    parser.add_argument("--pixels", choices=list(PIXEL_FORMS), help="with --from detectron2 or mmdet")
-    parser.add_argument(
-        "--image_size_px", type=int, default=224, help="size that the preprocessor asks for, and that graphs take"
+    facts: dict[str, Any] = {"architecture": config.model_type, "pixels": asdict(PIXEL_FORMS["imagenet"])}
+    if config.model_type == "resnet":
+        facts |= {"stride_in": "1x1" if config.downsample_in_bottleneck else "3x3", "batch_norm": BATCH_NORM}
+    return Readme(
+        "from transformers import AutoImageProcessor, AutoModel\n\n"
+        f'processor = AutoImageProcessor.from_pretrained("{place}")\nmodel = AutoModel.from_pretrained("{place}")',
+        f"{config.model_type} backbone for transformers",
+        facts=facts,
+        lines=[f"To start a run from it: `accelerate launch training/pretrain.py --backbone {place}`."],
     )
-    args = parser.parse_args(arguments)
+
+
+def run(args: argparse.Namespace) -> str:
+    """Export a model or import a checkpoint; returns what to print."""
     disable_progress_bar()
-    try:
-        print(_run(args))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-
-def _run(args: argparse.Namespace) -> str:
     if args.format == "pretraining":
         return _export_pretraining(args)
     if args.layout is not None:
-        source = load_foreign(Path(args.model), args.layout, args.network, args.stride_in, args.pixels)
+        loaded = load_foreign(Path(args.model), args.layout, args.network, args.stride_in, args.pixels)
     elif args.stride_in or args.pixels:
-        raise ValueError("--stride_in and --pixels describe a checkpoint of others: they go with --from.")
+        raise ValueError("--stride_in and --pixels describe a checkpoint of another library: they go with --from.")
     else:
-        source = load_source(args.model, args.network)
-    page = export(source, args.format, args.output, args.image_size_px)
-    return "\n".join([*source.notes, *page.fact_lines(), f"wrote {args.output}: {page.title}", "", page.code])
+        loaded = load_network(args.model, args.network)
+    readme = export(loaded, args.format, args.output, args.size_px)
+    return "\n".join([*loaded.notes, *readme.fact_lines(), f"wrote {args.output}: {readme.title}", "", readme.code])
 
 
 def _export_pretraining(args: argparse.Namespace) -> str:
@@ -94,5 +80,5 @@ def _export_pretraining(args: argparse.Namespace) -> str:
     model = DecodePosForPreTraining.from_pretrained(args.model)
     check_finite(model.state_dict(), args.model)
     with new_folder(args.output) as folder:
-        export_pretraining(model, folder, args.image_size_px)
+        export_pretraining(model, folder, args.size_px)
     return f"wrote {args.output}"

@@ -1,4 +1,4 @@
-"""Exported folders: all or nothing on disk, and with a page that says what they are and how to load them."""
+"""Exported folders: all or nothing on disk, and with a README that says what they are and how to load them."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.export.checkpoint_files import sha256
+from dataset_scripts.files import file_sha256
 
 DESCRIPTION = "export.json"
 
 
 @dataclass
-class Page:
+class Readme:
     """What an exported folder says of itself.
 
     Args:
-        title: What it is, in a few words.
         code: The lines that load it.
+        title: What it is, in a few words.
         language: Of the code.
         facts: What a converter could get wrong, by name.
         lines: Further sentences.
     """
 
-    title: str
     code: str
+    title: str = ""
     language: str = "python"
     facts: dict[str, Any] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
@@ -54,27 +54,21 @@ def new_folder(output: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_page(folder: Path, page: Page, origin: dict[str, Any]) -> dict[str, Any]:
+def write_readme(folder: Path, readme: Readme, origin: dict[str, Any]) -> None:
     """Put README.md and export.json beside the files of a folder, with their hashes."""
-    files = {
-        str(file.relative_to(folder)): sha256(file)
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name not in ("README.md", DESCRIPTION)
-    }
-    description = {"what": page.title, **page.facts, "from": origin, "sha256": files}
+    files = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    description = {"what": readme.title, **readme.facts, "from": origin, "sha256": files}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    facts = "\n".join(f"- {line}" for line in page.fact_lines())
     table = "\n".join(f"| `{name}` | `{value}` |" for name, value in files.items())
     parts = [
-        f"# {page.title}",
+        f"# {readme.title}",
         f"Made by `python -m training.export` from {_in_words(origin)}.",
-        f"```{page.language}\n{page.code}\n```",
-        *page.lines,
-        facts,
+        f"```{readme.language}\n{readme.code}\n```",
+        *readme.lines,
+        "\n".join(f"- {line}" for line in readme.fact_lines()),
         f"| file | sha256 |\n|---|---|\n{table}",
     ]
     (folder / "README.md").write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
-    return description
 
 
 def _in_words(value: Any) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from modeling_decodepos.modeling_decodepos import DecodePosModel
-from training.export.folders import Page
+from training.export.folders import Readme
 from training.export.pixel_forms import PIXEL_FORMS
 
 OPSET = 18
@@ -23,7 +23,7 @@ TOLERANCE = 1e-4
 OUTPUTS = ("last_hidden_state", "pooler_output")
 BATCHES = (1, 3)  # what a graph is tried with; it is traced with two images
 
-Runner = Callable[[Tensor], tuple[Tensor, ...]]
+Graph = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class ImageFeatures(nn.Module):
@@ -39,51 +39,49 @@ class ImageFeatures(nn.Module):
         return last, last.mean((2, 3))
 
 
-def write_torch_export(extractor: DecodePosModel, folder: Path, place: str, image_size_px: int) -> Page:
-    """Write `model.pt2`, and compare what it computes with the network."""
-    network, example = _prepare(extractor, image_size_px)
-    program = torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False)
-    file = folder / "model.pt2"
-    torch.export.save(program, file)
-    difference = check_graph(network, torch.export.load(file).module(), image_size_px)
-    code = (
-        f'import torch\n\nmodel = torch.export.load("{place}/model.pt2").module()\n'
-        "last_hidden_state, pooler_output = model(pixel_values)"
+def write_graph(extractor: DecodePosModel, form: str, folder: Path, place: str, image_size_px: int) -> Readme:
+    """Write `model.onnx` (form "onnx") or `model.pt2` ("torch_export"), and compare what it computes with the network.
+
+    Raises:
+        ValueError: It computes something else, or what writes and runs it is not installed.
+    """
+    example = torch.zeros(2, 3, image_size_px, image_size_px)
+    extractor.check_map_covers(example)
+    network = ImageFeatures(extractor).float().eval()
+    facts: dict[str, Any]
+    if form == "onnx":
+        graph = _onnx(network, example, folder / "model.onnx")
+        title, facts, runtime = "ONNX", {"opset": OPSET}, f"onnxruntime {version('onnxruntime')}"
+        code = (
+            f'import onnxruntime\n\nsession = onnxruntime.InferenceSession("{place}/model.onnx")\n'
+            'last_hidden_state, pooler_output = session.run(None, {"pixel_values": pixel_values})  # float32, NumPy'
+        )
+    else:
+        graph = _torch_export(network, example, folder / "model.pt2")
+        title, facts, runtime = "torch.export", {"torch": torch.__version__}, "torch.export"
+        code = (
+            f'import torch\n\nmodel = torch.export.load("{place}/model.pt2").module()\n'
+            "last_hidden_state, pooler_output = model(pixel_values)"
+        )
+    backbone: Any = extractor.config.backbone_config
+    return Readme(
+        code,
+        f"{backbone.model_type} backbone as {title}",
+        facts={
+            "input": f"pixel_values, float32, (batch, 3, {image_size_px}, {image_size_px})",
+            "outputs": ", ".join(OUTPUTS),
+            "batch": "dynamic",
+            "pixels": asdict(PIXEL_FORMS["imagenet"]),
+            **facts,
+            "greatest_difference": {runtime: check_graph(network, graph, image_size_px)},
+            "tolerance": TOLERANCE,
+        },
+        lines=[f"The size of the images is fixed at {image_size_px} pixels; the number of images is free."],
     )
-    facts = {"torch": torch.__version__, "greatest_difference": {"torch.export": difference}}
-    return _page("torch.export", code, extractor, image_size_px, facts)
 
 
-def write_onnx(extractor: DecodePosModel, folder: Path, place: str, image_size_px: int) -> Page:
-    """Write `model.onnx`, and compare what onnxruntime computes with the network."""
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if missing:
-        raise ValueError(f"--format onnx needs {', '.join(missing)}: pip install 'decodepos[export]'.")
-    network, example = _prepare(extractor, image_size_px)
-    file = folder / "model.onnx"
-    torch.onnx.export(
-        network,
-        (example,),
-        file,
-        input_names=["pixel_values"],
-        output_names=list(OUTPUTS),
-        opset_version=OPSET,
-        dynamo=True,
-        dynamic_shapes=({0: Dim("batch")},),
-        external_data=False,
-        verbose=False,
-    )
-    difference = check_graph(network, run_onnx(file), image_size_px)
-    code = (
-        f'import onnxruntime\n\nsession = onnxruntime.InferenceSession("{place}/model.onnx")\n'
-        'last_hidden_state, pooler_output = session.run(None, {"pixel_values": pixel_values})  # float32, NumPy'
-    )
-    facts = {"opset": OPSET, "greatest_difference": {f"onnxruntime {version('onnxruntime')}": difference}}
-    return _page("ONNX", code, extractor, image_size_px, facts)
-
-
-def run_onnx(file: Path) -> Runner:
-    """What onnxruntime makes of a file."""
+def run_onnx(file: Path) -> Graph:
+    """The graph of a file, run by onnxruntime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -95,7 +93,7 @@ def run_onnx(file: Path) -> Runner:
 
 
 @torch.no_grad()
-def check_graph(network: nn.Module, graph: Runner, image_size_px: int) -> float:
+def check_graph(network: nn.Module, graph: Graph, image_size_px: int) -> float:
     """Greatest difference between a graph and its network, as a share of the greatest value.
 
     Raises:
@@ -119,24 +117,26 @@ def check_graph(network: nn.Module, graph: Runner, image_size_px: int) -> float:
     return worst
 
 
-def _prepare(extractor: DecodePosModel, image_size_px: int) -> tuple[ImageFeatures, Tensor]:
-    example = torch.zeros(2, 3, image_size_px, image_size_px)
-    extractor.check_map_covers(example)
-    return ImageFeatures(extractor).float().eval(), example
+def _torch_export(network: nn.Module, example: Tensor, file: Path) -> Graph:
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False)
+    torch.export.save(program, file)
+    return torch.export.load(file).module()
 
 
-def _page(form: str, code: str, extractor: DecodePosModel, image_size_px: int, facts: dict[str, Any]) -> Page:
-    backbone: Any = extractor.config.backbone_config
-    return Page(
-        f"{backbone.model_type} backbone as {form}",
-        code,
-        facts={
-            "input": f"pixel_values, float32, (batch, 3, {image_size_px}, {image_size_px})",
-            "outputs": ", ".join(OUTPUTS),
-            "batch": "dynamic",
-            "pixels": asdict(PIXEL_FORMS["imagenet"]),
-            **facts,
-            "tolerance": TOLERANCE,
-        },
-        lines=[f"The size of the images is fixed at {image_size_px} pixels; the number of images is free."],
+def _onnx(network: nn.Module, example: Tensor, file: Path) -> Graph:
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"--format onnx needs {', '.join(missing)}: pip install 'decodepos[export]'.")
+    torch.onnx.export(
+        network,
+        (example,),
+        file,
+        input_names=["pixel_values"],
+        output_names=list(OUTPUTS),
+        opset_version=OPSET,
+        dynamo=True,
+        dynamic_shapes=({0: Dim("batch")},),
+        external_data=False,
+        verbose=False,
     )
+    return run_onnx(file)

@@ -28,18 +28,12 @@ def export_backbone(model: DecodePosForPreTraining, path: Path | str, image_size
 
 def save_backbone(extractor: DecodePosModel, path: Path | str, image_size_px: int = 224) -> Path:
     """The folder of a feature extractor's backbone in its own transformers class."""
-    return _save(native_backbone(extractor), path, image_size_px)
-
-
-def native_backbone(extractor: DecodePosModel) -> PreTrainedModel:
-    """The backbone in the class that others load it with: a ResNet's plain model, else the backbone class itself."""
-    backbone: PreTrainedModel = extractor.backbone
-    if not isinstance(backbone.config, ResNetConfig):
-        return backbone
-    native: Any = ResNetModel(backbone.config)
-    native.to(backbone.dtype).load_state_dict(backbone.state_dict(), strict=True)
-    model: PreTrainedModel = native.eval()
-    return model
+    backbone: Any = extractor.backbone
+    if isinstance(backbone.config, ResNetConfig):  # others load a plain model, not the backbone class
+        plain: Any = ResNetModel(backbone.config)
+        plain.to(backbone.dtype).load_state_dict(backbone.state_dict(), strict=True)
+        backbone = plain.eval()
+    return _save(backbone, path, image_size_px)
 
 
 def export_pretraining(model: DecodePosForPreTraining, path: Path | str, image_size_px: int = 224) -> Path:

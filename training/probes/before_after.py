@@ -1,6 +1,6 @@
 """The exact before/after probe: is a region's feature about the object in it, or about its place and surroundings?
 
-One triplet of scenes, drawn object by object, asks one question:
+One triplet of scenes, drawn object by object, is one question:
 
     anchor   an object in a scene
     same     that very object in another place, before another background, among other neighbours
@@ -12,24 +12,26 @@ Content wins a triplet if the anchor's feature is closer to `same` than to `othe
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from modeling_decodepos.diagnosis.data.scene_pairs import find_fitting, move_inside, sample_elsewhere, sample_other
+from modeling_decodepos.diagnosis.measures.context import exchange_cosines
+from modeling_decodepos.diagnosis.statistics.estimates import bootstrap_interval
 from modeling_decodepos.scenes import CLASS_NAMES, FIRST_INDEX, SceneSpec, render_scene, sample_scene
+from training.probes.during import evaluating
 from training.views.normalise import normalise
 
 ROLES = ("anchor", "same", "other")
 # A stream of randomness beside the scenes' own [seed, index]. Above 1: that is the class stream of `scenes`.
 _PROBE_STREAM = 2
 _SCENES_PER_TRIPLET = 32
-_BOOTSTRAP_ROUNDS = 2000
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def probe_model(
     Args:
         model: A `DecodePosModel`, or anything else that is called as `model(pixel_values, regions=boxes)` and returns
             `region_embeddings` (B, R, D).
-        seed: The same seed asks the same questions.
+        seed: The same seed gives the same triplets.
         count: Number of triplets.
         size_px: Side of the scenes; the size of the views the model was trained on.
         batch_size: Images per forward pass.
@@ -133,19 +135,14 @@ def probe_model(
         )
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     specs = [getattr(triplet, role) for triplet in sample_triplets(seed, count, size_px) for role in ROLES]
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     embeddings = []
-    try:
+    with evaluating(model):
         for start in range(0, len(specs), batch_size):
             scenes = [render_scene(spec) for spec in specs[start : start + batch_size]]
             pixels = torch.from_numpy(np.stack([scene.pixels for scene in scenes])).to(device).permute(0, 3, 1, 2)
             boxes = torch.from_numpy(np.stack([scene.boxes[-1:] for scene in scenes])).to(device)
             output = model(normalise(pixels), regions=boxes)
             embeddings.append(output.region_embeddings[:, 0].double().cpu())
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training
     return compare_triplets(torch.cat(embeddings).view(count, len(ROLES), -1), seed, size_px)
 
 
@@ -161,19 +158,11 @@ def compare_triplets(embeddings: torch.Tensor, seed: int, size_px: int) -> Probe
     """
     if not torch.isfinite(embeddings).all():
         raise ValueError("the model's region embeddings hold NaN or infinite values: it cannot be probed.")
-    mean = embeddings.mean((0, 1))
-    centred = embeddings - mean
-    # What is left of a collapsed model is rounding noise, and its cosines would look like findings.
-    centred = torch.where(centred.norm(dim=-1, keepdim=True) > 1e-6 * mean.norm(), centred, 0.0)
-    anchor, same, other = centred.unbind(1)
-    cosines = [F.cosine_similarity(anchor, role, dim=-1).numpy() for role in (same, other)]
+    cosines = [part.numpy() for part in exchange_cosines(*embeddings.unbind(1))]
     wins = np.where(cosines[0] == cosines[1], 0.5, cosines[0] > cosines[1])
-    rng = np.random.default_rng([seed, _PROBE_STREAM])
-    resampled = wins[rng.integers(0, len(wins), (_BOOTSTRAP_ROUNDS, len(wins)))].mean(1)
-    low, high = np.quantile(resampled, [0.025, 0.975])
     return ProbeResult(
         content_wins=float(wins.mean()),
-        interval=(float(low), float(high)),
+        interval=bootstrap_interval(wins, np.ones(len(wins)), seed=[seed, _PROBE_STREAM], rounds=2000),
         cosine_same=float(cosines[0].mean()),
         cosine_other=float(cosines[1].mean()),
         cosines_same=tuple(cosines[0].round(4).tolist()),
@@ -275,3 +264,10 @@ def _draw_bar(canvas: _Canvas, left: int, top: int, name: str, cosine: float, co
     canvas.rectangle((min(zero, x), top + 4, max(zero, x), top + 13), fill=color)
     canvas.rectangle((zero, top + 1, zero + 0.5, top + 16), fill=_MUTED)
     canvas.text(left + _PANEL, top, f"{cosine:+.2f}", _INK, 13, anchor="ra")
+
+
+if __name__ == "__main__":
+    sys.exit(
+        "This module is no command: a run makes this probe where its recipe sets probe_count. To measure any model:\n"
+        "  decodepos-diagnose MODEL --output DIR"
+    )

@@ -5,9 +5,9 @@
     position_r2            how much of a region's place its feature tells: 1 all, 0 nothing
     context_leak           share of the surroundings in a region's feature: 0 none, 1/2 as much as its content
     region_retrieval       share of regions that are found again, among all, before another image in another place
-    measured_regions       how many regions were asked about
+    measured_regions       how many queries there are
 
-Neighbours and regressions learn from images of the training split (the gallery) and are asked about others (the
+Neighbours and regressions learn from images of the training split (the gallery) and are tested on others (the
 queries). Everything is drawn once from the seed; the images are decoded once and kept as 8-bit views.
 """
 
@@ -24,55 +24,40 @@ import torch
 from torch import Tensor, nn
 
 from modeling_decodepos.diagnosis import context_leak, knn_accuracy, knn_neighbours, knn_predict, position_r2
-from modeling_decodepos.diagnosis.data.exchange import exchange_content, exchange_surroundings, move_elsewhere, resize
+from modeling_decodepos.diagnosis.data.exchange import draw_swaps, largest_regions, move_before_next, resize
+from modeling_decodepos.diagnosis.data.pictures import LEAST_SIDE, RegionImages, Swaps
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from training.data.decoding import BrokenImage
 from training.data.randomness import Purpose, stream
-from training.data.sources import ImageSource, NoSuchSplit, ParquetImages, open_images
+from training.data.sources import ImageSource, NoSuchSplit, ParquetImages, class_names, open_images
 from training.recipe import DataArguments, RunArguments
 from training.views.normalise import normalise
 
 VALIDATION = "validation"
 NEIGHBOURS = 20
-LEAST_SIDE = 0.1
-"""Of the view; a smaller region is a few pixels."""
-
-# A region that fills the view has neither surroundings nor another place.
-_LARGEST_AREA = 0.5
 _MOST_REGIONS = 16  # per image: one crowded photo must not decide
 _BATCH = 64
 
 
 @dataclass(frozen=True)
-class MeasuredImages:
-    """The images of one side, gallery or queries, with their regions.
+class MeasuredImages(RegionImages):
+    """The images of one side, gallery or queries, with their regions and where they come from.
 
     Attributes:
-        name: Where they come from, for people.
+        name: Of the split, for people.
         source: The split.
         indices: Their numbers in it.
-        pixels: (I, 3, S, S) uint8.
-        boxes: (R_i, 4) float32 unit boxes of each image.
-        labels: (N,) classes of all regions, image by image; None without classes.
     """
 
     name: str
     source: ImageSource
     indices: list[int]
-    pixels: Tensor
-    boxes: list[Tensor]
-    labels: Tensor | None
 
     @property
     def centres(self) -> Tensor:
         """(N, 2) centres of all regions."""
-        boxes = torch.cat(self.boxes)
+        boxes = self.every_box
         return (boxes[:, :2] + boxes[:, 2:]) / 2
-
-    @property
-    def owners(self) -> Tensor:
-        """(N,) number of the image that each region belongs to."""
-        return torch.arange(len(self.boxes)).repeat_interleave(torch.tensor([len(boxes) for boxes in self.boxes]))
 
     def describe(self) -> str:
         """In a few words."""
@@ -80,19 +65,7 @@ class MeasuredImages:
 
 
 @dataclass(frozen=True)
-class Exchanges:
-    """One region of each query image that has a suitable one, and pictures with something about it exchanged."""
-
-    regions: Tensor  # (E,) numbers among all query regions
-    boxes: Tensor  # (E, 4)
-    other_surroundings: Tensor  # (E, 3, S, S) uint8
-    other_content: Tensor
-    moved: Tensor
-    moved_boxes: Tensor  # (E, 4)
-
-
-@dataclass(frozen=True)
-class Neighbours:
+class NearestRegions:
     """The gallery regions that are nearest to some query regions, as numbers among all regions of their side."""
 
     queries: tuple[int, ...]
@@ -103,7 +76,7 @@ class Neighbours:
         return {"queries": list(self.queries), "nearest": [list(row) for row in self.nearest]}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Neighbours:
+    def from_dict(cls, values: dict[str, Any]) -> NearestRegions:
         """What `to_dict` wrote."""
         return cls(tuple(values["queries"]), tuple(tuple(row) for row in values["nearest"]))
 
@@ -114,7 +87,7 @@ class OnlineMeasures:
 
     gallery: MeasuredImages
     queries: MeasuredImages
-    exchanges: Exchanges | None
+    exchanges: Swaps | None
     class_names: tuple[str, ...] | None
 
     def describe(self) -> dict[str, Any]:
@@ -143,7 +116,7 @@ class OnlineMeasures:
         return {name: value for name, value in measures.items() if math.isfinite(value)}
 
     @torch.no_grad()
-    def neighbours(self, model: DecodePosModel, queries: int = 6, count: int = 5) -> Neighbours:
+    def neighbours(self, model: DecodePosModel, queries: int = 6, count: int = 5) -> NearestRegions:
         """The `count` nearest gallery regions of a few query regions.
 
         By rule, not choice: the `largest_regions` of the query images in turn, of a class that was not shown yet.
@@ -158,7 +131,7 @@ class OnlineMeasures:
         with evaluating(model):
             gallery, every = (embed(model, side.pixels, side.boxes) for side in (self.gallery, self.queries))
         nearest = knn_neighbours(gallery, every[chosen], count)[1]
-        return Neighbours(tuple(chosen), tuple(tuple(row) for row in nearest.tolist()))
+        return NearestRegions(tuple(chosen), tuple(tuple(row) for row in nearest.tolist()))
 
 
 def build_online(data: DataArguments, run: RunArguments, view_size_px: int) -> OnlineMeasures | None:
@@ -172,28 +145,16 @@ def build_online(data: DataArguments, run: RunArguments, view_size_px: int) -> O
     rng = stream(run.seed, Purpose.MEASURES)
     source, name = _open(data, data.split), data.split
     order = rng.permutation(len(source))
-    asked = None if data.split == VALIDATION else _open_validation(data)
-    if asked is not None:
-        asked_name, asked_order = VALIDATION, rng.permutation(len(asked))
+    held_out = None if data.split == VALIDATION else _open_validation(data)
+    if held_out is not None:
+        query_name, query_order = VALIDATION, rng.permutation(len(held_out))
     else:
-        asked, asked_name = source, f"other images of {name}, which training sees"
-        order, asked_order = order[: len(order) // 2], order[len(order) // 2 :]
+        held_out, query_name = source, f"other images of {name}, which training sees"
+        order, query_order = order[: len(order) // 2], order[len(order) // 2 :]
     half = run.measure_images // 2
     gallery = _read_images(name, source, order, half, view_size_px, rng)
-    queries = _read_images(asked_name, asked, asked_order, half, view_size_px, rng)
-    return OnlineMeasures(gallery, queries, _draw_exchanges(queries, rng), _class_names(source))
-
-
-def largest_regions(images: MeasuredImages) -> list[int]:
-    """Of each image, the largest region that leaves half of the view free; images without such a region have none."""
-    boxes, owners = torch.cat(images.boxes), images.owners
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    regions = []
-    for image in range(len(images.boxes)):
-        own = torch.nonzero((owners == image) & (area <= _LARGEST_AREA))[:, 0]
-        if len(own):
-            regions.append(int(own[area[own].argmax()]))
-    return regions
+    queries = _read_images(query_name, held_out, query_order, half, view_size_px, rng)
+    return OnlineMeasures(gallery, queries, _draw_exchanges(queries, rng), class_names(source))
 
 
 def embed(model: DecodePosModel, pixels: Tensor, boxes: list[Tensor]) -> Tensor:
@@ -219,9 +180,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = was_training
 
 
-def _measure_exchanges(
-    model: DecodePosModel, exchanges: Exchanges, gallery: Tensor, queries: Tensor
-) -> dict[str, float]:
+def _measure_exchanges(model: DecodePosModel, exchanges: Swaps, gallery: Tensor, queries: Tensor) -> dict[str, float]:
     in_place, moved_boxes = list(exchanges.boxes[:, None]), list(exchanges.moved_boxes[:, None])
     leak = context_leak(
         queries[exchanges.regions],
@@ -236,7 +195,7 @@ def _measure_exchanges(
 
 def _open(data: DataArguments, split: str) -> ImageSource:
     """A split with its annotations as regions; where it has none, with the regions that the run trains on."""
-    source = open_images(data.data, split, "random")  # asks for no column
+    source = open_images(data.data, split, "random")  # needs no column
     annotated = isinstance(source, ParquetImages) and source.is_annotated
     return open_images(data.data, split, "objects" if annotated else data.region_source)
 
@@ -275,7 +234,7 @@ def _read_images(
         )
     known = [item for item in labels if item is not None]
     every = torch.from_numpy(np.concatenate(known)) if len(known) == len(labels) else None
-    return MeasuredImages(name, source, indices, torch.stack(pixels), boxes, every)
+    return MeasuredImages(torch.stack(pixels), boxes, every, name, source, indices)
 
 
 def _usable_regions(source: ImageSource, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
@@ -288,37 +247,7 @@ def _usable_regions(source: ImageSource, index: int, rng: np.random.Generator) -
     return boxes[kept], None if classes is None else classes[kept]
 
 
-def _draw_exchanges(images: MeasuredImages, rng: np.random.Generator) -> Exchanges | None:
+def _draw_exchanges(images: MeasuredImages, rng: np.random.Generator) -> Swaps | None:
     """The largest region of each image, with its surroundings, its content, or surroundings and place exchanged."""
-    boxes, owners = torch.cat(images.boxes).numpy(), images.owners.numpy()
-    labels = None if images.labels is None else images.labels.numpy()
     regions = largest_regions(images)
-    if len(regions) < 2:
-        return None
-    surroundings, content, moved, moved_boxes = [], [], [], []
-    for number, region in enumerate(regions):
-        following = regions[number + 1 :] + regions[:number]
-        # Content of the same class would count as the same content.
-        other = next((r for r in following if labels is None or labels[r] != labels[region]), following[0])
-        pixels, background = images.pixels[owners[region]], images.pixels[owners[following[0]]]
-        surroundings.append(exchange_surroundings(pixels, boxes[region], background))
-        content.append(exchange_content(pixels, boxes[region], images.pixels[owners[other]], boxes[other]))
-        picture, box = move_elsewhere(pixels, boxes[region], background, rng)
-        moved.append(picture)
-        moved_boxes.append(torch.from_numpy(box).float())
-    return Exchanges(
-        regions=torch.tensor(regions),
-        boxes=torch.from_numpy(boxes[regions]),
-        other_surroundings=torch.stack(surroundings),
-        other_content=torch.stack(content),
-        moved=torch.stack(moved),
-        moved_boxes=torch.stack(moved_boxes),
-    )
-
-
-def _class_names(source: ImageSource) -> tuple[str, ...] | None:
-    if not isinstance(source, ParquetImages):
-        return None
-    category = (source.rows.features.get("objects") or {}).get("category")
-    names = getattr(getattr(category, "feature", None), "names", None)
-    return None if names is None else tuple(names)
+    return draw_swaps(images, regions, move_before_next(images, regions), rng) if len(regions) > 1 else None

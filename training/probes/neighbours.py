@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from training.probes.during import MeasuredImages, Neighbours, OnlineMeasures
+from training.probes.during import MeasuredImages, NearestRegions, OnlineMeasures
 
 _SCALE = 2  # drawn for screens with two pixels per CSS pixel; every length below is a CSS pixel
 _TILE, _GAP, _MARGIN, _BETWEEN = 70, 5, 20, 22
@@ -14,7 +14,9 @@ _TOP, _CAPTION = 46, 32
 _INK, _MUTED, _SAME, _EMPTY = "#1c2330", "#667085", "#15803d", "#eef0f4"
 
 
-def draw_neighbours(online: OnlineMeasures, before: Neighbours | None, after: Neighbours | None) -> Image.Image:
+def draw_neighbours(
+    online: OnlineMeasures, before: NearestRegions | None, after: NearestRegions | None
+) -> Image.Image:
     """Query regions with their nearest gallery regions as crops, and their classes where known.
 
     Args:

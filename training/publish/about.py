@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import yaml
+from modeling_decodepos.settings import from_values, read_yaml
 
 ABOUT_NAME = "about.yaml"
 _DEFAULT_DATA = (
@@ -54,31 +52,15 @@ def load_about(run_dir: Path, data_dir: Path, is_fresh: bool) -> About:
         is_fresh: Whether it began with random weights; others' may have a licence that binds these too.
     """
     path = run_dir / ABOUT_NAME
-    given: Any = {}
-    if path.is_file():
-        try:
-            given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is no YAML: {error}") from None
-    if not isinstance(given, dict):
-        raise ValueError(f"{path} holds a {type(given).__name__}; expected lines of `key: value`.")
-    known = {f.name: f for f in dataclasses.fields(About)}
-    if unknown := [key for key in given if key not in known]:
-        raise ValueError(f"{path}: unknown key {unknown[0]!r}; expected some of {', '.join(known)}.")
-    about = dataclasses.replace(_scenes(is_fresh) if is_scenes(data_dir) else About(), **given)
-    for name in ("license", "data", "biases", "base_model"):
-        if not isinstance(getattr(about, name), str):
-            raise ValueError(f"{path}: {name} is {getattr(about, name)!r}, expected text.")
+    known = _scenes(is_fresh) if is_scenes(data_dir) else About()
+    about = from_values(About, vars(known) | (read_yaml(path) if path.is_file() else {}), str(path))
     if about.license and not re.fullmatch(r"[a-z0-9.-]+", about.license):
         raise ValueError(
             f"{path}: license is {about.license!r}, expected an identifier of the Hub, such as apache-2.0; other: a "
             "licence that has none."
         )
-    if not isinstance(about.pictures, bool):
-        raise ValueError(f"{path}: pictures is {about.pictures!r}, expected true or false.")
-    ids = about.hub_datasets
-    if not isinstance(ids, dict) or not all(re.fullmatch(r"[\w.-]+/[\w.-]+", str(found)) for found in ids.values()):
-        raise ValueError(f"{path}: hub_datasets is {ids!r}, expected lines of `folder name: ORG/NAME`.")
+    if not all(re.fullmatch(r"[\w.-]+/[\w.-]+", str(found)) for found in about.hub_datasets.values()):
+        raise ValueError(f"{path}: hub_datasets is {about.hub_datasets!r}, expected lines of `folder name: ORG/NAME`.")
     return about
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,11 +17,15 @@ from transformers import AutoModel
 
 from dataset_scripts.hub.release import PLACEHOLDERS, card_problems
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining
-from training.export.checkpoint_files import LEGACY_HEAD, OUTER_PREFIXES, PICKLE_HEAD, ZIP_HEAD, check_finite
+from training.export.checkpoint_files import OUTER_PREFIXES, check_finite
 from training.publish.folders import CARD, KINDS, WEIGHTS, Release
 
 TEXTS = {".json", ".jsonl", ".md", ".py", ".yaml", ".html", ".svg", ""}
 PICTURES = {".png": b"\x89PNG", ".jpg": b"\xff\xd8\xff"}
+# How files of torch.save begin, new (an archive) and old, and how any pickle does.
+ZIP_HEAD = b"PK"
+LEGACY_HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+PICKLE_HEAD = b"\x80"
 # What the Hub gives out; shorter strings of the kind are words.
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _STUDENT_BACKBONE = "decodepos.backbone."

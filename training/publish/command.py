@@ -1,6 +1,6 @@
 """Publishes a finished run on the Hugging Face Hub, so that `AutoModel.from_pretrained("ORG/NAME")` loads it.
 
-python -m training.publish runs/scenes_smoke --repo ORG/NAME --revision-tag v1 --dry-run
+python -m training.publish runs/scenes_smoke --repo ORG/NAME --revision_tag v1 --dry_run
 
 Two repositories: ORG/NAME is the plain backbone, ORG/NAME-pretraining student, teacher and heads with their code. Both
 are built in RUN/release and checked there first. The same command can be run again at any time: it sends what is
@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 from transformers.utils import logging as transformers_logging
 
-from dataset_scripts.hub.release import Repository, changed_files, exit_code, refuse_other_tag, release
+from dataset_scripts.hub.release import Repository, Snapshot, Upload, publish_all
 from training.publish.about import ABOUT_NAME, About, load_about
 from training.publish.checks import release_problems
 from training.publish.folders import (
-    CARD,
     IDENTITY,
     KINDS,
     SUMS,
@@ -33,7 +33,7 @@ from training.publish.folders import (
 )
 from training.publish.numbers import RESULTS_NAME, release_rows
 from training.publish.places import local_places
-from training.run.report import RunFiles, read_run
+from training.run.folder import RunFiles, read_run
 
 
 def open_run(run_dir: Path) -> RunFiles:
@@ -59,31 +59,23 @@ def open_run(run_dir: Path) -> RunFiles:
     return run
 
 
-def refuse_foreign(repository: Repository, built: Release, overwrite: bool) -> None:
-    """Raises if the repository holds something else than this release."""
-    info = repository.info()
-    if info is None:
-        return
-    remote = repository.files(info.sha)
-    if IDENTITY not in remote:
-        if others := sorted(set(remote) - {".gitattributes", CARD}):
-            raise ValueError(
-                f"{repository.repo_id} holds {len(others)} files, such as {others[0]}, but no {IDENTITY}: it is no "
-                "release of this program, which never writes over others' work. Choose another --repo."
-            )
+def refuse_foreign(held: Snapshot, built: Release, overwrite: bool) -> None:
+    """Raises if a repository holds something else than this release."""
+    repo_id = held.repository.repo_id
+    if not held.refuse_unowned(IDENTITY, "Choose another --repo: the work of others is never written over."):
         return
     try:
-        theirs = identity(json.loads(repository.read(IDENTITY, info.sha)))
+        theirs = identity(json.loads(held.read(IDENTITY)))
     except (ValueError, AttributeError):
         theirs = {}
     ours = identity(built.facts)
     if theirs.get("project") != ours["project"]:
-        raise ValueError(f"{repository.repo_id} has a {IDENTITY} of another program. Choose another --repo.")
+        raise ValueError(f"{repo_id} has a {IDENTITY} of another program. Choose another --repo.")
     if not overwrite and theirs != ours:
         differing = [f"{key}: there {theirs[key]!r}, here {ours[key]!r}" for key in ours if theirs[key] != ours[key]]
         raise ValueError(
-            f"{repository.repo_id} holds the release of another run:\n  " + "\n  ".join(differing) + "\nChoose "
-            "another --repo, or say --overwrite to make this its next version; its tags stay what they are."
+            f"{repo_id} holds the release of another run:\n  " + "\n  ".join(differing) + "\nChoose another --repo, "
+            "or say --overwrite to make this its next version; its tags stay what they are."
         )
 
 
@@ -102,46 +94,21 @@ def _refuse_unfit(releases: Sequence[Release], places: Sequence[str], run_dir: P
 def _refuse_dangling(about: About, api: HfApi) -> None:
     """Raises if the card would point to a data set that is not there."""
     for name, repo_id in about.hub_datasets.items():
-        if Repository(repo_id, "dataset", api).info() is None:
+        if Repository(repo_id, "dataset", api).latest() is None:
             raise ValueError(
                 f"{ABOUT_NAME} says that {name} is {repo_id} on the Hub, where no such data set is to be seen. "
                 "Publish it first (`python -m dataset_scripts.publish`), or leave it out."
             )
 
 
-def _stale(repository: Repository, built: Release) -> Callable[[str], bool]:
-    """Which remote files an earlier release put there and this one does not have; what others added stays."""
-    info = repository.info()
-    if info is None or SUMS not in repository.files(info.sha):
-        return lambda path: False
-    earlier = listed_in_sums(repository.read(SUMS, info.sha))
-    return lambda path: path in earlier
+def _put_there_earlier(held: Snapshot) -> set[str]:
+    """What an earlier release put there; what others added stays."""
+    return listed_in_sums(held.read(SUMS)) & held.files.keys() if SUMS in held.files else set()
 
 
-def _show_tree(built: Release, changed: set[str], leaving: Sequence[str]) -> None:
-    files = built.files
-    print(f"\n{built.repo_id}/")
-    for path in sorted(files):
-        print(f"  {'upload' if path in changed else 'there '} {files[path].size:>13,}  {path}")
-    for path in leaving:
-        print(f"  remove {'':>13}  {path}")
-
-
-def _show(built: Release, repository: Repository | None, private: bool) -> None:
-    """What is in the folder, and what would be done with each file."""
-    files = built.files
-    info = repository.info() if repository else None
-    remote = repository.files(info.sha) if repository and info else {}
-    changed = set(changed_files(files, remote))
-    stale = _stale(repository, built) if repository else lambda path: False
-    _show_tree(built, changed, sorted(path for path in remote if path not in files and stale(path)))
-    megabytes = sum(files[path].size for path in changed) / 1e6
-    visible = "private" if (info.private if info else private) else "public"
-    state = visible if info else f"a new repository, {visible}" if repository else "the Hub was not asked"
-    print(f"{built.repo_id} ({state}): {len(changed)} of {len(files)} files to upload, {megabytes:,.1f} MB")
-
-
-def _publish(args: argparse.Namespace) -> None:
+def publish(args: argparse.Namespace) -> None:
+    """Build, check and upload the release of a run."""
+    transformers_logging.disable_progress_bar()
     organisation, _, name = args.repo.partition("/")
     if not organisation or not name or "/" in name:
         raise ValueError(f"--repo is {args.repo!r}, expected ORG/NAME.")
@@ -158,62 +125,21 @@ def _publish(args: argparse.Namespace) -> None:
         print(f"Left out: numbers of {model}, which is neither of this run nor a name that others could find.")
     releases = build_releases(run, args.repo, about, rows, args.output or args.run / "release")
     _refuse_unfit(releases, local_places(args.run, data_path), args.run)
-    if args.dry_run and constants.HF_HUB_OFFLINE:
-        for built in releases:
-            _show(built, None, args.private)
-    else:
-        _bring(releases, about, args)
+    api = HfApi(library_name="decodepos")
+    if not (args.dry_run and constants.HF_HUB_OFFLINE):
+        _refuse_dangling(about, api)
+    uploads = [
+        Upload(
+            Repository(built.repo_id, "model", api),
+            built.files,
+            refuse_foreign=partial(refuse_foreign, built=built, overwrite=args.overwrite),
+            find_stale=_put_there_earlier,
+        )
+        for built in releases
+    ]
+    commits = publish_all(uploads, args.private, args.revision_tag, args.dry_run)
+    for repo_id, commit in commits.items():
+        code = ", trust_remote_code=True" if repo_id.endswith("-pretraining") else ""
+        print(f'  AutoModel.from_pretrained("{repo_id}", revision="{args.revision_tag or commit}"{code})')
     if not about.hub_datasets:
         print(f"No .eval_results: {ABOUT_NAME} names no data set of the Hub (hub_datasets).")
-    if args.dry_run:
-        print("Nothing was changed: this was a dry run.")
-
-
-def _bring(releases: Sequence[Release], about: About, args: argparse.Namespace) -> None:
-    """Both repositories are looked at before one is changed, and whole before one is tagged."""
-    api = HfApi(library_name="decodepos")
-    _refuse_dangling(about, api)
-    targets = [(Repository(built.repo_id, "model", api), built) for built in releases]
-    for repository, built in targets:
-        refuse_foreign(repository, built, args.overwrite)
-        info = repository.info()
-        if info is not None and args.private and not info.private:
-            raise ValueError(
-                f"{built.repo_id} exists and is public; --private is for a new one. Change it on the Hub."
-            )
-        refuse_other_tag(repository, built.files, args.revision_tag)
-    for repository, built in targets:
-        _show(built, repository, args.private)
-    if args.dry_run:
-        return
-    for repository, built in targets:
-        release(repository, built.files, _stale(repository, built), args.private)
-    for repository, built in targets:
-        commit = release(repository, built.files, lambda path: False, args.private, args.revision_tag)
-        print(f"{built.repo_id}: {len(built.files)} files, verified by hash, at commit {commit}.")
-        revision = args.revision_tag or commit
-        code = "" if built.kind == KINDS[0] else ", trust_remote_code=True"
-        print(f'  AutoModel.from_pretrained("{built.repo_id}", revision="{revision}"{code})')
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.publish", description="Publish a finished run on the Hugging Face Hub."
-    )
-    parser.add_argument("run", type=Path, help="output_dir of the run")
-    parser.add_argument("--repo", required=True, metavar="ORG/NAME", help="made if it does not exist")
-    parser.add_argument("--dry-run", action="store_true", help="build, check, and say what would be done")
-    parser.add_argument("--private", action="store_true", help="of new repositories")
-    parser.add_argument("--revision-tag", metavar="TAG", help="name for this revision, such as v1; never moved")
-    parser.add_argument("--overwrite", action="store_true", help="make this the next version of another run's release")
-    parser.add_argument(
-        "--results", type=Path, nargs="+", help=f"files of training.evaluation (default: RUN/{RESULTS_NAME}, if there)"
-    )
-    parser.add_argument("--output", type=Path, help="where to build (default: RUN/release)")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 published, 2 it cannot be done as asked, 75 not finished and the same command goes on."""
-    transformers_logging.disable_progress_bar()
-    return exit_code(lambda: _publish(_parser().parse_args(arguments)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from modeling_decodepos.page import line_chart
-from training.run.report import RunFiles
+from training.run.folder import RunFiles
 
 # The chart takes its colours from the page around it, which a file does not have. A white ground, also in dark mode.
 _SVG = "http://www.w3.org/2000/svg"

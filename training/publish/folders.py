@@ -26,13 +26,14 @@ from safetensors import SafetensorError, safe_open
 from dataset_scripts.files import file_sha256
 from dataset_scripts.hub.release import LocalFile
 from model_cards.cards import eval_entries, render_card
-from training.backbones import BACKBONES
+from modeling_decodepos.backbones import BACKBONES
 from training.export.folders import new_folder
 from training.publish.about import About, is_scenes
 from training.publish.curve import loss_picture
 from training.publish.numbers import RESULTS_NAME, Row, objective, probe_sentence
 from training.publish.places import command_without_places, without_places
-from training.run.report import RunFiles, write_report
+from training.run.folder import RunFiles
+from training.run.report import write_report
 
 IDENTITY, SUMS, CARD = "release.json", "SHA256SUMS", "README.md"
 KINDS = ("backbone", "pretraining")
@@ -51,18 +52,12 @@ class Release:
     repo_id: str
     folder: Path
     facts: Mapping[str, Any]
-    rows: Sequence[Row]
 
     @cached_property
     def files(self) -> dict[str, LocalFile]:
-        """By path, in the order of arrival.
-
-        What tells whose repository this is comes first; the card, and the list of what a release put there, last.
-        """
-        ends = (IDENTITY, CARD, SUMS)
-        paths = sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
-        order = [IDENTITY, *(path for path in paths if path not in ends), CARD, SUMS]
-        return {path: LocalFile(self.folder / path) for path in order}
+        """By path."""
+        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): LocalFile(path) for path in paths}
 
 
 def build_releases(run: RunFiles, repo_id: str, about: About, rows: Sequence[Row], output: Path) -> list[Release]:
@@ -79,7 +74,7 @@ def build_releases(run: RunFiles, repo_id: str, about: About, rows: Sequence[Row
         shutil.rmtree(folder, ignore_errors=True)
         with new_folder(folder) as building:
             _fill(building, run, facts, rows, about)
-        releases.append(Release(kind, target, folder, facts, rows))
+        releases.append(Release(kind, target, folder, facts))
     return releases
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from model_cards.results import load_rows, refuse_unfounded
 from training.probes.before_after import ProbeResult
 from training.publish.places import command_without_places
-from training.run.report import MEASURES, RunFiles
+from training.run.folder import RunFiles
+from training.run.report import MEASURES
 
 RESULTS_NAME = "results.json"
 BEFORE = "before training"

@@ -1,4 +1,4 @@
-"""Where things lay on the machine of a run is nobody's business: only their names are published."""
+"""Absolute paths of the machine of a run become names: paths are not published."""
 
 from __future__ import annotations
 

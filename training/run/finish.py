@@ -10,11 +10,12 @@ from typing import Any
 from dataset_scripts.files import write_json
 from training.export.native import export_backbone, export_pretraining
 from training.probes.before_after import ProbeResult, draw_probe, probe_model
-from training.probes.during import Neighbours, OnlineMeasures, build_online
+from training.probes.during import NearestRegions, OnlineMeasures, build_online
 from training.probes.neighbours import draw_neighbours
 from training.provenance import describe_data, describe_run, now
+from training.run.dataset import Data
 from training.run.report import write_report
-from training.run.setup import Data, Run
+from training.run.setup import Run
 
 
 def describe(run: Run, dataset: Data, online: OnlineMeasures | None = None) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def compare_neighbours(run: Run, output_dir: Path) -> None:
         return
     results["after"] = online.neighbours(run.net.decodepos).to_dict()
     write_json(path, results)
-    before, after = (Neighbours.from_dict(results[name]) for name in ("before", "after"))
+    before, after = (NearestRegions.from_dict(results[name]) for name in ("before", "after"))
     draw_neighbours(online, before, after).save(output_dir / "neighbours.jpg", quality=88)
 
 

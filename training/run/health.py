@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
+from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.diagnosis import effective_rank, embedding_std
-from training.backbones import BACKBONES
 from training.data.batches import Broken
 from training.data.broken_images import BrokenImages, still_broken
 from training.data.sources import ImageSource
@@ -49,6 +49,11 @@ def measure_spread(embeddings: Tensor, valid: Tensor) -> dict[str, Tensor]:
         "effective_rank": effective_rank(rows),
         "full_rank": valid.sum().clamp(max=rows.shape[1]).float(),
     }
+
+
+def lies_on_a_line(rank: float, full_rank: float) -> bool:
+    """Whether embeddings of an effective rank have collapsed to (almost) one line, where more was possible."""
+    return rank < LEAST_RANK and full_rank >= 2 * LEAST_RANK
 
 
 class CollapseWatch:
@@ -86,8 +91,7 @@ class CollapseWatch:
             f"standard deviation {std:.2g}, perfect spread {self.perfect:.2g}; effective rank {rank:.1f} of "
             f"{full_rank:.0f}"
         )
-        on_a_line = rank < LEAST_RANK and full_rank >= 2 * LEAST_RANK
-        if std >= self.stop_below * self.perfect and not on_a_line:
+        if std >= self.stop_below * self.perfect and not lies_on_a_line(rank, full_rank):
             self.collapsed_lines, self.healthy_step = 0, step
         else:
             self.collapsed_lines += 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import math
 import os
 from dataclasses import dataclass, field
@@ -14,36 +12,27 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
-from modeling_decodepos.configuration_decodepos import DecodePosConfig
+from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.losses import OBJECTIVES, Objective
-from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
-from training.backbones import BACKBONES
-from training.data.batches import RegionDataset, StepBatches
-from training.data.cache import cache_folder, load_cached
-from training.data.sources import ImageSource, ParquetImages, describe_regions, open_images
-from training.data.streaming import ImageStream, RegionStream, check_lanes, open_stream
-from training.recipe import ModelArguments, Recipe, build_recipe
+from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining
+from training.data.batches import StepBatches
+from training.data.sources import ImageSource, describe_regions
+from training.data.streaming import ImageStream, RegionStream, check_lanes
+from training.recipe import Recipe
 from training.run.anchor import START_FOLDER, FeatureAnchor, load_start, save_start
 from training.run.checkpoints import find_checkpoint, load_checkpoint, saved_steps
+from training.run.dataset import Data, build_dataset, plan_batches
 from training.run.log import count_things
+from training.run.model import build_model, check_view_sizes, compile_stages
 from training.run.optimisation import build_optimizer, learning_rate_at, teacher_momentum_at, weight_decay_at
-
-Data = RegionDataset | RegionStream
-
+from training.run.resume import allowed_changes, read_recipe, refuse_other_data, refuse_other_recipe
 
 # How long processes wait for one another. The main process alone prepares a data set, measures, writes checkpoints and
 # the report; GPUs would give up on it after ten minutes.
 LONGEST_WAIT = timedelta(hours=1)
-
-# Keys that may differ between a run and its continuation: they change neither weights nor data.
-FREE_KEYS = frozenset(
-    {"num_workers", "log_steps", "save_steps", "keep_checkpoints", "resume", "output_dir", "cpu", "processes"}
-    | {"cache_dir", "allow_change", "tracker", "max_broken_share", "measure_steps", "watchdog_share"}
-    | {"collapse_warn", "collapse_stop", "collapse_patience", "collapse_grace_steps"}
-)
 
 
 @dataclass
@@ -195,28 +184,6 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
     return run, dataset, batches
 
 
-def build_dataset(accelerator: Accelerator, recipe: Recipe, objective: Objective, output_dir: Path) -> Data:
-    """The images that a recipe names, as they become batches: streamed, from a cache, or decoded each time."""
-    data, seed = recipe.data, recipe.run.seed
-    views, image_level = list(objective.views), objective.level == "image"
-    if data.streaming:
-        with accelerator.main_process_first():
-            files = open_stream(data.data, data.split, data.region_source, seed)
-        return RegionStream(files, recipe.views, views, block=data.stream_block, seed=seed, image_level=image_level)
-    with accelerator.main_process_first():
-        source = open_images(data.data, data.split, data.region_source, seed)
-    if isinstance(source, ParquetImages) and source.unusable_boxes:
-        accelerator.print(
-            f"{count_things(source.unusable_boxes, 'box', 'es')} left out: a side below 1 pixel, or over half of it "
-            "outside its image"
-        )
-    if data.cache_px:  # one process builds it; the others wait for a file lock, which unlike a collective has no limit
-        folder = Path(data.cache_dir) if data.cache_dir else cache_folder(output_dir, source, data.cache_px)
-        source = load_cached(source, data.cache_px, folder, data.num_workers)
-        accelerator.print(f"pixels from the cache in {folder}")
-    return RegionDataset(source, recipe.views, views, seed=seed, image_level=image_level)
-
-
 def build_objective(recipe: Recipe) -> Objective:
     """The recipe's table of pairs with its weights."""
     objective = OBJECTIVES[recipe.model.objective]
@@ -228,70 +195,6 @@ def build_objective(recipe: Recipe) -> Objective:
     if "depositioning" in {term.name for term in objective.terms}:
         objective = objective.weighted({"depositioning": recipe.model.depositioning_weight})
     return objective
-
-
-def build_model(args: ModelArguments, seed: int, start: Path | None = None) -> DecodePosForPreTraining:
-    """A pre-training model around a named backbone, or around weights: a Hub id's, a folder's, or those of `start`."""
-    heads: dict[str, Any] = {
-        "region_bins": args.region_bins,
-        "projector_hidden_size": args.projector_hidden_size,
-        "projection_size": args.projection_size,
-        "use_predictor": args.use_predictor,
-        "centre_cells": args.centre_cells,
-    }
-    set_seed(seed)
-    if args.backbone in BACKBONES:
-        if args.anchor_weight > 0:
-            raise ValueError(
-                f"anchor_weight is {args.anchor_weight:g}, but backbone {args.backbone!r} starts untrained: there is "
-                "nothing to hold on to. Give a Hub id or a folder with weights as the backbone."
-            )
-        return DecodePosForPreTraining(DecodePosConfig(backbone_config=BACKBONES[args.backbone](), **heads))
-    try:
-        return DecodePosForPreTraining.from_backbone(start or args.backbone, **heads)
-    except OSError as error:
-        raise ValueError(
-            f"backbone: {args.backbone!r} is none of {', '.join(BACKBONES)}, and no folder or reachable Hub id with a "
-            f"config.json ({str(error).splitlines()[0]})"
-        ) from error
-
-
-def check_view_sizes(net: DecodePosForPreTraining, recipe: Recipe) -> None:
-    """Refuse sizes of views that the backbone's map cannot cover, before the first step does."""
-    sizes = recipe.views.view_size_px, recipe.views.small_view_px
-    try:
-        for size in sizes:
-            net.decodepos.check_map_covers(torch.empty((1, 3, size, size), device="meta"))
-    except ValueError as error:
-        raise ValueError(
-            f"view_size_px {sizes[0]} gives views of {sizes[0]} and, with small_view_scale, {sizes[1]} pixels: {error}"
-        ) from None
-
-
-def compile_stages(net: DecodePosForPreTraining) -> None:
-    """Compile the networks stage by stage, in place: the names of their weights stay."""
-    # All stages of student and teacher share one `forward`, in full and half size, and torch counts by `forward`:
-    # from the ninth version on it would run what it has not compiled as it is.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    models: tuple[DecodePosModel, DecodePosModel] = (net.decodepos, net.teacher["decodepos"])
-    for model in models:
-        split = model.config.splits_backbone
-        parts = [model.backbone.embedder, *model.backbone.encoder.stages] if split else [model.backbone]
-        for part in parts:
-            part.compile()
-
-
-def plan_batches(accelerator: Accelerator, recipe: Recipe, images: int) -> StepBatches:
-    """Which part of every global batch this process takes."""
-    per_process = recipe.run.accumulation_steps
-    first = accelerator.process_index * per_process
-    return StepBatches(
-        length=images,
-        global_batch_size=recipe.run.global_batch_size,
-        slices=accelerator.num_processes * per_process,
-        own_slices=tuple(range(first, first + per_process)),
-        seed=recipe.run.seed,
-    )
 
 
 def describe_plan(run: Run, batches: StepBatches, source: ImageSource | ImageStream) -> str:
@@ -308,52 +211,3 @@ def describe_plan(run: Run, batches: StepBatches, source: ImageSource | ImageStr
         f"peak learning rate {run.peak_learning_rate:.4g} = {settings.base_learning_rate:g} x "
         f"{settings.global_batch_size} / 256"
     )
-
-
-def refuse_other_recipe(place: Path, before: dict[str, Any], recipe: Recipe) -> None:
-    """A run folder, and a checkpoint, belong to one recipe, but for the changes that were allowed by name."""
-    free = FREE_KEYS | allowed_changes(recipe)
-    if recipe.data.streaming:  # the images are dealt out to the workers
-        free -= {"num_workers"} - allowed_changes(recipe)
-    defaults, after = build_recipe({}).values(), recipe.values()
-    changed = [k for k in after if k not in free and before.get(k, defaults[k]) != after[k]]
-    if changed:
-        lines = "\n".join(f"  {k}: {before.get(k, defaults[k])!r} there, {after[k]!r} now" for k in changed)
-        raise ValueError(
-            f"{place} belongs to a run of another recipe:\n{lines}\n"
-            "Give this run its own --output_dir, delete the folder, or go on with the change: --allow_change "
-            f"{','.join(changed)}"
-        )
-
-
-def refuse_other_data(checkpoint: Path, before: str | None, source: ImageSource | ImageStream, recipe: Recipe) -> None:
-    """A path may hold other images than it did; `before` is what told them apart then, None if it was not noted."""
-    if before not in (None, source.fingerprint) and "data" not in allowed_changes(recipe):
-        raise ValueError(
-            f"{source.name} is not what {checkpoint} was trained on:\n  data: {before} there, {source.fingerprint} now"
-            "\nGive this run its own --output_dir, put the images back as they were, or go on with these: "
-            "--allow_change data"
-        )
-
-
-def read_recipe(known: Path) -> dict[str, Any]:
-    """The recipe of a run folder, from its run.json."""
-    try:
-        recipe: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))["recipe"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{known} is damaged ({error!r}). Delete that file; the checkpoints know their recipe, and the same "
-            "command goes on from them."
-        ) from error
-    return recipe
-
-
-def allowed_changes(recipe: Recipe) -> set[str]:
-    """Keys that a continued run may change. `processes` stands for the number of processes."""
-    named = {name.strip() for name in recipe.run.allow_change.split(",") if name.strip()}
-    known = recipe.values().keys()
-    if unknown := sorted(named - known):
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"allow_change names {', '.join(unknown)}, which is no key of a recipe.{hint}")
-    return named

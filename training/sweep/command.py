@@ -1,4 +1,4 @@
-"""python -m training.evaluation ablation SWEEP.yaml --output DIR: train, measure and compare the arms of a sweep."""
+"""Works off a sweep, then writes its results and its page."""
 
 from __future__ import annotations
 
@@ -9,59 +9,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dataset_scripts.files import lock_folder, write_json
 from model_cards.comparison import compare
-from training.errors import EXIT_INTERRUPTED
+from modeling_decodepos.settings import read_value
 from training.sweep.queue import Place, Queue, load_row
 from training.sweep.results_page import write_page
 from training.sweep.summary import summarise
 from training.sweep.sweep import Sweep, load_sweep
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """What may be typed."""
-    parser = argparse.ArgumentParser(prog="python -m training.evaluation ablation", description=__doc__)
-    parser.add_argument("sweep", type=Path, help="YAML file: base recipe, arms, seeds, measures; see training/sweeps/")
-    parser.add_argument("--output", type=Path, required=True, help="folder; what is done in it is not done again")
-    parser.add_argument(
-        "--budget-minutes", type=float, default=0, help="stop then; the same command goes on (0: no end)"
-    )
-    parser.add_argument("--jobs", type=int, default=1, help="rows at a time")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each")
-    parser.add_argument(
-        "--results",
-        type=Path,
-        help="write what is shown, arm by arm, to this file too (model_cards/results/NAME.json)",
-    )
-    parser.add_argument("--only", nargs="+", metavar="ARM", help="these arms only, the baseline among them")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="recipe keys for all arms")
-    parser.add_argument(
-        "--again", metavar="MEASURE", help="measure rows by this once more where its numbers are of another commit"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="show the commands and stop")
-    return parser
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Work off the queue, then write results.json and report.html for what is done."""
-    args = build_parser().parse_args(arguments)
-    try:
-        sweep = load_sweep(args.sweep, _changes(args.set), args.only)
-        queue = Queue(sweep, args.output, args.jobs, args.threads, args.budget_minutes, args.again)
-        if args.dry_run:
-            for row in sweep.rows():
-                print(shlex.join(queue.train_command(Place(args.output, row))))
-            return
-        with lock_folder(args.output):
-            queue.work()
-            left = write_results(sweep, args.output, args.results)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from error
-    if left:
-        print(f"{left} rows are left; the same command goes on.")
-        sys.exit(EXIT_INTERRUPTED)
+def run_sweep(args: argparse.Namespace) -> int:
+    """Train and measure, then write results.json and report.html for what is done; returns how many rows are left."""
+    sweep = load_sweep(args.sweep, _changes(args.set), args.only)
+    queue = Queue(sweep, args.output, args.jobs, args.threads, args.budget_minutes, args.again)
+    if args.dry_run:
+        for row in sweep.rows():
+            print(shlex.join(queue.train_command(Place(args.output, row))))
+        return 0
+    with lock_folder(args.output):
+        queue.work()
+        return write_results(sweep, args.output, args.results)
 
 
 def write_results(sweep: Sweep, output: Path, results: Path | None) -> int:
@@ -99,5 +66,5 @@ def _changes(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"--set takes KEY=VALUE, found {pair!r}.")
-        changes[key] = yaml.safe_load(value)
+        changes[key] = read_value(value)
     return changes

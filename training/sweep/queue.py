@@ -212,7 +212,7 @@ class Queue:
 
     def _architecture(self, place: Place) -> Path:
         """A folder with the config of the sweep's networks, for one that is not trained."""
-        from training.run.setup import build_model
+        from training.run.model import build_model
 
         folder = self.output / "architecture"
         with self.architecture:
@@ -332,7 +332,7 @@ def diagnosis_rows(report: Path, model: str, row: Row, command: str) -> list[dic
 
 def refuse_other_run(place: Place) -> None:
     """Raises where the folder of a row holds a run of another recipe, whose weights would be measured in its place."""
-    from training.run.setup import read_recipe, refuse_other_recipe
+    from training.run.resume import read_recipe, refuse_other_recipe
 
     known = place.run / "run.json"
     if place.row.sweep.arms[place.row.arm] is not None and known.is_file():

@@ -6,53 +6,50 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from dataset_scripts.files import write_text
 from model_cards.comparison import Cell, all_names, compare
 from model_cards.dot_plots import STYLE, WIDTH, dot_plot
-from modeling_decodepos.page import Html, code_block, details, format_number, join, markup, message, page, table
+from modeling_decodepos.page import code_block, details, format_number, message, page, table
 from training.sweep.sweep import Sweep
 
 
 def write_page(path: Path, sweep: Sweep, rows: Sequence[Mapping[str, Any]], command: str) -> None:
     """Write the page for the rows that are done."""
     done = [row for row in rows if "failure" not in row]
-    names = list(sweep.show) or all_names(done)
+    every = all_names(done)
+    names = list(sweep.show) or every
     cells = compare(done, sweep.baseline, names)
     planned = len(sweep.rows())
     hours = sum(row.get("train_seconds") or 0 for row in rows) + sum(row["measure_seconds"] for row in rows)
-    lead = markup(
-        "{} of {} runs, {} seeds; every arm is compared with <b>{}</b>, seed by seed. {} hours of computing in all.",
-        len(rows),
-        planned,
-        len(sweep.seeds),
-        sweep.baseline,
-        format_number(hours / 3600, 2),
-    )
+    lead = Markup(
+        "<p>{} of {} runs, {} seeds. Every arm is compared with <b>{}</b>, seed by seed. {} hours of computing.</p>"
+    ).format(len(rows), planned, len(sweep.seeds), sweep.baseline, format_number(hours / 3600, 2))
     failed = [
-        message(f"{row['arm']}, seed {row['seed']}: {row['failure']}", "warn") for row in rows if "failure" in row
+        message(f"{row['arm']}, seed {row['seed']}: {row['failure']}", "bad") for row in rows if "failure" in row
     ]
+    commands = "\n".join(row["command"] for row in done)
     sections: list[tuple[str, Any]] = [
-        ("Every run", join([*failed, *(_figure(name, sweep, cells) for name in names)])),
+        ("Every run", Markup("\n").join([*failed, *(_figure(name, sweep, cells) for name in names)])),
         ("Means and spread", _means(sweep, names, cells)),
         (f"Differences from {sweep.baseline}", _differences(sweep, names, cells)),
+        ("All numbers", details("show", _means(sweep, every, compare(done, sweep.baseline, every)))),
         (
-            "All numbers",
-            details("show", _means(sweep, all_names(done), compare(done, sweep.baseline, all_names(done)))),
+            "How to run it again",
+            code_block(command) + details("the training command of every run", code_block(commands)),
         ),
-        ("How to run it again", join([code_block(command), *_commands(done)])),
     ]
     write_text(path, page(f"Sweep {sweep.name}", sections, lead=lead))
 
 
-def _figure(name: str, sweep: Sweep, cells: Mapping[str, Mapping[str, Cell]]) -> Html:
+def _figure(name: str, sweep: Sweep, cells: Mapping[str, Mapping[str, Cell]]) -> Markup:
     drawing, height = dot_plot(name, list(sweep.arms), sweep.baseline, cells)
-    return markup(
-        '<figure><svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}</svg></figure>',
-        WIDTH, height, name, STYLE, drawing,
-    )  # fmt: skip
+    template = Markup('<figure><svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}</svg></figure>')
+    return template.format(WIDTH, height, name, STYLE, drawing)
 
 
-def _means(sweep: Sweep, names: Sequence[str], cells: Mapping[str, Mapping[str, Cell]]) -> Html:
+def _means(sweep: Sweep, names: Sequence[str], cells: Mapping[str, Mapping[str, Cell]]) -> Markup:
     rows = []
     for name in names:
         line: list[Any] = [name]
@@ -68,7 +65,7 @@ def _means(sweep: Sweep, names: Sequence[str], cells: Mapping[str, Mapping[str, 
     return table(["mean ± standard deviation over seeds", *(arm.replace("_", " ") for arm in sweep.arms)], rows)
 
 
-def _differences(sweep: Sweep, names: Sequence[str], cells: Mapping[str, Mapping[str, Cell]]) -> Html:
+def _differences(sweep: Sweep, names: Sequence[str], cells: Mapping[str, Mapping[str, Cell]]) -> Markup:
     arms = [arm for arm in sweep.arms if arm != sweep.baseline]
     rows = []
     for name in names:
@@ -83,12 +80,8 @@ def _differences(sweep: Sweep, names: Sequence[str], cells: Mapping[str, Mapping
                 low, high = cell.difference - cell.half_width, cell.difference + cell.half_width
                 text = f"{cell.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
                 told = cell.verdict in ("higher", "lower")
-                line.append(markup("<b>{}</b>", text) if told else text)
+                line.append(Markup("<b>{}</b>").format(text) if told else text)
         rows.append(line)
     shown = table(["difference, 95 % interval over seeds", *(arm.replace("_", " ") for arm in arms)], rows)
     note = "Bold: the interval leaves zero out. Intervals are Student's t over paired seeds; with three they are wide."
-    return join([shown, message(note)])
-
-
-def _commands(rows: Sequence[Mapping[str, Any]]) -> list[Html]:
-    return [details("the training command of every run", code_block("\n".join(row["command"] for row in rows)))]
+    return shown + message(note)

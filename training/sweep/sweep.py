@@ -19,13 +19,11 @@ show: [object_knn/class_mean_k20]             # the numbers of the table, in thi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from modeling_decodepos.settings import fields, from_values, nearest, read_yaml
 from training.recipe import Recipe, load_recipe
 
 Keys = Mapping[str, Any]
@@ -103,33 +101,18 @@ def load_sweep(path: Path, changes: Keys | None = None, only: Sequence[str] | No
         changes: Recipe keys for all arms, over those of the file.
         only: These arms only, and the baseline.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read as a sweep file: {error}") from None
-    known = Sweep.__dataclass_fields__
-    if not isinstance(values, dict) or (unknown := sorted(set(values) - set(known))):
-        found = f"the key {unknown[0]!r}" if isinstance(values, dict) else f"a {type(values).__name__}"
-        raise ValueError(f"{path} holds {found}; a sweep file has the keys {', '.join(known)}.")
-    if missing := [
-        name for name in ("name", "recipe", "arms", "seeds", "baseline", "measures") if not values.get(name)
-    ]:
-        raise ValueError(f"{path} lacks {', '.join(missing)}.")
-    values["keys"] = {**(values.get("keys") or {}), **(changes or {})}
+    # An empty key is a missing one.
+    values = {name: value for name, value in read_yaml(path).items() if value or name not in fields(Sweep)}
+    values["keys"] = {**values.get("keys", {}), **(changes or {})}
+    sweep = from_values(Sweep, values, str(path))
     if only:
-        if unknown := sorted(set(only) - set(values["arms"])):
-            raise ValueError(f"{path} has no arm {unknown[0]!r}; it has {', '.join(values['arms'])}.")
-        wanted = {*only, values["baseline"]}
-        wanted |= {(values["arms"].get(arm) or {}).get(_WEIGHTS) for arm in wanted}
-        values["arms"] = {arm: keys for arm, keys in values["arms"].items() if arm in wanted}
-    sweep = Sweep(
-        **values
-        | {"recipe": Path(values["recipe"]), "seeds": tuple(values["seeds"]), "show": tuple(values.get("show", ()))}
-    )
+        if unknown := sorted(set(only) - set(sweep.arms)):
+            raise ValueError(f"{path} has no arm {unknown[0]!r}.{nearest(unknown[0], sweep.arms)}")
+        wanted = {*only, sweep.baseline}
+        wanted |= {str((sweep.arms.get(arm) or {}).get(_WEIGHTS)) for arm in wanted}
+        sweep = replace(sweep, arms={arm: keys for arm, keys in sweep.arms.items() if arm in wanted})
     if sweep.baseline not in sweep.arms:
-        close = get_close_matches(sweep.baseline, sweep.arms, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"{path}: baseline is {sweep.baseline!r}, the arms are {', '.join(sweep.arms)}{hint}")
+        raise ValueError(f"{path}: baseline is {sweep.baseline!r}, no arm.{nearest(sweep.baseline, sweep.arms)}")
     if all(keys is None for keys in sweep.arms.values()):
         raise ValueError(f"{path}: no arm is trained; give one a mapping of recipe keys.")
     for row in sweep.rows():

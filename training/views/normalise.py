@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
+from modeling_decodepos.imagenet import IMAGE_MEAN, IMAGE_STD
 
 
 def normalise(pixels: Tensor) -> Tensor:

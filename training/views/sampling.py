@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from modeling_decodepos import imagenet
 from modeling_decodepos.background import foreground_mask, limit_coverage
 from modeling_decodepos.region_cutout import enlarge_cut, sample_grid_boxes, sample_region_cut
 from modeling_decodepos.regions import boxes_in_window, boxes_to_pixels, flip_boxes
@@ -34,8 +35,7 @@ from modeling_decodepos.repositioning import (
 from training.recipe import ViewArguments
 from training.views.colours import Photometric, apply_photometric, sample_photometric
 
-# Cuts show 255 times the ImageNet mean, (almost) zero once normalised; the colour measured on the paper's figure.
-MEAN_COLOUR = torch.tensor([124, 116, 104], dtype=torch.uint8)
+MEAN_COLOUR = torch.tensor(imagenet.MEAN_COLOUR, dtype=torch.uint8)
 WHOLE = np.array([0.0, 0.0, 1.0, 1.0])
 
 

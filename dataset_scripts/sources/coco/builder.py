@@ -21,16 +21,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modeling_decodepos.pictures import turn_pixels
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
 
-from ...build.parquet import Row, Source
-from ...build.records import Records, map_file, work_folder, write_records
+from ...build.parquet import DatasetPlan, Row
+from ...build.records import Records, write_records
+from ...build.work_folder import WorkFolder
 from ...files import file_sha256
-from ...pictures.picture_files import check_folder, files_sha256, walk
-from ...pictures.pictures import LARGEST_CLASS_COUNT, encode_map, picture_row, read_picture, turn_boxes, turn_map
+from ...pictures.encoded import LARGEST_CLASS_COUNT, encode_png, picture_row, read_picture, turn_boxes
+from ...pictures.listing import check_folder, files_sha256, walk
 from . import parquet as coco_parquet
-from .index import CocoImage, CocoIndex, index_annotations
-from .outlines import IntArray, outline_pixels, polygon_pixels
+from .annotations import CocoContents, CocoImage, read_annotations
+from .outlines import encode_outline, outline_area, outline_mask
 
 HELP = "COCO: its original folder, or a COCO-type Parquet data set (folder or Hub id)"
 VERSION = 1
@@ -60,8 +62,6 @@ class CocoSplit:
     """What a row of one split is made from; small, because every task of a worker carries it."""
 
     pictures: Path
-    annotations: Path
-    annotations_sha256: str
     records: Records
     categories: Mapping[int, int]
     licenses: Mapping[int, str]
@@ -73,16 +73,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source", required=True, help="COCO's folder, a folder of COCO-type Parquet files, or the Hub id of one"
     )
-    parser.add_argument("--allow-missing", action="store_true", help="build without pictures that are not there")
+    parser.add_argument("--allow_missing", action="store_true", help="build without pictures that are not there")
     coco_parquet.add_arguments(parser)
     parser.set_defaults(proposals="boxes")
 
 
-def open_source(arguments: argparse.Namespace) -> Source:
+def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan:
     """What `prepare coco` builds."""
     folder = Path(arguments.source)
     if (folder / "annotations").is_dir():
-        return coco_source(folder, work_folder(arguments.output), arguments.allow_missing)
+        return coco_source(folder, work.open(), arguments.allow_missing)
     is_hub_id = not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", arguments.source)
     if is_hub_id or (folder.is_dir() and any(folder.rglob("*.parquet"))):
         return coco_parquet.open_source(arguments)
@@ -93,12 +93,12 @@ def open_source(arguments: argparse.Namespace) -> Source:
     )
 
 
-def coco_source(folder: Path, work: Path, allow_missing: bool = False) -> Source:
+def coco_source(folder: Path, work: Path, allow_missing: bool = False) -> DatasetPlan:
     """The data set in a folder of COCO's layout.
 
     Args:
         folder: holds `annotations` and the folders of pictures.
-        work: folder for the index that workers read; it must last as long as the build.
+        work: folder for the lists that workers read; it must last as long as the build.
         allow_missing: leave out pictures that are not there; otherwise they are an error.
     """
     splits: dict[str, CocoSplit] = {}
@@ -109,18 +109,18 @@ def coco_source(folder: Path, work: Path, allow_missing: bool = False) -> Source
         if pictures is None:
             print(f"{path.name} has no folder {name} of pictures beside it: the split {split} is left out.")
             continue
-        index = index_annotations(path)
-        if categories and categories != index.categories:
+        contents = read_annotations(path)
+        if categories and categories != contents.categories:
             raise ValueError(f"{path} has other categories than the split before it; both must have the same.")
-        categories = index.categories
-        splits[split], recipes[split] = _open_split(name, pictures, path, index, work, allow_missing)
+        categories = contents.categories
+        splits[split], recipes[split] = _open_split(name, pictures, path, contents, work, allow_missing)
     if not splits:
         raise ValueError(f"{folder} has annotations but no pictures: expected folders such as {folder / 'val2017'}.")
 
     is_official = list(categories) == OFFICIAL_CATEGORIES
     complete = is_official and all(_completeness(recipe) == "" for recipe in recipes.values())
     recipe = {"source": "coco", "coco_version": VERSION, "complete": complete, "parts": recipes}
-    return Source(
+    return DatasetPlan(
         recipe=recipe,
         splits={split: place.records.count for split, place in splits.items()},
         class_names=list(categories.values()),
@@ -135,13 +135,11 @@ def coco_source(folder: Path, work: Path, allow_missing: bool = False) -> Source
 def coco_row(split: str, number: int, splits: Mapping[str, CocoSplit]) -> Row:
     """Row `number` of a split."""
     place = splits[split]
-    *fields, places = place.records[number]
+    *fields, annotations = place.records[number]
     image = CocoImage(*fields)
     picture = read_picture(place.pictures / image.file_name, image.file_name)
     size = (image.width or picture.upright[0], image.height or picture.upright[1])
     turn = picture.turn_to_fit(size)
-    text = map_file(place.annotations, place.annotations_sha256)
-    annotations = [json.loads(text[start : start + length]) for start, length in places]
     boxes = turn_boxes([annotation["bbox"] for annotation in annotations], turn, *size)
     objects = {
         "bbox": boxes.tolist(),
@@ -151,8 +149,8 @@ def coco_row(split: str, number: int, splits: Mapping[str, CocoSplit]) -> Row:
     }
     segmentation = None
     if place.has_maps:
-        labels = draw_map(annotations, place.categories, *size, where=f"{place.annotations}, {image.file_name}")
-        segmentation = encode_map(turn_map(labels, turn))
+        labels = draw_map(annotations, place.categories, *size, where=image.file_name)
+        segmentation = encode_png(turn_pixels(labels, turn))
     license_url = None if image.license is None else place.licenses.get(image.license)
     return picture_row(picture, str(image.id), objects, segmentation, license=license_url, original_url=image.url)
 
@@ -164,22 +162,20 @@ def draw_map(
     layers = []
     for annotation in annotations:
         try:
-            pixels = _pixels(annotation, width, height)
+            outline = encode_outline(_outline(annotation), height, width)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{where}: annotation {annotation.get('id')}: {error}.") from error
         ignore = annotation.get("iscrowd") or not annotation.get("segmentation")
-        layers.append((pixels, SEGMENTATION_IGNORE if ignore else categories[annotation["category_id"]] + 1))
-    labels = np.zeros(width * height, np.uint8)
-    for pixels, value in sorted(layers, key=lambda layer: -len(layer[0])):
-        labels[pixels] = value
-    return labels.reshape(width, height).T
+        layers.append((outline, SEGMENTATION_IGNORE if ignore else categories[annotation["category_id"]] + 1))
+    labels = np.zeros((height, width), np.uint8)
+    for outline, value in sorted(layers, key=lambda layer: -outline_area(layer[0])):
+        labels[outline_mask(outline)] = value
+    return labels
 
 
-def _pixels(annotation: Mapping[str, Any], width: int, height: int) -> IntArray:
-    if annotation.get("segmentation"):
-        return outline_pixels(annotation["segmentation"], height, width)
+def _outline(annotation: Mapping[str, Any]) -> Any:
     x, y, w, h = annotation["bbox"]
-    return polygon_pixels([x, y, x + w, y, x + w, y + h, x, y + h], height, width)
+    return annotation.get("segmentation") or [[x, y, x + w, y, x + w, y + h, x, y + h]]
 
 
 def _area(annotation: Mapping[str, Any]) -> float:
@@ -220,41 +216,42 @@ def _picture_folder(folder: Path, name: str) -> Path | None:
 
 
 def _open_split(
-    name: str, pictures: Path, path: Path, index: CocoIndex, work: Path, allow_missing: bool
+    name: str, pictures: Path, path: Path, contents: CocoContents, work: Path, allow_missing: bool
 ) -> tuple[CocoSplit, dict[str, Any]]:
     files = dict(walk(pictures))
-    missing = [image.file_name for image in index.images if image.file_name not in files]
-    if missing and (not allow_missing or len(missing) == len(index.images)):
+    missing = [image.file_name for image in contents.images if image.file_name not in files]
+    if missing and (not allow_missing or len(missing) == len(contents.images)):
         cure = "Download them" if allow_missing else "Download them, or build without them: --allow-missing"
         raise ValueError(
-            f"{len(missing):,} of the {len(index.images):,} pictures in {path.name} are not in {pictures}; "
+            f"{len(missing):,} of the {len(contents.images):,} pictures in {path.name} are not in {pictures}; "
             f"the first is {missing[0]}. {cure}."
         )
     absent = set(missing)
-    used = ((image, places) for image, places in index.places() if image.file_name not in absent)
-    records = write_records(work, ([*vars(image).values(), places] for image, places in used))
+    used = [image for image in contents.images if image.file_name not in absent]
+    records = write_records(work, (_record(image, contents.annotations.get(image.id, [])) for image in used))
     recipe: dict[str, Any] = {
         "name": name,
         "images": records.count,
         "missing": len(missing),
         "missing_sha256": hashlib.sha256("\n".join(missing).encode()).hexdigest() if missing else None,
-        "annotations": index.annotation_count,
-        "dropped": index.dropped,
+        "annotations": contents.annotation_count,
+        "dropped": contents.dropped,
         "annotations_sha256": file_sha256(path),
-        "pictures_sha256": files_sha256(
-            (image.file_name, files[image.file_name]) for image in index.images if image.file_name not in absent
-        ),
+        "pictures_sha256": files_sha256((image.file_name, files[image.file_name]) for image in used),
     }
     split = CocoSplit(
         pictures=pictures,
-        annotations=path,
-        annotations_sha256=recipe["annotations_sha256"],
         records=records,
-        categories={category: number for number, category in enumerate(index.categories)},
-        licenses=index.licenses,
-        has_maps=index.has_outlines and len(index.categories) <= LARGEST_CLASS_COUNT,
+        categories={category: number for number, category in enumerate(contents.categories)},
+        licenses=contents.licenses,
+        has_maps=contents.has_outlines and len(contents.categories) <= LARGEST_CLASS_COUNT,
     )
     return split, recipe
+
+
+def _record(image: CocoImage, annotations: list[bytes]) -> bytes:
+    """JSON of the image's values and, as the last one, its annotations."""
+    return json.dumps([*vars(image).values()]).encode()[:-1] + b",[" + b",".join(annotations) + b"]]"
 
 
 # --------------------------------------------------------------------------------------------------------------- card

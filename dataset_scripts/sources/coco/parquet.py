@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ...build.object_lists import Categories, category_number, load_class_names, read_objects
-from ...build.parquet import Row, Source
-from ...build.parquet_rows import ParquetRows, class_names_of
+from ...build.parquet import DatasetPlan, Row
+from ...build.parquet_rows import class_names_of, rows_of
 from ...files import file_sha256
 from ...pictures.boxes import BOX_FORMATS, box_faults, choose_box_format, count_faults, to_xywh
-from ...pictures.pictures import PLACEHOLDER_CLASS, picture_row, read_picture, turn_boxes
+from ...pictures.encoded import PLACEHOLDER_CLASS, picture_row, read_picture, turn_boxes
 
 VERSION = 1
 _SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"}
@@ -59,13 +59,13 @@ class ParquetSplit:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags for a Parquet source."""
-    parser.add_argument("--box-format", choices=("auto", *BOX_FORMATS), default="auto", help="of a Parquet source")
+    parser.add_argument("--box_format", choices=("auto", *BOX_FORMATS), default="auto", help="of a Parquet source")
     parser.add_argument(
-        "--class-names", type=Path, help="text file, a name per line, for a Parquet source that has numbers only"
+        "--class_names", type=Path, help="text file, a name per line, for a Parquet source that has numbers only"
     )
 
 
-def open_source(arguments: argparse.Namespace) -> Source:
+def open_source(arguments: argparse.Namespace) -> DatasetPlan:
     """What `prepare coco` builds from Parquet."""
     folder, origin = Path(arguments.source), "a folder of Parquet files"
     if not folder.is_dir():
@@ -78,7 +78,7 @@ def open_source(arguments: argparse.Namespace) -> Source:
 
 def parquet_source(
     folder: Path, origin: str, class_names: Sequence[str] | None = None, box_format: str = "auto"
-) -> Source:
+) -> DatasetPlan:
     """The data set in a folder of Parquet files.
 
     Args:
@@ -97,7 +97,7 @@ def parquet_source(
     listed = json.dumps([(file.relative_to(folder).as_posix(), file_sha256(file)) for file in every_file])
     files_sha256 = hashlib.sha256(listed.encode()).hexdigest()
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
-    return Source(
+    return DatasetPlan(
         recipe={
             "source": "coco-parquet",
             "coco_parquet_version": VERSION,
@@ -126,7 +126,7 @@ def parquet_source(
 def parquet_row(split: str, number: int, splits: Mapping[str, ParquetSplit]) -> Row:
     """Row `number` of a split."""
     place = splits[split]
-    found = _rows(place.files, place.sha256)[number]
+    found = rows_of(place.files, place.sha256)[number]
     image_id = str(found["image_id"]) if found.get("image_id") is not None else f"{split}-{number:08d}"
     image = found["image"]
     if not isinstance(image, dict) or not image.get("bytes"):
@@ -209,8 +209,3 @@ def _each_row(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=1000, columns=columns):
             yield from batch.to_pylist()
-
-
-@lru_cache(maxsize=1)
-def _rows(files: tuple[Path, ...], sha256: str) -> ParquetRows:
-    return ParquetRows(files)

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 from numpy.typing import NDArray
 
-from ...build.parquet import Source
+from modeling_decodepos.settings import add_flags, from_values, given, read_yaml
+
+from ...build.parquet import DatasetPlan
+from ...build.work_folder import WorkFolder, holds_something
 from .downloads import Downloader, FetchError, GoneError, Pace
 from .index import INDEX_NAME, Index, ids_sha256, index_rows, read_index, write_index
 from .masks import aspects, locate_masks
 from .photos import IMAGE_URL, Photo, fetch_photos
 from .rows import mini_row, save_rows
-from .selection import RULE_HELP, Rule, Selection, rule_from, select
+from .selection import Rule, Selection, select
 from .tables import (
     Boxes,
     Ids,
@@ -90,57 +92,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source",
         type=Path,
         required=True,
-        help="folder of the tables; what is absent is fetched into it. Or a folder that --ids-only wrote",
+        help="folder of the tables; what is absent is fetched. Or a folder that --ids_only wrote. It is only read",
     )
-    parser.add_argument("--ids-only", action="store_true", help="write ids, boxes and rule, no pixels")
+    parser.add_argument(
+        "--downloads",
+        type=Path,
+        help="folder that keeps the tables and photos that are fetched, for other builds "
+        "(default: inside OUTPUT, removed when the build is finished)",
+    )
+    parser.add_argument("--ids_only", action="store_true", help="write ids, boxes and rule, no pixels")
     parser.add_argument("--recipe", type=Path, help="YAML file with keys of the selection rule; flags win over it")
-    for field in dataclasses.fields(Rule):
-        flag, text = f"--{field.name.replace('_', '-')}", f"{RULE_HELP[field.name]} (default: {field.default})"
-        if isinstance(field.default, bool):
-            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=RULE_HELP[field.name])
-        else:
-            parser.add_argument(flag, type=type(field.default), default=argparse.SUPPRESS, help=text)
+    add_flags(parser, Rule)
     parser.add_argument("--without", nargs="*", choices=GROUPS, default=[], help="tables to do without")
-    parser.add_argument("--metadata-url", default=METADATA_URL, help="where absent tables come from")
-    parser.add_argument("--images", type=Path, help="folder of photos, complete or not (default: SOURCE/images)")
-    parser.add_argument("--image-url", default=IMAGE_URL, help="photos are fetched from URL/SPLIT/ID.jpg")
+    parser.add_argument("--metadata_url", default=METADATA_URL, help="where absent tables come from")
+    parser.add_argument(
+        "--images", type=Path, help="folder of photos, complete or not; only read (default: SOURCE/images)"
+    )
+    parser.add_argument("--image_url", default=IMAGE_URL, help="photos are fetched from URL/SPLIT/ID.jpg")
     parser.add_argument(
         "--originals",
         action="store_true",
-        help="--image-url serves the photographers' originals: check the MD5 and size of the image list",
+        help="--image_url serves the photographers' originals: check the MD5 and size of the image list",
     )
     parser.add_argument("--masks", type=Path, help="folder of mask zips or PNG files (default: SOURCE/masks)")
     parser.add_argument("--missing", type=Path, help="leave out the ids in this file, and no others")
     parser.add_argument("--connections", type=int, default=16, help="photos fetched at the same time")
-    parser.add_argument("--requests-per-second", type=float, default=50.0, help="at most, over all connections")
+    parser.add_argument("--requests_per_second", type=float, default=50.0, help="at most, over all connections")
     parser.set_defaults(proposals="none")
 
 
-def open_source(arguments: argparse.Namespace) -> Source | None:
+def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan | None:
     """What `prepare openimage-mini` builds, its photos on disk; None if only ids were asked for, which it wrote."""
     if arguments.connections < 1 or arguments.requests_per_second <= 0:
-        raise ValueError("--connections and --requests-per-second must be above 0.")
+        raise ValueError("--connections and --requests_per_second must be above 0.")
     for url in (arguments.metadata_url, arguments.image_url):
         if not url.startswith(("https://", "http://")):
             raise ValueError(f"{url!r} is no address, expected http:// or https://.")
+    if arguments.ids_only:
+        holds_something(arguments.output, (INDEX_NAME,))
     downloader = Downloader(Pace(arguments.requests_per_second))
+    folder = work.open(keep=True)
+    downloads: Path = arguments.downloads or folder / "downloads"
     source: Path = arguments.source
     masks_folder: Path = arguments.masks or source / "masks"
     with_masks = masks_folder.is_dir() and "masks" not in arguments.without
-    index = _open_index(arguments, downloader, with_masks)
+    index = _open_index(arguments, folder, downloads, downloader, with_masks)
     if arguments.ids_only:
         _write_ids(arguments.output, index, arguments.overwrite)
         return None
 
     missing = _read_missing(arguments.missing) if arguments.missing else set()
-    work = _work_folder(source)
     masks = None
     if with_masks:
         names = [
             name for table in index.splits.values() for of_image in table["masks"].to_pylist() for name in of_image
         ]
-        masks = locate_masks(masks_folder, names, work / "masks") if names else None
-    photos = arguments.images or source / "images"
+        masks = locate_masks(masks_folder, names, folder / "masks") if names else None
+    photos = [path.absolute() for path in (arguments.images or source / "images", downloads / "images")]
     wanted = [photo for photo in _photos(index, masks, arguments.originals) if photo.image_id not in missing]
     gone = fetch_photos(wanted, photos, arguments.image_url, downloader, arguments.connections)
     if gone and arguments.missing:
@@ -148,24 +156,15 @@ def open_source(arguments: argparse.Namespace) -> Source | None:
             f"{len(gone)} photos are gone that {arguments.missing} does not list, such as {min(gone)}, so that build "
             "cannot be repeated from this address. Add them to the file, or build without --missing."
         )
-    return _source(index, missing | gone, masks, photos, work)
-
-
-def _work_folder(source: Path) -> Path:
-    work = source / ".openimage-mini"
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"{source} cannot be written ({error}). Copy or link the tables into another folder."
-        ) from error
-    return work
+    return _plan(index, missing | gone, masks, photos, folder)
 
 
 # -------------------------------------------------------------------------------------------------------- the choice
 
 
-def _open_index(arguments: argparse.Namespace, downloader: Downloader, with_masks: bool) -> Index:
+def _open_index(
+    arguments: argparse.Namespace, work: Path, downloads: Path, downloader: Downloader, with_masks: bool
+) -> Index:
     values = _rule_values(arguments)
     if (arguments.source / INDEX_NAME).is_file():
         if values:
@@ -174,9 +173,9 @@ def _open_index(arguments: argparse.Namespace, downloader: Downloader, with_mask
                 "Give a folder of tables as --source, or leave these keys out."
             )
         return read_index(arguments.source)
-    rule = rule_from(values)
-    work = _work_folder(arguments.source)
-    tables = _collect_tables(arguments.source, arguments.metadata_url, set(arguments.without), with_masks, downloader)
+    rule = from_values(Rule, values, "the selection rule")
+    folders, without = (arguments.source, downloads), set(arguments.without)
+    tables = _collect_tables(folders, arguments.metadata_url, without, with_masks, downloader)
     state = {name: [path.name, path.stat().st_size, path.stat().st_mtime_ns] for name, path in tables.items()}
     key = json.dumps([VERSION, dataclasses.asdict(rule), state], sort_keys=True)
     folder = work / f"index-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
@@ -186,29 +185,20 @@ def _open_index(arguments: argparse.Namespace, downloader: Downloader, with_mask
 
 
 def _rule_values(arguments: argparse.Namespace) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    if arguments.recipe:
-        try:
-            values = yaml.safe_load(arguments.recipe.read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise ValueError(f"{arguments.recipe} cannot be read as YAML ({error}).") from error
-        if not isinstance(values, dict):
-            raise ValueError(
-                f"{arguments.recipe} holds {type(values).__name__}, expected lines such as `cap_step: 20`."
-            )
-    given = vars(arguments)
-    return values | {field.name: given[field.name] for field in dataclasses.fields(Rule) if field.name in given}
+    return (read_yaml(arguments.recipe) if arguments.recipe else {}) | given(arguments, Rule)
 
 
 def _collect_tables(
-    source: Path, base_url: str, without: set[str], with_masks: bool, downloader: Downloader
+    folders: tuple[Path, Path], base_url: str, without: set[str], with_masks: bool, downloader: Downloader
 ) -> dict[str, Path]:
-    """The tables, fetched where they are absent; those that nothing needs may be missing from the result."""
+    """The tables of the source, or else of the downloads, fetched into these if absent; not all that nothing needs."""
+    source, downloads = folders
     found: dict[str, Path] = {}
     for name, table in TABLES.items():
         if table.group in without:
             continue
         present = [source / file for file in table.names if (source / file).is_file()]
+        present = present or [downloads / file for file in table.names if (downloads / file).is_file()]
         if len(present) > 1:
             raise ValueError(f"{present[0]} and {present[1].name} are both the {name}: remove one of them.")
         if present:
@@ -216,7 +206,7 @@ def _collect_tables(
             continue
         if table.group == "masks" and not with_masks:
             continue  # hundreds of megabytes that would serve for nothing
-        path, url = source / Path(table.address).name, f"{base_url.rstrip('/')}/{table.address}"
+        path, url = downloads / Path(table.address).name, f"{base_url.rstrip('/')}/{table.address}"
         try:
             downloader.fetch_file(url, path)
             found[name] = path
@@ -293,14 +283,11 @@ def _in_words(counts: Mapping[str, int]) -> str:
 
 
 def _write_ids(output: Path, index: Index, overwrite: bool) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        if not (output / INDEX_NAME).is_file():
-            raise ValueError(f"{output} is not empty and holds no ids of this program. Choose another --output.")
-        if not overwrite:
-            if read_index(output).sha256 == index.sha256:
-                print(f"{output} holds these ids: nothing to do.")
-                return
-            raise ValueError(f"{output} holds other ids. Choose another --output, or write anew with --overwrite.")
+    if (output / INDEX_NAME).is_file() and not overwrite:
+        if read_index(output).sha256 == index.sha256:
+            print(f"{output} holds these ids: nothing to do.")
+            return
+        raise ValueError(f"{output} holds other ids. Choose another --output, or write anew with --overwrite.")
     write_index(output, index)
     rows = {split: table.num_rows for split, table in index.splits.items()}
     print(f"{output}: {rows['train']:,} train, {rows['validation']:,} validation ids, hash {index.sha256[:16]}")
@@ -331,7 +318,9 @@ def _photos(index: Index, masks: Mapping[str, Path] | None, originals: bool) -> 
     return photos
 
 
-def _source(index: Index, missing: set[str], masks: Mapping[str, Path] | None, photos: Path, work: Path) -> Source:
+def _plan(
+    index: Index, missing: set[str], masks: Mapping[str, Path] | None, photos: Sequence[Path], work: Path
+) -> DatasetPlan:
     """The data set of the photos that are there."""
     there: dict[str, list[bool]] = {
         split: [image_id not in missing for image_id in table["image_id"].to_pylist()]
@@ -339,12 +328,8 @@ def _source(index: Index, missing: set[str], masks: Mapping[str, Path] | None, p
     }
     listed = [image_id for table in index.splits.values() for image_id in table["image_id"].to_pylist()]
     left_out = sorted(missing.intersection(listed))
-    state = f"{index.sha256} {ids_sha256(left_out)} {masks is not None}"
-    key = hashlib.sha256(state.encode()).hexdigest()[:16]
-    rows = {split: (work / f"rows-{split}-{key}.arrow").absolute() for split in there}
     kept = {split: table.filter(there[split]) for split, table in index.splits.items()}
-    for split, table in kept.items():
-        save_rows(rows[split], table, masks)
+    rows = {split: save_rows(work, table, masks) for split, table in kept.items()}
     splits = {split: table.num_rows for split, table in kept.items()}
     small = sum(there["train"][: index.small])
     recipe = {
@@ -359,11 +344,11 @@ def _source(index: Index, missing: set[str], masks: Mapping[str, Path] | None, p
         "masks": masks is not None,
         "small_images": small,
     }
-    return Source(
+    return DatasetPlan(
         recipe=recipe,
         splits=splits,
         class_names=[name for _, name in index.classes],
-        make_row=partial(mini_row, rows=rows, photos=Path(photos).absolute()),
+        make_row=partial(mini_row, rows=rows, photos=photos),
         title="OpenImage-MINI (our reconstruction)",
         license=["cc-by-2.0", "cc-by-4.0"],
         description=_description(index, kept, small, len(left_out)),

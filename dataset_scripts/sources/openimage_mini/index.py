@@ -4,7 +4,7 @@
     FOLDER/data/train-small.parquet …        one row per image; the small tier is a file of its own
     FOLDER/README.md                         card; `load_dataset(FOLDER)` reads it
 
-It is what `--ids-only` writes, and what every build goes through, so that a build from this folder and one from the
+It is what `--ids_only` writes, and what every build goes through, so that a build from this folder and one from the
 CSV files cannot differ.
 """
 
@@ -20,8 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...build.parquet import write_text
-from .selection import Rule, Selection, rule_from
+from modeling_decodepos.settings import from_values
+
+from ...files import whole_file, write_text
+from .selection import Rule, Selection
 from .tables import Boxes, canonical_order, id_text, is_image_id
 
 INDEX_NAME = "index.json"
@@ -140,12 +142,10 @@ def index_rows(
 def write_index(folder: Path, index: Index) -> None:
     """Writes the folder; `index.json` comes last, so a folder that has one is whole."""
     data = folder / "data"
-    data.mkdir(parents=True, exist_ok=True)
     (folder / INDEX_NAME).unlink(missing_ok=True)
     for name, table in _files(index).items():
-        temporary = data / f".{name}.tmp"
-        pq.write_table(table, temporary, compression="zstd")
-        temporary.replace(data / name)
+        with whole_file(data / name) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
     write_text(folder / "README.md", _card(index))
     facts = {
         "format": INDEX_FORMAT,
@@ -183,7 +183,7 @@ def read_index(folder: Path) -> Index:
         file = folder / "data" / f"{name}.parquet"
         parts[name] = pq.read_table(file).cast(SCHEMA) if file.is_file() else SCHEMA.empty_table()
     index = Index(
-        rule_from(facts["rule"]),
+        from_values(Rule, facts["rule"], "the rule"),
         tuple(facts["absent"]),
         tuple((label, name) for label, name in facts["classes"]),
         facts["counts"],

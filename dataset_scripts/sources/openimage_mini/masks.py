@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
 
+from ...files import whole_file
 from .tables import MASK_NAME
 
 MOST_MASK_BYTES = 16 << 20
@@ -53,10 +54,9 @@ def _take_out(archive: Path, wanted: set[str], cache: Path, found: dict[str, Pat
                         f"{archive}: {entry.filename} unpacks to {entry.file_size:,} bytes; no mask does."
                     )
                 path = cache / name[:2] / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_name(f".{name}.tmp")
-                temporary.write_bytes(file.read(entry))
-                found[name] = temporary.replace(path)
+                with whole_file(path, sync=False) as temporary:
+                    temporary.write_bytes(file.read(entry))
+                found[name] = path
     except zipfile.BadZipFile as error:
         raise ValueError(f"{archive} is no whole zip file ({error}). Fetch it again.") from error
 

@@ -5,7 +5,6 @@ import errno
 import hashlib
 import io
 import itertools
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
+from ...files import whole_file
 from .downloads import Downloader, FetchError, GoneError, StoppedError
 from .tables import is_image_id
 
@@ -43,12 +43,12 @@ class Photo:
     aspect: float | None = None
 
 
-def photo_path(folder: Path, split: str, image_id: str) -> Path:
-    """Where a photo lies: in the folder of its split, or, if it is there, in `folder` itself."""
+def photo_path(folders: Sequence[Path], split: str, image_id: str) -> Path:
+    """Where a photo lies: in one of the folders or in that of its split there; absent ones belong into the last."""
     if not is_image_id(image_id):
         raise ValueError(f"{image_id!r} is no Open Images id, expected 16 digits of 0-9a-f.")
-    flat = folder / f"{image_id}.jpg"
-    return flat if flat.is_file() else folder / split / f"{image_id}.jpg"
+    places = [place / f"{image_id}.jpg" for folder in folders for place in (folder, folder / split)]
+    return next((place for place in places if place.is_file()), places[-1])
 
 
 def verify_photo(content: bytes, photo: Photo) -> tuple[int, int]:
@@ -79,14 +79,14 @@ def _md5(content: bytes) -> str:
 
 
 def fetch_photos(
-    photos: Sequence[Photo], folder: Path, base_url: str, downloader: Downloader, connections: int
+    photos: Sequence[Photo], folders: Sequence[Path], base_url: str, downloader: Downloader, connections: int
 ) -> set[str]:
-    """Fetches what is not in the folder yet; returns the ids that the server says are gone (404, 410).
+    """Fetches what is in none of the folders into the last; returns the ids that the server says are gone (404, 410).
 
     Anything else that could not be fetched raises ValueError at the end: the set is then incomplete, and the same
     command goes on from what is there.
     """
-    absent = [photo for photo in photos if not photo_path(folder, photo.split, photo.image_id).is_file()]
+    absent = [photo for photo in photos if not photo_path(folders, photo.split, photo.image_id).is_file()]
     gone: set[str] = set()
     failures: dict[str, str] = {}
     in_a_row = 0
@@ -109,7 +109,7 @@ def fetch_photos(
         except StoppedError:
             return
         else:
-            _store(folder / photo.split / f"{photo.image_id}.jpg", content)
+            _store(folders[-1] / photo.split / f"{photo.image_id}.jpg", content)
         in_a_row = 0
 
     with (
@@ -125,11 +125,11 @@ def fetch_photos(
             raise
     if failures or downloader.pace.stopped.is_set():
         reasons = "\n  ".join(itertools.islice(failures.values(), 5))
-        left = sum(not photo_path(folder, p.split, p.image_id).is_file() for p in absent) - len(gone)
+        left = sum(not photo_path(folders, p.split, p.image_id).is_file() for p in absent) - len(gone)
         raise ValueError(
             f"{left} of {len(photos)} photos could not be fetched, among them:\n  {reasons}\nThe others are kept in "
-            f"{folder}: run the same command again later. To leave photos out for good, put their ids into a file, "
-            "one per line, and pass it with --missing."
+            f"{folders[-1]}: run the same command again later. To leave photos out for good, put their ids into a "
+            "file, one per line, and pass it with --missing."
         )
     return gone
 
@@ -140,18 +140,14 @@ def _batches(photos: Sequence[Photo]) -> Iterable[Sequence[Photo]]:
 
 def _store(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        with whole_file(path, sync=False) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
         raise ValueError(
             f"{path.parent} cannot be written: {reason}. What is there is whole; run it again."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def upright_as_stored(content: bytes) -> bytes:

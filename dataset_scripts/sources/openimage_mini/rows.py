@@ -1,7 +1,6 @@
 """Rows of OpenImage-MINI in the Parquet contract, made from a list on disk, a photo and its masks."""
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,29 +9,27 @@ import pyarrow as pa
 from modeling_decodepos.schema import unit_xyxy_to_xywh
 
 from ...build.parquet import Row
+from ...build.records import Records, write_records
+from ...pictures.encoded import EncodedPicture, picture_row
 from .masks import class_map, map_png, mask_size
 from .photos import Photo, photo_path, upright_as_stored, verify_photo
 
 
-def save_rows(path: Path, index: pa.Table, masks: Mapping[str, Path] | None) -> None:
-    """Writes the rows of a split, with the files of their masks, so that every worker can map them into its memory."""
-    files = [[str(masks[name]) for name in names] if masks else [] for names in index["masks"].to_pylist()]
-    table = index.append_column("mask_files", pa.array(files, pa.list_(pa.string())))
-    temporary = path.with_name(f".{path.name}.tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=4096)
-    temporary.replace(path)
+def save_rows(folder: Path, index: pa.Table, masks: Mapping[str, Path] | None) -> Records:
+    """The rows of a split, with the files of their masks, in a file that every worker can map into its memory."""
+    return write_records(
+        folder,
+        (
+            {**row, "mask_files": [str(masks[name].absolute()) for name in row["masks"]] if masks else []}
+            for batch in index.to_batches()
+            for row in batch.to_pylist()
+        ),
+    )
 
 
-@lru_cache(maxsize=4)
-def _load_rows(path: Path, changed_ns: int) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
-def mini_row(split: str, number: int, rows: Mapping[str, Path], photos: Path) -> Row:
+def mini_row(split: str, number: int, rows: Mapping[str, Records], photos: Sequence[Path]) -> Row:
     """Row `number` of a split."""
-    path = rows[split]
-    (row,) = _load_rows(path, path.stat().st_mtime_ns).slice(number, 1).to_pylist()
+    row = rows[split][number]
     image_id = row["image_id"]
     masks = [(Path(file), category) for file, category in zip(row["mask_files"], row["mask_categories"], strict=False)]
     aspect = None
@@ -46,25 +43,16 @@ def mini_row(split: str, number: int, rows: Mapping[str, Path], photos: Path) ->
     except ValueError as error:
         raise ValueError(f"{photo}: {error}. Delete it; the same command fetches it again.") from error
     boxes = unit_xyxy_to_xywh(np.array(row["boxes"]), width, height)
-    return {
-        "image": {"bytes": upright_as_stored(content), "path": f"{image_id}.jpg"},
-        "image_id": image_id,
-        "width": width,
-        "height": height,
-        "objects": {
-            "bbox": boxes.tolist(),
-            "category": row["categories"],
-            "area": (boxes[:, 2] * boxes[:, 3]).tolist(),
-            "iscrowd": [False] * len(boxes),
-        },
-        "segmentation": _segmentation(masks, width, height, image_id),
-        **{name: row[name] for name in ("license", "author", "original_url", "landing_url")},
+    objects = {
+        "bbox": boxes.tolist(),
+        "category": row["categories"],
+        "area": (boxes[:, 2] * boxes[:, 3]).tolist(),
+        "iscrowd": [False] * len(boxes),
     }
-
-
-def _segmentation(
-    masks: list[tuple[Path, int]], width: int, height: int, image_id: str
-) -> dict[str, bytes | str] | None:
-    if not masks:
-        return None
-    return {"bytes": map_png(class_map(masks, width, height)), "path": f"{image_id}-segmentation.png"}
+    return picture_row(
+        EncodedPicture(upright_as_stored(content), f"{image_id}.jpg", (width, height), orientation=1),
+        image_id,
+        objects,
+        map_png(class_map(masks, width, height)) if masks else None,
+        **{name: row[name] for name in ("license", "author", "original_url", "landing_url")},
+    )

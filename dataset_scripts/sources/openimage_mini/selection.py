@@ -15,15 +15,15 @@ image. From the usable boxes (`openimages_tables`):
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from modeling_decodepos.settings import check, key
 
 from .tables import Boxes, Ids, id_text
 
@@ -35,68 +35,31 @@ class Rule:
     Our choices: as large as COCO's train2017 and val2017, a class map that fits into 8 bits.
     """
 
-    train_images: int = 118_287
-    small_images: int = 20_000
-    validation_images: int = 5_000
-    least_train_boxes: int = 500
-    least_validation_boxes: int = 20
-    most_classes: int = 254
-    least_boxes: int = 2
-    least_classes: int = 2
-    least_side: float = 0.1
-    greatest_side: float = 0.8
-    cap_step: int = 20
-    hand_drawn: bool = False
-    salt: str = "openimage-mini"
+    train_images: int = key(118_287, "images for training", within=(1, None))
+    small_images: int = key(20_000, "of them, images of the small tier", within=(0, None))
+    validation_images: int = key(5_000, "images for validation", within=(0, None))
+    least_train_boxes: int = key(500, "a class needs so many usable training boxes", within=(0, None))
+    least_validation_boxes: int = key(20, "a class needs so many usable validation boxes", within=(0, None))
+    most_classes: int = key(254, "keep at most so many classes; 255 means ignore in a map", within=(1, 254))
+    least_boxes: int = key(2, "an image needs so many boxes", within=(1, None))
+    least_classes: int = key(2, "an image needs boxes of so many classes", within=(1, None))
+    least_side: float = key(0.1, "an image needs a box with a sqrt(area) of at least this …", within=(0, 1))
+    greatest_side: float = key(0.8, "… and at most this share of the image", within=(0, 1))
+    cap_step: int = key(20, "images per class in one round of the greedy choice", within=(1, None))
+    hand_drawn: bool = key(False, "only boxes drawn by hand (Source is xclick)")
+    salt: str = key("openimage-mini", "of the SHA-1 that orders images")
 
     def __post_init__(self) -> None:
-        for name in ("train_images", "most_classes", "least_boxes", "least_classes", "cap_step"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
-        for name in ("small_images", "validation_images", "least_train_boxes", "least_validation_boxes"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more.")
-        if self.most_classes > 254:
-            raise ValueError(f"most_classes is {self.most_classes}, expected at most 254: 255 means ignore in a map.")
+        check(self)
         if self.small_images > self.train_images:
             raise ValueError(
                 f"small_images is {self.small_images}, expected at most train_images, {self.train_images}."
             )
-        if not 0 <= self.least_side <= self.greatest_side <= 1:
+        if self.least_side > self.greatest_side:
             raise ValueError(
-                f"least_side and greatest_side are {self.least_side} and {self.greatest_side}, expected 0 <= least "
-                "<= greatest <= 1, in shares of the image."
+                f"least_side and greatest_side are {self.least_side} and {self.greatest_side}, expected least <= "
+                "greatest."
             )
-
-
-RULE_HELP = {
-    "train_images": "images for training",
-    "small_images": "of them, images of the small tier",
-    "validation_images": "images for validation",
-    "least_train_boxes": "a class needs so many usable training boxes",
-    "least_validation_boxes": "a class needs so many usable validation boxes",
-    "most_classes": "keep at most so many classes",
-    "least_boxes": "an image needs so many boxes",
-    "least_classes": "an image needs boxes of so many classes",
-    "least_side": "an image needs a box with sqrt(area) of at least this share of the image …",
-    "greatest_side": "… and at most this",
-    "cap_step": "images per class in one round of the greedy choice",
-    "hand_drawn": "only boxes drawn by hand (Source is xclick)",
-    "salt": "of the SHA-1 that orders images",
-}
-
-
-def rule_from(values: Mapping[str, Any]) -> Rule:
-    """A rule with these values; the others keep their defaults. Raises ValueError for unknown keys and wrong types."""
-    kinds = {field.name: type(field.default) for field in dataclasses.fields(Rule)}
-    for key, value in values.items():
-        if key not in kinds:
-            raise ValueError(f"{key!r} is no key of the selection rule, expected some of {', '.join(kinds)}.")
-        kind = kinds[key]
-        fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if not fits and not (kind is float and type(value) is int):
-            raise ValueError(f"{key} is {value!r}, expected {kind.__name__}.")
-    return Rule(**values)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
 """One region, and one thing about it exchanged: its surroundings, its content, or its surroundings and its place.
 
-Pixels are (3, S, S) uint8 of a square view, boxes (4,) unit xyxy.
+Of single pictures first: pixels are (3, S, S) uint8 of a square view, boxes (4,) unit xyxy. Then of a set of images,
+each of which gives its largest region that has surroundings.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,6 +22,10 @@ from ...repositioning import (
     reposition_foreground,
     sample_placement,
 )
+from .pictures import RegionImages, Swaps
+
+LARGEST_AREA = 0.5
+"""Of the view; a larger region has hardly any surroundings, and nowhere to go."""
 
 
 def resize(pixels: Tensor, height: int, width: int) -> Tensor:
@@ -50,3 +57,79 @@ def move_elsewhere(
     moved = reposition_foreground(resize(pixels, placement.side_px, placement.side_px), placement, other)
     mask = foreground_mask(placed_pixel_boxes(box[None], placement), (side, side))
     return replace_background(moved, other, torch.from_numpy(mask)), place_boxes(box[None], placement, side)[0]
+
+
+def has_surroundings(boxes: Tensor) -> Tensor:
+    """(N,) whether regions (N, 4) leave enough of the view free to have surroundings, and another place."""
+    return (boxes[:, 2:] - boxes[:, :2]).prod(1) <= LARGEST_AREA
+
+
+def largest_regions(images: RegionImages) -> list[int]:
+    """Of each image, the largest region that leaves half of the view free; images without such a region have none."""
+    boxes, owners = images.every_box, images.owners
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    regions = []
+    for image in range(len(images)):
+        own = torch.nonzero((owners == image) & has_surroundings(boxes))[:, 0]
+        if len(own):
+            regions.append(int(own[area[own].argmax()]))
+    return regions
+
+
+Move = Callable[[int, np.random.Generator], tuple[Tensor, Tensor]]
+"""Query image number and randomness in; pixels with its probed region elsewhere, and the box there, out."""
+
+
+def draw_swaps(
+    images: RegionImages, regions: list[int], move: Move, rng: np.random.Generator, partners: list[int] | None = None
+) -> Swaps:
+    """The exchanges of one region per image: surroundings of, or content of, another image with such a region.
+
+    Args:
+        images: The query images.
+        regions: Numbers of the probed regions, at most one per image, at least two.
+        move: Draws a region elsewhere.
+        rng: Of places.
+        partners: For each probed region, which probed region lends its surroundings; the next one by default.
+    """
+    boxes, owners = images.every_box, images.owners
+    surroundings, content, moved, moved_boxes = [], [], [], []
+    for number, region in enumerate(regions):
+        following = regions[number + 1 :] + regions[:number]
+        # Content of the same class would count as the same content.
+        other = next((r for r in following if _differs(images, r, region)), following[0])
+        pixels = images.pixels[owners[region]]
+        background = images.pixels[owners[following[0] if partners is None else regions[partners[number]]]]
+        box, other_box = boxes[region].numpy(), boxes[other].numpy()
+        surroundings.append(exchange_surroundings(pixels, box, background))
+        content.append(exchange_content(pixels, box, images.pixels[owners[other]], other_box))
+        picture, there = move(region, rng)
+        moved.append(picture)
+        moved_boxes.append(there)
+    chosen = torch.tensor(regions)
+    return Swaps(
+        regions=chosen,
+        images=owners[chosen],
+        boxes=boxes[chosen],
+        other_surroundings=torch.stack(surroundings),
+        other_content=torch.stack(content),
+        moved=torch.stack(moved),
+        moved_boxes=torch.stack(moved_boxes),
+    )
+
+
+def _differs(images: RegionImages, region: int, other: int) -> bool:
+    return images.labels is None or bool(images.labels[region] != images.labels[other])
+
+
+def move_before_next(images: RegionImages, regions: list[int]) -> Move:
+    """Moves a probed region elsewhere, before the image of the next one."""
+    boxes, owners = images.every_box, images.owners
+    following = dict(zip(regions, regions[1:] + regions[:1], strict=True))
+
+    def move(region: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        other = images.pixels[owners[following[region]]]
+        pixels, box = move_elsewhere(images.pixels[owners[region]], boxes[region].numpy(), other, rng)
+        return pixels, torch.from_numpy(np.asarray(box)).float()
+
+    return move

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -11,19 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ...imagenet import MEAN_COLOUR
+from ...pictures import BrokenImage, decode_picture
 from ...schema import xywh_to_unit_xyxy
-from .exchange import move_elsewhere, resize
+from .exchange import draw_swaps, largest_regions, move_before_next, resize
 from .pictures import (
-    BACKGROUND_GREY,
-    LARGEST_AREA,
     LEAST_SIDE,
     Grid,
-    Pictures,
     ProbeData,
-    draw_swaps,
+    RegionImages,
     frequent_groups,
 )
 
@@ -53,24 +50,24 @@ def build_photo_data(source: str, images: int, size_px: int, seed: int, objects:
     has_split = held_out is not None and held_out is not first
     photos, broken = _read(first, rng, images if has_split else 2 * images, size_px)
     if has_split:
-        asked, more = _read(held_out or [], rng, images, size_px)
+        held, more = _read(held_out or [], rng, images, size_px)
         broken += more
     else:
         notes.append("There is no validation split: one half of the pictures is the gallery, the other the queries.")
-        photos, asked = photos[: len(photos) // 2], photos[len(photos) // 2 :]
-    if min(len(photos), len(asked)) < 2:
+        photos, held = photos[: len(photos) // 2], photos[len(photos) // 2 :]
+    if min(len(photos), len(held)) < 2:
         raise ValueError(
-            f"{source}: {len(photos)} pictures for the gallery and {len(asked)} to ask about; expected at least 2 of "
+            f"{source}: {len(photos)} pictures for the gallery and {len(held)} queries; expected at least 2 of "
             "either. Is the split empty, or are the files not readable?"
         )
     if broken:
         notes.append(f"{len(broken)} pictures could not be read and are left out, first {broken[0]}.")
-    gallery, queries = _gather(photos), _gather(asked)
-    regions = _probed_regions(queries)
+    gallery, queries = _gather(photos), _gather(held)
+    regions = largest_regions(queries)
     skipped = {}
     swaps = grid = None
     if len(regions) > 1:
-        swaps = draw_swaps(queries, regions, _mover(queries, regions), rng)
+        swaps = draw_swaps(queries, regions, move_before_next(queries, regions), rng)
         grid = _paste_grid(queries, regions[:objects], size_px)
     else:
         reason = (
@@ -154,7 +151,7 @@ def _read(files: list[Path], rng: np.random.Generator, count: int, size_px: int)
             break
         try:
             photo = _decode(name, row, size_px, rng)
-        except (UnidentifiedImageError, OSError):
+        except BrokenImage:
             broken.append(f"{name}, image {row['image_id']}" if "image_id" in row else name)
             continue
         photos.append(photo)
@@ -189,9 +186,10 @@ def _decode(file: str, row: Mapping[str, Any], size_px: int, rng: np.random.Gene
     data = (row["image"] or {}).get("bytes")
     if not data:
         raise ValueError(f"{file}: an image without bytes. Embed them, as dataset_scripts.prepare does.")
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    boxes, labels = _read_regions(file, row, image.width, image.height)
+    width, height = row.get("width"), row.get("height")
+    decoded = decode_picture(data, file, (height, width) if width and height else None)
+    pixels = torch.from_numpy(decoded).permute(2, 0, 1)
+    boxes, labels = _read_regions(file, row, decoded.shape[1], decoded.shape[0])
     kept = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= LEAST_SIDE).all(1))
     if len(kept) > _MOST_REGIONS:
         kept = np.sort(rng.choice(kept, _MOST_REGIONS, replace=False))
@@ -220,11 +218,11 @@ def _read_regions(file: str, row: Mapping[str, Any], width: int, height: int) ->
     return boxes[kept], None if labels is None else np.array(labels, np.int64)[kept]
 
 
-def _gather(photos: list[_Photo]) -> Pictures:
+def _gather(photos: list[_Photo]) -> RegionImages:
     known = [photo.labels for photo in photos if photo.labels is not None]
     # A picture without any region does not need classes.
     complete = all(photo.labels is not None or not len(photo.boxes) for photo in photos) and len(known) > 0
-    return Pictures(
+    return RegionImages(
         torch.stack([photo.pixels for photo in photos]),
         [torch.from_numpy(photo.boxes).float() for photo in photos],
         torch.from_numpy(np.concatenate(known)) if complete else None,
@@ -234,43 +232,20 @@ def _gather(photos: list[_Photo]) -> Pictures:
 # ---------------------------------------------------------------------------------------------------------- exchanges
 
 
-def _probed_regions(pictures: Pictures) -> list[int]:
-    """Of each image, the largest region that leaves half of the view free; images without such a region have none."""
-    boxes, owners = pictures.every_box, pictures.owners
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    regions = []
-    for image in range(len(pictures)):
-        own = torch.nonzero((owners == image) & (area <= LARGEST_AREA))[:, 0]
-        if len(own):
-            regions.append(int(own[area[own].argmax()]))
-    return regions
-
-
-def _mover(pictures: Pictures, regions: list[int]) -> Any:
-    boxes, owners = pictures.every_box, pictures.owners
-    following = dict(zip(regions, regions[1:] + regions[:1], strict=True))
-
-    def move(region: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        other = pictures.pixels[owners[following[region]]]
-        pixels, box = move_elsewhere(pictures.pixels[owners[region]], boxes[region].numpy(), other, rng)
-        return pixels, torch.from_numpy(np.asarray(box)).float()
-
-    return move
-
-
-def _paste_grid(pictures: Pictures, regions: list[int], size_px: int) -> Grid:
-    """Regions cut out, brought to one size and pasted in three by three places on a grey canvas."""
-    boxes, owners = pictures.every_box, pictures.owners
+def _paste_grid(images: RegionImages, regions: list[int], size_px: int) -> Grid:
+    """Regions cut out, brought to one size and pasted in three by three places on ImageNet's mean colour."""
+    boxes, owners = images.every_box, images.owners
+    plain = torch.tensor(MEAN_COLOUR, dtype=torch.uint8).view(3, 1, 1).expand(3, size_px, size_px)
     canvases, places = [], []
     for region in regions:
         x1, y1, x2, y2 = (boxes[region] * size_px).round().int().tolist()
-        crop = pictures.pixels[owners[region]][:, y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]
+        crop = images.pixels[owners[region]][:, y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]
         shrink = _GRID_SIDE * size_px / max(crop.shape[1:])
         height, width = (max(2, round(side * shrink)) for side in crop.shape[1:])
         crop = resize(crop, height, width)
         for row, column in product(range(3), range(3)):
             top, left = (k * (size_px - side) // 2 for k, side in ((row, height), (column, width)))
-            canvas = torch.full((3, size_px, size_px), BACKGROUND_GREY, dtype=torch.uint8)
+            canvas = plain.clone()
             canvas[:, top : top + height, left : left + width] = crop
             canvases.append(canvas)
             places.append(torch.tensor([left, top, left + width, top + height]) / size_px)

@@ -6,30 +6,21 @@ Pixels are uint8, boxes unit xyxy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .exchange import exchange_content, exchange_surroundings
-
 LEAST_SIDE = 0.1
 """Of the view; a smaller region is a few pixels."""
 
-LARGEST_AREA = 0.5
-"""Of the view; a larger region has neither surroundings nor another place."""
-
 FREQUENT_CLASSES = 10
-"""At most so many classes are asked for in the neighbour read-out; more would have too few examples each."""
-
-BACKGROUND_GREY = 118
-"""The plain canvas of pasted objects: the mean colour of ImageNet."""
+"""At most so many classes count in the neighbour read-out; more would have too few examples each."""
 
 
 @dataclass(frozen=True)
-class Pictures:
+class RegionImages:
     """Images with their regions.
 
     Attributes:
@@ -79,7 +70,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class ProbeData:
-    """Everything that models are asked about.
+    """Everything that models are shown.
 
     Attributes:
         name: Where it comes from, for people.
@@ -90,7 +81,7 @@ class ProbeData:
         swaps: None without suitable regions.
         grid: None without suitable regions.
         class_names: May be empty.
-        groups: (classes,) what the neighbour read-out asks for: a number per class, -1 for none.
+        groups: (classes,) what the neighbour read-out names: a number per class, -1 for none.
         skipped: Measures that this data does not allow, and why.
         notes: What a reader should know about the data.
     """
@@ -98,8 +89,8 @@ class ProbeData:
     name: str
     size_px: int
     seed: int
-    gallery: Pictures
-    queries: Pictures
+    gallery: RegionImages
+    queries: RegionImages
     swaps: Swaps | None = None
     grid: Grid | None = None
     class_names: tuple[str, ...] = ()
@@ -108,53 +99,7 @@ class ProbeData:
     notes: tuple[str, ...] = ()
 
 
-Move = Callable[[int, np.random.Generator], tuple[Tensor, Tensor]]
-"""Query image number and randomness in; pixels with its probed region elsewhere, and the box there, out."""
-
-
-def draw_swaps(
-    pictures: Pictures, regions: list[int], move: Move, rng: np.random.Generator, partners: list[int] | None = None
-) -> Swaps:
-    """The exchanges of one region per image: surroundings of, or content of, another image with such a region.
-
-    Args:
-        pictures: The query images.
-        regions: Numbers of the probed regions, at most one per image, at least two.
-        move: Draws a region elsewhere.
-        rng: Of places.
-        partners: For each probed region, which probed region lends its surroundings; the next one by default.
-    """
-    boxes, owners = pictures.every_box, pictures.owners
-    surroundings, content, moved, moved_boxes = [], [], [], []
-    for number, region in enumerate(regions):
-        following = regions[number + 1 :] + regions[:number]
-        # Content of the same class would count as the same content.
-        other = next((r for r in following if _differs(pictures, r, region)), following[0])
-        pixels = pictures.pixels[owners[region]]
-        background = pictures.pixels[owners[following[0] if partners is None else regions[partners[number]]]]
-        box, other_box = boxes[region].numpy(), boxes[other].numpy()
-        surroundings.append(exchange_surroundings(pixels, box, background))
-        content.append(exchange_content(pixels, box, pictures.pixels[owners[other]], other_box))
-        picture, there = move(region, rng)
-        moved.append(picture)
-        moved_boxes.append(there)
-    chosen = torch.tensor(regions)
-    return Swaps(
-        regions=chosen,
-        images=owners[chosen],
-        boxes=boxes[chosen],
-        other_surroundings=torch.stack(surroundings),
-        other_content=torch.stack(content),
-        moved=torch.stack(moved),
-        moved_boxes=torch.stack(moved_boxes),
-    )
-
-
-def _differs(pictures: Pictures, region: int, other: int) -> bool:
-    return pictures.labels is None or bool(pictures.labels[region] != pictures.labels[other])
-
-
-def what_classes_lack(gallery: Pictures, queries: Pictures, neighbours: int) -> dict[str, str]:
+def what_classes_lack(gallery: RegionImages, queries: RegionImages, neighbours: int) -> dict[str, str]:
     """Measures that need classes and cannot be had, and why."""
     if gallery.labels is None or queries.labels is None:
         reason = "the data has no classes"

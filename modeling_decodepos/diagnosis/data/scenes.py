@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...imagenet import MEAN_COLOUR
 from ...scenes import (
     CLASS_NAMES,
     FIRST_INDEX,
@@ -19,7 +20,8 @@ from ...scenes import (
     sample_object,
     sample_scene,
 )
-from .pictures import BACKGROUND_GREY, LEAST_SIDE, Grid, Pictures, ProbeData, draw_swaps
+from .exchange import draw_swaps
+from .pictures import LEAST_SIDE, Grid, ProbeData, RegionImages
 from .scene_pairs import OBJECT_SHAPES, find_fitting, move_inside, sample_elsewhere
 
 _STREAM = 5
@@ -76,7 +78,7 @@ def _probed_scenes(seed: int, first: int, count: int, size_px: int) -> list[Scen
     return specs
 
 
-def _draw(specs: list[SceneSpec]) -> tuple[Pictures, list[int]]:
+def _draw(specs: list[SceneSpec]) -> tuple[RegionImages, list[int]]:
     """The pictures of scenes with their objects as regions, and the number of each scene's last region."""
     pixels, boxes, labels, last = [], [], [], []
     total = 0
@@ -89,12 +91,12 @@ def _draw(specs: list[SceneSpec]) -> tuple[Pictures, list[int]]:
         labels.append(torch.from_numpy(scene.classes[kept]))
         total += int(kept.sum())
         last.append(total - 1)
-    return Pictures(torch.stack(pixels), boxes, torch.cat(labels)), last
+    return RegionImages(torch.stack(pixels), boxes, torch.cat(labels)), last
 
 
 def _draw_grid(rng: np.random.Generator, objects: int, size_px: int) -> Grid:
-    """Objects of different classes, each alone in three by three places on a grey canvas."""
-    grey = Background("uniform", ((BACKGROUND_GREY,) * 3,) * 3)
+    """Objects of different classes, each alone in three by three places on a canvas of ImageNet's mean colour."""
+    plain = Background("uniform", (MEAN_COLOUR,) * 3)
     size = _GRID_OBJECT * size_px
     low = float(np.ceil(size / 2) + 1)
     places = [low, float(round(size_px / 2)), size_px - low]
@@ -103,7 +105,7 @@ def _draw_grid(rng: np.random.Generator, objects: int, size_px: int) -> Grid:
     for class_index in rng.permutation(shapes)[:objects]:
         item = sample_object(rng, int(class_index), (0.0, 0.0), size)
         for y, x in product(places, places):
-            scene = render_scene(SceneSpec(size_px, grey, (dataclasses.replace(item, center=(x, y)),)))
+            scene = render_scene(SceneSpec(size_px, plain, (dataclasses.replace(item, center=(x, y)),)))
             pixels.append(torch.from_numpy(scene.pixels).permute(2, 0, 1))
             boxes.append(torch.from_numpy(scene.boxes[0]))
     count = len(pixels) // len(places) ** 2

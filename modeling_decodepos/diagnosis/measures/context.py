@@ -61,7 +61,9 @@ def exchange_cosines(regions: Tensor, other_surroundings: Tensor, other_content:
     mean = rows.mean((0, 1))
     centred = rows - mean
     centred = torch.where(centred.norm(dim=-1, keepdim=True) > _ROUNDING * mean.norm(), centred, 0.0)
-    content, context = (F.cosine_similarity(centred[0], centred[k], dim=-1) for k in (1, 2))
+    # The function's own least length, 1e-8, would shrink the cosines of small features.
+    least = torch.finfo(centred.dtype).tiny
+    content, context = (F.cosine_similarity(centred[0], centred[k], dim=-1, eps=least) for k in (1, 2))
     return content, context
 
 

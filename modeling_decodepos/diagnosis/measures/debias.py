@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from .place import Subspace
+from .position import Subspace
 
 COUNTS = (0, 1, 2, 4, 8, 16, 32, 64)
 """Numbers of directions tried."""
@@ -68,7 +68,8 @@ def build_layer(subspace: Subspace, count: int) -> nn.Conv2d:
 def save_layer(layer: nn.Conv2d, path: Path, settings: Mapping[str, Any]) -> None:
     """Weight and bias as safetensors; what they were made from goes into the file's metadata."""
     tensors = {name: value.contiguous() for name, value in layer.state_dict().items()}
-    save_file(tensors, path, metadata={"format": "pt", "decodepos": json.dumps(dict(settings))})
+    # Not `save_file`, whose files nobody else may read, whatever the umask.
+    path.write_bytes(save(tensors, metadata={"format": "pt", "decodepos": json.dumps(dict(settings))}))
 
 
 def load_debias(path: Path | str) -> nn.Conv2d:

@@ -22,7 +22,7 @@ def measure_influence(
     regions: a number that one scale or rotation of all features does not change in kind.
 
     Args:
-        model: What to ask.
+        model: The network.
         pixels: (I, 3, S, S) uint8.
         boxes: (I, 4), one region per picture.
         seed: Of the bootstrap.
@@ -38,7 +38,8 @@ def measure_influence(
             found = model.maps(images)
             pooled = pool_stages(model, [feature_map.float() for feature_map in found], list(boxes[part, None]))
             for number, features in enumerate(pooled):
-                direction = F.normalize((features - features.mean(0)).detach(), dim=1)
+                away = (features - features.mean(0)).detach()
+                direction = F.normalize(away, dim=1, eps=torch.finfo(away.dtype).tiny)
                 if not features.requires_grad:
                     return [nothing("no gradient reaches the pixels")] * len(model.stages), torch.zeros(0)
                 (gradient,) = torch.autograd.grad((features * direction).sum(), images, retain_graph=True)

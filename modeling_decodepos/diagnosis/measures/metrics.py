@@ -77,7 +77,7 @@ METRICS = (
         percent=False,
     ),
     Metric(
-        "content_wins", "retrieval", "Same object elsewhere is nearer", "place-or-content/1", 0.5, "higher",
+        "content_wins", "retrieval", "Same object elsewhere is nearer", "place-or-content/2", 0.5, "higher",
         "An object on a plain canvas, in nine places: how often is it closer to itself elsewhere than to another "
         "object in its own place? 50 % is a coin toss.",
     ),
@@ -93,8 +93,8 @@ METRICS = (
     ),
     Metric(
         "neighbour_advantage", "neighbour", "Neighbour named from the region", "neighbour-read-out/1", 0.0, "lower",
-        "A linear read-out of a region's feature is asked what stands beside it. 0: no better than the most frequent "
-        "answer; 100 %: always right.",
+        "What a linear read-out of a region's feature says of the region beside it. 0: no better than the most "
+        "frequent answer; 100 %: always right.",
     ),
     Metric(
         "influence_outside", "influence", "Gradient outside the box", "gradient-influence/1", None, "lower",

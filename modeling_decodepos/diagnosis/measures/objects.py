@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.pictures import Pictures
+from ..data.pictures import RegionImages
 from ..statistics.estimates import Array, Estimate, estimate, nothing, ratio
 from ..statistics.knn import knn_predict
 from ..statistics.ridge import ridge_predict
 from .context import exchange_cosines, leak_ratio
-from .place import is_constant
+from .position import is_constant
 
 NEIGHBOURS = 20
 COLLAPSED = "collapsed: all features are alike"
@@ -38,7 +38,7 @@ def place_or_content(features: Tensor, *, seed: int = 0) -> Estimate:
     if is_constant(features):
         return nothing(COLLAPSED)
     centred = features.double() - features.double().mean((0, 1))
-    unit = F.normalize(centred, dim=2)
+    unit = F.normalize(centred, dim=2, eps=torch.finfo(centred.dtype).tiny)
     same = torch.einsum("mpc,mqc->mpq", unit, unit)  # the same object in another place
     other = torch.einsum("mpc,npc->mpn", unit, unit)  # another object in the same place
     wins = (same[:, :, :, None] > other[:, :, None, :]).double() + 0.5 * (same[:, :, :, None] == other[:, :, None, :])
@@ -94,7 +94,7 @@ def naive_accuracy(gallery_labels: Tensor, labels: Tensor, *, seed: int = 0) -> 
 
 @torch.no_grad()
 def name_neighbour(
-    gallery: Tensor, gallery_pairs: Neighbours, queries: Tensor, query_pairs: Neighbours, *, seed: int = 0
+    gallery: Tensor, gallery_pairs: NeighbourPairs, queries: Tensor, query_pairs: NeighbourPairs, *, seed: int = 0
 ) -> dict[str, Estimate]:
     """How often a linear read-out of a region's feature names the class of the region beside it.
 
@@ -106,11 +106,11 @@ def name_neighbour(
     if len(gallery_pairs.groups) < 20 or len(query_pairs.groups) < 20 or classes < 2:
         count = min(len(gallery_pairs.groups), len(query_pairs.groups))
         return dict.fromkeys(names, nothing(f"{count} regions have a neighbour that does not touch them; 20 needed"))
-    x, asked = gallery[gallery_pairs.regions], queries[query_pairs.regions]
-    if is_constant(torch.cat([x, asked])):
+    x, x_test = gallery[gallery_pairs.regions], queries[query_pairs.regions]
+    if is_constant(torch.cat([x, x_test])):
         return dict.fromkeys(names, nothing(COLLAPSED))
     target = torch.from_numpy(np.eye(classes)[gallery_pairs.groups])
-    predicted = ridge_predict(x, target, asked).argmax(1).numpy()
+    predicted = ridge_predict(x, target, x_test).argmax(1).numpy()
     frequent = np.bincount(gallery_pairs.groups, minlength=classes).argmax()
     right = np.stack([predicted == query_pairs.groups, frequent == query_pairs.groups, np.ones(len(predicted))], 1)
     rows = np.zeros((int(query_pairs.images.max()) + 1, 3))
@@ -127,7 +127,7 @@ def name_neighbour(
     }
 
 
-class Neighbours:
+class NeighbourPairs:
     """Regions with the group of the nearest region that does not touch them.
 
     Attributes:
@@ -136,11 +136,11 @@ class Neighbours:
         images: Number of their image.
     """
 
-    def __init__(self, pictures: Pictures, groups: Tensor):
-        regions, found, images = [], [], []
+    def __init__(self, images: RegionImages, groups: Tensor):
+        regions, found, owners = [], [], []
         start = 0
-        for image, boxes in enumerate(pictures.boxes):
-            labels = None if pictures.labels is None else pictures.labels[start : start + len(boxes)]
+        for image, boxes in enumerate(images.boxes):
+            labels = None if images.labels is None else images.labels[start : start + len(boxes)]
             for region in range(len(boxes)):
                 gap = _gaps(boxes[region], boxes)
                 gap[region] = float("inf")
@@ -152,11 +152,11 @@ class Neighbours:
                 if group >= 0:
                     regions.append(start + region)
                     found.append(group)
-                    images.append(image)
+                    owners.append(image)
             start += len(boxes)
         self.regions = torch.tensor(regions, dtype=torch.long)
         self.groups = np.array(found, np.int64)
-        self.images = np.array(images, np.int64)
+        self.images = np.array(owners, np.int64)
 
 
 def _gaps(box: Tensor, boxes: Tensor) -> Tensor:

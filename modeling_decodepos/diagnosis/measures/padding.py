@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..models.load import padded_convolutions
+from ..models.networks import padded_convolutions
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 

@@ -1,4 +1,4 @@
-"""What a model says about pictures: one feature per region and per cell of a coarse grid, stage by stage.
+"""Features of pictures: one per region and per cell of a coarse grid, stage by stage.
 
 Shapes: I pictures, N regions, L = h * w cells, C channels.
 """
@@ -30,9 +30,9 @@ class StageFeatures:
 
     Attributes:
         regions: (N, C), image by image.
-        cells: (I, L, C), row by row; empty if they were not asked for.
+        cells: (I, L, C), row by row; empty unless wanted.
         grid: h and w of the cells.
-        norms: (I, h', w') length of every cell of the map itself; empty if not asked for.
+        norms: (I, h', w') length of every cell of the map itself; empty unless wanted.
     """
 
     regions: Tensor
@@ -62,7 +62,7 @@ def read_features(
     """Features of all stages, on the CPU.
 
     Args:
-        model: What to ask.
+        model: The network.
         pixels: (I, 3, S, S) uint8.
         boxes: (R_i, 4) of each picture, or none.
         cells: Whether the cells are wanted, too.

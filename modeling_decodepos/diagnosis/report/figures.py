@@ -5,6 +5,7 @@ Colours run from dark blue (least) to pale yellow (most), legible without colour
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..data.pictures import ProbeData
-from ..measures.place import Subspace
 from ..models.features import StageFeatures
 from ..results import ModelResult
 
@@ -52,9 +52,9 @@ class Sheet:
     def label(self, row: int, text: str, note: str = "") -> None:
         """Write before a row."""
         top = _TOP + row * (_TILE + _CAPTION)
-        for line, part in enumerate(_wrap(text, 19)[:4]):
+        for line, part in enumerate(textwrap.wrap(text, 19)[:4]):
             self._text(8, top + 8 + 17 * line, part, _INK, 13, _LEFT - 14)
-        for line, part in enumerate(_wrap(note, 22)[:4] if note else []):
+        for line, part in enumerate(textwrap.wrap(note, 22)[:4]):
             self._text(8, top + 84 + 15 * line, part, _MUTED, 11, _LEFT - 14)
 
     def put(
@@ -79,29 +79,16 @@ class Sheet:
         self.draw.text((x * _SCALE, y * _SCALE), text, fill=color, font=font)
 
 
-def _wrap(text: str, length: int) -> list[str]:
-    lines = [""]
-    for word in text.replace("_", "_ ").replace("/", "/ ").split(" "):
-        pieces = [word[k : k + length] for k in range(0, len(word), length)] or [""]
-        for piece in pieces:
-            joined = f"{lines[-1]} {piece}" if lines[-1] and not lines[-1].endswith(("_", "/")) else lines[-1] + piece
-            if len(joined) <= length or not lines[-1]:
-                lines[-1] = joined
-            else:
-                lines.append(piece)
-    return lines
-
-
 def draw_blank_pages(models: Sequence[ModelResult]) -> Image.Image | None:
     """What each stage says about a blank page: how far each cell's feature is from the page's own mean."""
-    shown = [model for model in models if model.asked.blank]
+    shown = [model for model in models if model.features.blank]
     if not shown:
         return None
     most = max(len(model.stages) for model in shown)
     sheet = Sheet([f"stage {k + 1} of {most}" for k in range(most)], len(shown))
     for row, model in enumerate(shown):
         sheet.label(row, model.name, "deviation from the page's mean, as a share of the feature's length")
-        for column, (stage, features) in enumerate(zip(model.stages, model.asked.blank, strict=True)):
+        for column, (stage, features) in enumerate(zip(model.stages, model.features.blank, strict=True)):
             drift, size = page_drift(features)
             sheet.put(row, column, colorize(drift, 0.0, max(float(drift.max()), 0.02)), f"{stage.name}: {size:.0%}")
     return sheet.image
@@ -118,19 +105,19 @@ def page_drift(features: StageFeatures) -> tuple[Tensor, float]:
 
 def draw_influence(models: Sequence[ModelResult], data: ProbeData, columns: int = 5) -> Image.Image | None:
     """The probed regions, and below them, per model, where the last stage's gradient falls."""
-    shown = [model for model in models if model.asked.gradients.numel()]
+    shown = [model for model in models if model.features.gradients.numel()]
     if not shown or data.swaps is None:
         return None
-    columns = min(columns, len(shown[0].asked.gradients))
+    columns = min(columns, len(shown[0].features.gradients))
     sheet = Sheet([f"picture {k + 1}" for k in range(columns)], len(shown) + 1)
-    sheet.label(0, "region asked about")
+    sheet.label(0, "query region")
     pictures = [_picture(data.queries.pixels[data.swaps.images[k]]) for k in range(columns)]
     for column, picture in enumerate(pictures):
         sheet.put(0, column, picture, box=data.swaps.boxes[column])
     for row, model in enumerate(shown, start=1):
         sheet.label(row, model.name, f"{model.last.name}: gradient energy")
         for column in range(columns):
-            energy = model.asked.gradients[column]
+            energy = model.features.gradients[column]
             share = share_outside(energy, data.swaps.boxes[column])
             blend = heat_over(pictures[column], energy)
             sheet.put(row, column, blend, f"{share:.0%} outside the box", data.swaps.boxes[column], smooth=True)
@@ -155,8 +142,8 @@ def share_outside(energy: Tensor, box: Tensor) -> float:
 
 
 def draw_swaps(models: Sequence[ModelResult], data: ProbeData, rows: int = 3) -> Image.Image | None:
-    """The exchanges, and how much each model's last feature stays the same under each, as centred cosines."""
-    shown = [model for model in models if model.asked.surroundings]
+    """A region as it is, before other surroundings, with other content, and somewhere else."""
+    shown = [model for model in models if model.features.surroundings]
     if not shown or data.swaps is None:
         return None
     swaps, rows = data.swaps, min(rows, len(data.swaps.regions))
@@ -186,26 +173,19 @@ def draw_directions(models: Sequence[ModelResult], data: ProbeData, columns: int
         sheet.put(0, column + 1, _picture(data.queries.pixels[column]))
     for number, model in enumerate(shown):
         assert model.debias is not None
-        features = model.asked.queries[model.debias.stage]
+        features = model.features.queries[model.debias.stage]
         subspace = model.stages[model.debias.stage].subspace
         assert subspace is not None
         for step, removed in enumerate((0, model.debias.count)):
             row = 1 + 2 * number + step
-            note = "as it is" if removed == 0 else f"{removed} directions removed"
+            note = f"{removed} direction{'s' if removed > 1 else ''} removed" if removed else "as it is"
             sheet.label(row, model.name, note)
-            colors = _false_colors(features, subspace, removed)
-            mean, every = colors
-            sheet.put(row, 0, mean)
-            for column in range(columns):
-                sheet.put(row, column + 1, every[column])
+            cells = subspace.remove(features.cells, removed)
+            # The mean map and single pictures, on one scale.
+            every = false_colors(torch.cat([cells, cells.mean(0, keepdim=True)]), features.grid, fitted=len(cells))
+            for column, tile in enumerate([every[-1], *every[:columns]]):
+                sheet.put(row, column, tile)
     return sheet.image
-
-
-def _false_colors(features: StageFeatures, subspace: Subspace, removed: int) -> tuple[Pixels, list[Pixels]]:
-    """The mean map and single pictures in false colours, on one scale."""
-    cells = subspace.remove(features.cells, removed)
-    colors = false_colors(torch.cat([cells, cells.mean(0, keepdim=True)]), features.grid, fitted=len(cells))
-    return colors[-1], colors[:-1]
 
 
 def false_colors(cells: Tensor, grid: tuple[int, int], fitted: int | None = None) -> list[Pixels]:

@@ -1,12 +1,17 @@
-"""Numbers with their uncertainty: a statistic of sums over images, and what it is when the images are drawn anew.
+"""Numbers with their uncertainty: every 95 % interval of this project.
 
-Every measure of the diagnosis is a function of sums over images. So a bootstrap draws images, never regions or cells:
-those of one image hang together.
+    estimate             a function of sums over images: bootstrap over images, as in every measure of the diagnosis
+    bootstrap_interval   a mean over the items of images
+    jackknife_interval   a score that is no mean
+    half_width_95        the mean of a few numbers, such as one per seed: Student's t
+
+Images are drawn, never regions or cells: those of one image hang together.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +22,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 ROUNDS = 500
+_ROUNDS_AT_A_TIME = 100
+# Two-sided 95 % quantiles of Student's t for 1, 2, 3 … degrees of freedom.
+_STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 _STREAM = 7  # of randomness, beside those that data are drawn from
 
 
@@ -96,3 +104,67 @@ def pool_seeds(estimates: Sequence[Estimate]) -> Estimate:
     mixed = np.take_along_axis(draws, chosen, 1).mean(1)
     low, high = np.quantile(mixed, [0.025, 0.975])
     return Estimate(value, float(low), float(high), count, draws=mixed)
+
+
+def bootstrap_interval(
+    totals: NDArray[Any], counts: NDArray[Any], *, seed: int | Sequence[int] = 0, rounds: int = 1000
+) -> tuple[float, float]:
+    """95 % interval of sum(totals) / sum(counts) when images are drawn again.
+
+    Args:
+        totals: (I,) sum of a score over the items of each image, such as right predictions.
+        counts: (I,) number of items of each image, at least one.
+        seed: Of the draws.
+        rounds: Number of draws.
+    """
+    rng = np.random.default_rng(seed)
+    values = []
+    for start in range(0, rounds, _ROUNDS_AT_A_TIME):
+        drawn = rng.integers(0, len(counts), (min(_ROUNDS_AT_A_TIME, rounds - start), len(counts)))
+        values.append(totals[drawn].sum(1) / counts[drawn].sum(1))
+    low, high = np.quantile(np.concatenate(values), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def jackknife_interval(
+    score: Callable[[NDArray[np.bool_]], float], images: int, groups: int = 20
+) -> tuple[float, float] | None:
+    """95 % interval over images of a score that is no mean, such as a mean over classes: delete-a-group jackknife.
+
+    Drawing images again would lose rare classes in most draws, and the interval would miss the score itself. None for
+    fewer than two images, or where a part has no score.
+
+    Args:
+        score: Of the images whose flag is true, from (images,) flags.
+        images: Number of images.
+        groups: Number of parts that are left out in turn.
+    """
+    groups = min(groups, images)
+    if groups < 2:
+        return None
+    whole = score(np.ones(images, dtype=bool))
+    parts = np.array([score(np.arange(images) % groups != group) for group in range(groups)])
+    error = math.sqrt((groups - 1) / groups * float(((parts - parts.mean()) ** 2).sum()))
+    return (whole - 1.96 * error, whole + 1.96 * error) if math.isfinite(error) else None
+
+
+def half_width_95(values: Sequence[float]) -> float | None:
+    """Half of the 95 % interval of the mean of the values (Student's t); None for fewer than two."""
+    if len(values) < 2:
+        return None
+    return student_quantile_95(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def student_quantile_95(degrees: int) -> float:
+    """What Student's t with so many degrees of freedom stays between, with both signs, in 95 % of draws."""
+    if degrees <= len(_STUDENT_95):
+        return _STUDENT_95[degrees - 1]
+    # Expansion in 1 / degrees around the normal distribution's quantile (Abramowitz and Stegun, 26.7.5).
+    x = 1.959963984540054
+    terms = (
+        (x**3 + x) / 4,
+        (5 * x**5 + 16 * x**3 + 3 * x) / 96,
+        (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384,
+        (79 * x**9 + 776 * x**7 + 1482 * x**5 - 1920 * x**3 - 945 * x) / 92160,
+    )
+    return x + sum(term / degrees**power for power, term in enumerate(terms, start=1))

@@ -1,7 +1,10 @@
-"""Weighted k-nearest-neighbour classification of features: can a region's class be read from what lies near it?
+"""Exact nearest neighbours of features in bounded memory, and the class that they vote for.
 
 Neighbours are found by cosine and vote with exp(cosine / temperature), as is usual since instance discrimination.
 Features are used as they are up to length: turning them all by one rotation, or scaling any row, changes nothing.
+
+Both sides go in blocks, and each query keeps its best k so far: the whole table of cosines of a large gallery, or a
+copy of the gallery, would not fit. One search serves every smaller k.
 
 Shapes: G gallery rows, Q queries, D features, k neighbours.
 """
@@ -13,10 +16,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm.auto import tqdm
 
 TEMPERATURE = 0.07
-# Cosines held at a time (64 MiB); the whole table of a large gallery would not fit.
-_MOST_COSINES = 2**24
+
+QUERY_BLOCK, GALLERY_BLOCK = 1024, 4096
+"""16 MiB of cosines at a time: they stay in a CPU's cache on their way from the product to the selection."""
+
+_MOST_PAIRS = 2**24  # neighbour against neighbour, when they vote
 
 
 @dataclass(frozen=True)
@@ -28,15 +35,29 @@ class KnnAccuracy:
 
 
 @torch.no_grad()
-def knn_neighbours(gallery: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def knn_neighbours(
+    gallery: Tensor,
+    queries: Tensor,
+    k: int,
+    *,
+    device: torch.device | str | None = None,
+    query_block: int = QUERY_BLOCK,
+    gallery_block: int = GALLERY_BLOCK,
+    progress: bool = False,
+) -> tuple[Tensor, Tensor]:
     """(Q, k) cosines and (Q, k) gallery rows of each query's nearest neighbours, nearest first.
 
-    A gallery of fewer than k rows gives all of them.
+    They lie where the gallery lies. Memory beyond the arguments and the result: the normalised queries, gallery_block
+    normalised rows, and query_block x (gallery_block + k) cosines.
 
     Args:
-        gallery: (G, D) features.
+        gallery: (G, D) features; may be fp16 or bf16, and is normalised block by block in fp32.
         queries: (Q, D) features.
-        k: Number of neighbours.
+        k: Number of neighbours; a gallery of fewer rows gives all of them.
+        device: Where to compute; where the gallery lies by default.
+        query_block: Queries at a time.
+        gallery_block: Gallery rows at a time.
+        progress: Whether to show a bar.
     """
     if gallery.ndim != 2 or queries.ndim != 2 or gallery.shape[1] != queries.shape[1]:
         raise ValueError(
@@ -44,14 +65,56 @@ def knn_neighbours(gallery: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Te
         )
     if len(gallery) == 0 or k < 1:
         raise ValueError(f"the gallery has {len(gallery)} rows and k is {k}; expected at least one of either.")
-    if not (torch.isfinite(gallery).all() and torch.isfinite(queries).all()):
-        raise ValueError("the features hold NaN or infinite values: they have no neighbours.")
     k = min(k, len(gallery))
-    unit_gallery = F.normalize(gallery.float(), dim=1)
-    # No query at all still gives tables of the right shape.
-    parts = F.normalize(queries.float(), dim=1).split(max(1, _MOST_COSINES // len(gallery)))
-    found = [(part @ unit_gallery.T).topk(k, dim=1) for part in parts]
-    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+    device = gallery.device if device is None else device
+    if not len(queries):
+        return gallery.new_zeros((0, k), dtype=torch.float32), gallery.new_zeros((0, k), dtype=torch.int64)
+    # Each block of the gallery is normalised once and meets all queries: those are few and stay.
+    unit_queries = [_unit(part.to(device)) for part in queries.split(query_block)]
+    cosines = [torch.zeros((len(part), 0), device=device) for part in unit_queries]
+    rows = [torch.zeros((len(part), 0), dtype=torch.int64, device=device) for part in unit_queries]
+    starts = range(0, len(gallery), gallery_block)
+    for start in tqdm(starts, desc="neighbours", unit="block", disable=not progress, leave=False):
+        block = _unit(gallery[start : start + gallery_block].to(device)).T
+        for number, part in enumerate(unit_queries):
+            found, places = _best(part @ block, cosines[number], k)
+            places = places + start
+            if start:
+                both = torch.cat([cosines[number], found], 1)
+                found, chosen = both.topk(min(k, both.shape[1]), dim=1)
+                places = torch.cat([rows[number], places], 1).gather(1, chosen)
+            cosines[number], rows[number] = found, places
+    return torch.cat(cosines).to(gallery.device), torch.cat(rows).to(gallery.device)
+
+
+def _best(products: Tensor, known: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(Q, n) cosines and columns of a block that can matter beside the `known` k best, as few as there are.
+
+    Where a query has fewer than others, the rest of its row is -inf.
+    """
+    if known.shape[1] < k:
+        return products.topk(min(k, products.shape[1]), dim=1)
+    # Only what beats the worst of the best so far can enter: after some blocks, hardly anything.
+    queries, columns = (products > known[:, -1:]).nonzero(as_tuple=True)
+    if len(queries) > products.numel() // 8:
+        return products.topk(min(k, products.shape[1]), dim=1)
+    counts = queries.bincount(minlength=len(products))
+    place = torch.arange(len(queries), device=queries.device) - (counts.cumsum(0) - counts)[queries]
+    size = (len(products), int(counts.max()))
+    found, places = products.new_full(size, -torch.inf), columns.new_zeros(size)
+    found[queries, place], places[queries, place] = products[queries, columns], columns
+    return found, places
+
+
+def _unit(rows: Tensor) -> Tensor:
+    values = rows.float()
+    if not torch.isfinite(values).all():
+        raise ValueError("the features hold NaN or infinite values: they have no neighbours.")
+    if values.numel():
+        # Powers of two, which round nothing: the squares of small features would be zero in 32 bits.
+        exponents = torch.frexp(values.abs().amax(1, keepdim=True)).exponent.clamp(-126, 126)
+        values = values * torch.exp2(-exponents.float())
+    return F.normalize(values, dim=1)
 
 
 @torch.no_grad()
@@ -70,12 +133,23 @@ def knn_predict(
     if gallery_labels.shape != gallery.shape[:1]:
         raise ValueError(f"gallery_labels is {tuple(gallery_labels.shape)}; expected ({len(gallery)},): one per row.")
     cosines, rows = knn_neighbours(gallery, queries, k)
-    labels = gallery_labels[rows]
+    return knn_vote(cosines, gallery_labels[rows], temperature)
+
+
+@torch.no_grad()
+def knn_vote(cosines: Tensor, labels: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """(Q,) the class with the most votes of some neighbours. A tie goes to the class of the nearer neighbour.
+
+    Args:
+        cosines: (Q, k) of the neighbours, nearest first.
+        labels: (Q, k) their classes.
+        temperature: A vote weighs exp(cosine / temperature).
+    """
     # Relative to the nearest, so that no temperature overflows.
     weights = ((cosines - cosines[:, :1]) / temperature).exp()
     predictions = []
     # Each neighbour collects the votes of its own class: no table of all classes, and the same sum on every device.
-    chunk = max(1, _MOST_COSINES // rows.shape[1] ** 2)
+    chunk = max(1, _MOST_PAIRS // labels.shape[1] ** 2)
     for part, weight in zip(labels.split(chunk), weights.split(chunk), strict=True):
         votes = ((part[:, :, None] == part[:, None, :]) * weight[:, None, :]).sum(2)
         predictions.append(part.gather(1, votes.argmax(1, keepdim=True))[:, 0])

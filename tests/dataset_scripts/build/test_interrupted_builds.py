@@ -21,7 +21,7 @@ from dataset_scripts.sources.scenes import scenes_source
 
 ROOT = Path(__file__).parents[3]
 ROWS, ROWS_PER_SHARD = 90, 15
-SETUP = "import sys; from tests.dataset_scripts import test_interrupted_builds as builds; "
+SETUP = "import sys; from tests.dataset_scripts.build import test_interrupted_builds as builds; "
 
 
 def slow_row(split: str, number: int) -> dict:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from dataset_scripts.proposals import PROVIDERS, Proposals, add_regions, check_provider, propose, recipe_of
 from dataset_scripts.proposals.filtering import keep_once, keep_useful
+from dataset_scripts.proposals.inputs import ProposalInput
 from dataset_scripts.proposals.map_masks import map_masks
-from dataset_scripts.proposals.picture import Picture
 from dataset_scripts.proposals.segments import segment_boxes, segment_image
 from dataset_scripts.proposals.selective import FULL
 from tests.dataset_scripts.proposals.pictures_of_regions import clutter, encode, grainy, noise, row, shapes
@@ -24,7 +24,7 @@ SEARCHES = ("selective", "selective_320", "felzenszwalb")
 
 
 def picture(encoded=None, size=(240, 180), encoded_map=None):
-    return Picture(*size, np.zeros((0, 4), np.float32), np.random.default_rng(0), encoded, encoded_map)
+    return ProposalInput(*size, np.zeros((0, 4), np.float32), np.random.default_rng(0), encoded, encoded_map)
 
 
 def regions(pixels, provider="selective", **options):
@@ -150,15 +150,15 @@ from PIL import Image
 from dataset_scripts.proposals import propose
 propose("selective", 64, 64, [], np.random.default_rng(0), open(sys.argv[1], "rb").read())
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-boxes, _ = propose("selective_320", 12000, 10000, [], np.random.default_rng(0), open(sys.argv[2], "rb").read())
-assert boxes[:, 2].max() > 3000
+boxes, _ = propose("selective_320", 9500, 9400, [], np.random.default_rng(0), open(sys.argv[2], "rb").read())
+assert boxes[:, 2].max() > 2400
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     encoded = encode(noise(64, 64), "JPEG")
     huge = io.BytesIO()
-    Image.fromarray(shapes()).resize((12000, 10000), Image.Resampling.NEAREST).save(huge, "JPEG")
+    Image.fromarray(shapes()).resize((9500, 9400), Image.Resampling.NEAREST).save(huge, "JPEG")
     used = int(in_new_process(script, encoded, huge.getvalue()))
-    assert used < 100  # MB; the picture itself has 360
+    assert used < 100  # MB; the picture itself has 268
 
 
 def in_new_process(script, *files):
@@ -218,7 +218,7 @@ def test_sixteen_bits_keep_their_brightness():
 
 
 def test_an_image_of_another_size_is_refused_by_name():
-    with pytest.raises(ValueError, match="240 x 180 px, but its row says 100 x 50") as caught:
+    with pytest.raises(ValueError, match="240 x 180 px, but its data set says 100 x 50") as caught:
         add_regions(row(encode(shapes()), 100, 50), "selective")
     assert caught.value.__notes__ == ["This was image 'a'."]
     with pytest.raises(ValueError, match="no bytes"):

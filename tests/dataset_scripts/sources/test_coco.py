@@ -14,12 +14,11 @@ from datasets import load_dataset
 from PIL import Image, ImageOps
 
 from dataset_scripts.build.parquet import build_dataset, load_manifest
-from dataset_scripts.build.records import work_folder
 from dataset_scripts.check import check_dataset
+from dataset_scripts.files import lock_folder
 from dataset_scripts.pictures.boxes import choose_box_format
 from dataset_scripts.prepare import main
 from dataset_scripts.sources.coco.builder import OFFICIAL_CATEGORIES, coco_source, draw_map
-from dataset_scripts.sources.coco.json_stream import JsonObject
 from dataset_scripts.sources.coco.parquet import parquet_source
 from tests.dataset_scripts.small_sources import annotation_entry, coco, image_entry, picture, put
 from tests.real_data import COCO_MULTIOBJECT as MULTIOBJECT
@@ -130,7 +129,7 @@ def real_sample(tmp_path_factory):
     if not SAMPLE.is_dir():
         pytest.skip("the COCO sample is not on this machine")
     output = tmp_path_factory.mktemp("sample") / "coco"
-    build_dataset(output, coco_source(SAMPLE, work_folder(output)), 1, rows_per_shard=10)
+    build_dataset(output, coco_source(SAMPLE, tmp_path_factory.mktemp("work")), 1, rows_per_shard=10)
     content = json.loads((SAMPLE / "annotations" / "instances_val2017.json").read_text())
     of_image = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
@@ -140,7 +139,7 @@ def real_sample(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_real_sample_does_not_depend_on_workers(real_sample, tmp_path):
-    build_dataset(tmp_path / "2", coco_source(SAMPLE, work_folder(tmp_path / "2")), 2, rows_per_shard=10)
+    build_dataset(tmp_path / "2", coco_source(SAMPLE, tmp_path), 2, rows_per_shard=10)
     assert load_manifest(tmp_path / "2") == load_manifest(real_sample[0])
 
 
@@ -215,6 +214,43 @@ def change(source, **changes):
     path = source / "annotations" / "instances_val2017.json"
     content = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def files_below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_nothing_is_left_beside_what_is_built(small, tmp_path):
+    """Not even after a build that was killed."""
+    before = files_below(small)
+    put(tmp_path, "built/.work/killed.records", b"half")
+    put(tmp_path, "built/.work/deeper/x", b"half")
+    assert build(small, tmp_path / "built") == 0
+    assert build(small, tmp_path / "built") == 0
+    assert files_below(tmp_path / "built") == [
+        ".lock",
+        "README.md",
+        "data/validation-00000-of-00001.parquet",
+        "manifest.json",
+    ]
+    assert files_below(small) == before and not [path.name for path in tmp_path.iterdir() if path.name[0] == "."]
+
+
+def test_a_refused_build_leaves_nothing(small, tmp_path):
+    (small / "val2017" / "000000000005.jpg").unlink()
+    assert build(small, tmp_path / "built") == 2
+    assert not (tmp_path / "built").exists()
+    put(tmp_path, "mine/thesis.txt", b"years of work")
+    assert build(small, tmp_path / "mine", "--allow-missing") == 2
+    assert files_below(tmp_path / "mine") == ["thesis.txt"]
+
+
+def test_two_builds_do_not_share_a_work_folder(small, tmp_path, capsys):
+    put(tmp_path, "built/.work/other.records", b"of the other")
+    with lock_folder(tmp_path / "built" / ".work"):
+        assert "in use by another build" in refusal(small, tmp_path, capsys)
+        assert (tmp_path / "built" / ".work" / "other.records").exists()
+    assert build(small, tmp_path / "built") == 0
 
 
 def refusal(source, tmp_path, capsys, *flags):
@@ -305,32 +341,6 @@ def test_a_picture_that_cannot_be_decoded_is_named(small, tmp_path, capsys, monk
         assert "decompression bomb" in message
     path.write_bytes(path.read_bytes()[:-200])
     assert "000000000020.jpg cannot be decoded" in refusal(small, tmp_path, capsys, "--overwrite")
-
-
-# ---------------------------------------------------------------------------------------------------- reading the JSON
-
-
-def test_members_lie_where_they_are_said_to_lie(tmp_path, monkeypatch):
-    content = {
-        "first": 12,
-        "images": [{"id": k, "name": "ü☃" * (k % 3), "text": '"]},\\'} for k in range(50)],
-        "none": [],
-        "nested": {"images": [1, 2]},
-        "last": [1.5, -2e9, None, True],
-    }
-    path = put(tmp_path, "x.json", b"\xef\xbb\xbf" + json.dumps(content, ensure_ascii=False, indent=1).encode())
-    data = path.read_bytes()
-    for chunk in (1, 2, 7, 64, 1 << 20):
-        monkeypatch.setattr("dataset_scripts.sources.coco.json_stream.CHUNK_BYTES", chunk)
-        members = list(content_of := JsonObject(path, ("images", "none", "last")))
-        assert content_of.keys == list(content)
-        assert [m.value for m in members if m.key == "images"] == content["images"]
-        assert [m.value for m in members if m.key == "last"] == content["last"]
-        assert {m.key: m.value for m in members if m.key in ("first", "nested")} == {
-            "first": 12,
-            "nested": {"images": [1, 2]},
-        }
-        assert all(json.loads(data[m.start : m.start + m.length]) == m.value for m in members)
 
 
 # ----------------------------------------------------------------------------------------------------- turned pictures

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -206,7 +207,7 @@ def test_a_server_error_leaves_the_build_incomplete_and_the_same_command_ends_it
     assert main(command(server, source, output, *RULE)) == 2
     assert "1 of 16 photos could not be fetched" in (message := capsys.readouterr().err)
     assert "HTTP 500" in message and "run the same command again" in message
-    assert not output.exists()
+    assert sorted(path.name for path in output.iterdir()) == [".work"]
     server.faults.clear()
     before = dict(server.requests)
     build(server, source, output)
@@ -214,7 +215,7 @@ def test_a_server_error_leaves_the_build_incomplete_and_the_same_command_ends_it
     assert {path for path in asked if path.endswith(".jpg")} == {f"/train/{TRAIN[3]}.jpg"}
 
 
-def test_a_local_folder_of_photos_needs_no_server(server, tmp_path):
+def test_a_local_folder_of_photos_needs_no_server(server, tmp_path, capsys):
     photos = tmp_path / "photos"
     photos.mkdir()
     for path, content in server.files.items():
@@ -222,18 +223,9 @@ def test_a_local_folder_of_photos_needs_no_server(server, tmp_path):
     build(server, write_tables(tmp_path / "source"), tmp_path / "mini", "--images", str(photos))
     assert all(path.startswith("/openimages") for path in server.requests)
     (photos / f"{TRAIN[0]}.jpg").write_bytes(photo(1)[:-100])
-    with pytest.raises(ValueError, match=f"{TRAIN[0]}.jpg: the JPEG does not decode .*Delete it"):
-        openimage_mini.mini_row("train", _place(tmp_path / "mini", TRAIN[0]), _row_files(tmp_path / "source"), photos)
-
-
-def _place(folder: Path, image_id: str) -> int:
-    return [row["image_id"] for row in rows_of(folder, "train")].index(image_id)
-
-
-def _row_files(source: Path) -> dict[str, Path]:
-    return {
-        split: next((source / ".openimage-mini").glob(f"rows-{split}-*.arrow")) for split in ("train", "validation")
-    }
+    again = command(server, tmp_path / "source", tmp_path / "again", *RULE, "--images", str(photos))
+    assert main(again) == 1
+    assert re.search(f"{TRAIN[0]}.jpg: the JPEG does not decode .*Delete it", capsys.readouterr().err)
 
 
 def test_ids_only_is_small_loads_and_builds_the_same(server, tmp_path, capsys):
@@ -261,7 +253,7 @@ def test_ids_do_not_overwrite_something_else(server, tmp_path, capsys):
     (ids / "thesis.txt").write_text("years of work")
     assert main(command(server, source, ids, *RULE, "--ids-only", "--overwrite")) == 2
     assert contents(ids) == {"thesis.txt": b"years of work"}
-    assert "holds no ids" in capsys.readouterr().err
+    assert "has no index.json" in capsys.readouterr().err
 
 
 def test_tables_are_fetched_and_optional_ones_may_be_absent(server, tmp_path):
@@ -298,7 +290,7 @@ def test_the_rule_comes_from_flags_and_from_a_recipe(server, tmp_path, capsys):
     assert (rule["train_images"], rule["small_images"], rule["cap_step"]) == (6, 2, 20)
     recipe.write_text("train_image: 6\n")
     assert main(command(server, source, tmp_path / "x", "--recipe", str(recipe))) == 2
-    assert "'train_image' is no key" in capsys.readouterr().err
+    assert "unknown key 'train_image'. Did you mean 'train_images'" in capsys.readouterr().err
 
 
 def boxes_as_csv(rows: list[tuple], unusable: list[str]) -> list[str]:
@@ -449,16 +441,35 @@ def test_a_killed_fetch_goes_on_and_gives_the_same_hash(server, tmp_path):
         server.faults[path] = ["drip!"]
     server.requests.clear()
     process = start(server, source, output, "--connections", "2")
-    wait_until(lambda: sum(server.requests[path] for path in stuck) >= 2 and any(source.rglob("*.jpg")))
+    wait_until(lambda: sum(server.requests[path] for path in stuck) >= 2 and any(output.rglob("*.jpg")))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not output.exists()
-    kept = {path.name: path.read_bytes() for path in (source / "images").rglob("*.jpg") if path.name[0] != "."}
+    assert [path.name for path in output.iterdir()] == [".work"]
+    kept = {path.name: path.read_bytes() for path in output.rglob("*.jpg") if path.name[0] != "."}
     assert kept and all(content in server.files.values() for content in kept.values())
     server.faults.clear()
     server.requests.clear()
     assert build(server, source, output) == expected
     assert not {path for path in server.requests if Path(path).name in kept}
+    assert not (output / ".work").exists()
+
+
+def test_a_source_is_only_read_and_nothing_is_left_over(server, tmp_path):
+    """Masks in a zip, photos and a table that are fetched: all that once was written into the source."""
+    source, downloads = write_tables(tmp_path / "source"), tmp_path / "kept"
+    table = source / "validation-annotations-bbox.csv"
+    server.files["/openimages/v5/validation-annotations-bbox.csv"] = table.read_bytes()
+    table.unlink()
+    before = contents(source)
+    first = build(server, source, tmp_path / "mini")
+    assert build(server, source, tmp_path / "again", "--downloads", str(downloads)) == first
+    server.requests.clear()
+    assert build(server, source, tmp_path / "third", "--downloads", str(downloads)) == first
+    assert not [path for path in server.requests if path.endswith((".jpg", "bbox.csv"))]
+    assert main(command(server, source, tmp_path / "ids", *RULE, "--ids-only")) == 0
+    assert contents(source) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "ids", "kept", "mini", "source", "third"]
+    assert not [path for path in tmp_path.rglob(".*") if path.name != ".lock"]
 
 
 def wait_until(true, seconds: float = 60) -> None:

@@ -52,7 +52,7 @@ def downloader(**changes) -> Downloader:
 
 def fetch(server, folder: Path, photos=None, loader=None, connections: int = 4) -> set[str]:
     photos = photos or [Photo("train", name) for name in PATHS]
-    return fetch_photos(photos, folder, server.url, loader or downloader(), connections)
+    return fetch_photos(photos, [folder], server.url, loader or downloader(), connections)
 
 
 def names(folder: Path) -> list[str]:
@@ -70,7 +70,7 @@ def test_what_may_pass_is_tried_again(server, tmp_path, fault):
     assert fetch(server, tmp_path) == set()
     assert server.requests[PATHS[B]] == 2
     for name, path in PATHS.items():
-        assert photo_path(tmp_path, "train", name).read_bytes() == server.files[path]
+        assert photo_path([tmp_path], "train", name).read_bytes() == server.files[path]
     assert names(tmp_path) == [f"{name}.jpg" for name in PATHS]
 
 

@@ -6,8 +6,9 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from dataset_scripts.sources.openimage_mini.selection import Rule, rule_from, select
+from dataset_scripts.sources.openimage_mini.selection import Rule, select
 from dataset_scripts.sources.openimage_mini.tables import Boxes, id_text
+from modeling_decodepos.settings import from_values
 
 SMALL = Rule(
     train_images=5, small_images=2, validation_images=2, least_train_boxes=2, least_validation_boxes=1, cap_step=1
@@ -207,19 +208,19 @@ def test_prefixes_are_balanced():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"least_box": 1}, "'least_box' is no key"),
-        ({"train_images": "many"}, "train_images is 'many', expected int"),
-        ({"train_images": True}, "train_images is True, expected int"),
-        ({"cap_step": 0}, "cap_step is 0, expected at least 1"),
+        ({"least_box": 1}, "unknown key 'least_box'. Did you mean 'least_boxes'"),
+        ({"train_images": "many"}, "train_images is 'many' .str.; expected int"),
+        ({"train_images": True}, "train_images is True .bool.; expected int"),
+        ({"cap_step": 0}, "cap_step is 0; expected at least 1"),
         ({"small_images": 9, "train_images": 8}, "expected at most train_images, 8"),
         ({"least_side": 0.9}, "least_side and greatest_side"),
-        ({"most_classes": 300}, "expected at most 254"),
+        ({"most_classes": 300}, "expected at least 1 and at most 254"),
     ],
 )
 def test_a_rule_that_makes_no_sense_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
-        rule_from(values)
+        from_values(Rule, values, "the rule")
 
 
 def test_whole_numbers_serve_as_shares():
-    assert rule_from({"greatest_side": 1}).greatest_side == 1
+    assert from_values(Rule, {"greatest_side": 1}, "the rule").greatest_side == 1

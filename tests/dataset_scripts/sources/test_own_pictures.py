@@ -155,7 +155,7 @@ def test_broken_pictures_are_left_out_if_asked(pictures, tmp_path, capsys):
     assert "leave such pictures out with --skip-broken" in capsys.readouterr().err
     assert build("folder", pictures, tmp_path / "built", "--skip-broken") == 0  # in the folder that has no shard yet
     error = capsys.readouterr().err
-    assert all(f"left out: {name} cannot be decoded" in error for name in names)
+    assert all(f"left out: image {name} cannot be decoded" in error for name in names)
     assert len(rows_of(tmp_path / "built")) == 7
     assert load_manifest(tmp_path / "built")["recipe"]["broken"] == 5
     assert "5 pictures that cannot be decoded" in (tmp_path / "built" / "README.md").read_text()

@@ -54,6 +54,13 @@ def test_rotation_and_one_scale_change_nothing():
     )
 
 
+@pytest.mark.parametrize("scale", [1e-10, 1e-30, 1e10])
+def test_features_of_any_size_leak_alike(scale):
+    features = build_features(2, 1.2)
+    same = context_leak(*[scale * rows.double() for rows in features])
+    assert same.leak == pytest.approx(context_leak(*features).leak, abs=1e-6)
+
+
 @pytest.mark.parametrize("noise", [0.0, 1e-7])
 def test_a_collapsed_embedding_gives_no_number(noise):
     generator = torch.Generator().manual_seed(0)

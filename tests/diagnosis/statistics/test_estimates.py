@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from modeling_decodepos.diagnosis.statistics.estimates import estimate, nothing, pool_seeds, ratio
+from modeling_decodepos.diagnosis.statistics.estimates import (
+    bootstrap_interval,
+    estimate,
+    half_width_95,
+    jackknife_interval,
+    nothing,
+    pool_seeds,
+    ratio,
+    student_quantile_95,
+)
 
 
 def rows(count, seed=0):
@@ -34,3 +43,29 @@ def test_seeds_that_disagree_widen_the_interval():
     assert pooled.value == pytest.approx((one.value + other.value) / 2)
     assert pooled.high - pooled.low > 2 * (one.high - one.low)
     assert pool_seeds([nothing("no"), one]) == one
+
+
+@pytest.mark.parametrize("degrees", [*range(1, 41), 60, 99, 100, 1000, 10**6])
+def test_student_quantiles_are_those_of_scipy_at_any_degrees(degrees):
+    stats = pytest.importorskip("scipy.stats")
+    rounding = 6e-4 if degrees <= 10 else 2e-5
+    assert student_quantile_95(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), abs=rounding)
+
+
+def test_the_interval_of_a_few_numbers_is_wide_and_of_one_none():
+    assert half_width_95([1.0]) is None
+    assert half_width_95([1.0, 2.0, 3.0]) == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+    many = rows(400)[:, 0].tolist()
+    assert half_width_95(many) == pytest.approx(1.966 * np.std(many, ddof=1) / 20, rel=1e-3)
+
+
+def test_bootstrap_and_jackknife_of_a_mean_agree_with_theory():
+    values = rows(400)[:, 0]
+    half = 1.96 * values.std() / 20
+    for low, high in (
+        bootstrap_interval(values, np.ones(400)),
+        jackknife_interval(lambda kept: float(values[kept].mean()), 400, groups=100),
+    ):
+        assert low == pytest.approx(values.mean() - half, abs=0.25 * half)
+        assert high == pytest.approx(values.mean() + half, abs=0.25 * half)
+    assert jackknife_interval(lambda kept: 1.0, 1) is None

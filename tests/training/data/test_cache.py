@@ -257,3 +257,7 @@ def test_processes_that_ask_at_once_build_one_cache(pictures: Path, tmp_path: Pa
     for process in asking:
         process.join()
     assert json.loads((tmp_path / "cache/index.json").read_text())["settings"]["count"] == 12
+
+
+def test_the_page_of_the_module_says_how_large_its_files_get():
+    assert f"at most {cache.FILE_BYTES // 2**20} MiB" in (cache.__doc__ or "")

@@ -283,3 +283,20 @@ def test_files_that_vanish_or_are_empty_are_broken_images(pictures: Path):
             images.pixels(index)
         with pytest.raises(BrokenImage):
             images.size(index)
+
+
+@pytest.mark.parametrize("path", ["data/scenes", "./scenes", "somewhere/else/scenes"])
+def test_missing_scenes_come_with_the_command_that_draws_them(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)  # where there is no such folder
+    with pytest.raises(FileNotFoundError, match=f"prepare scenes --output {path}"):
+        open_images(path)
+
+
+@pytest.mark.parametrize("path", ["data/photos", "photos"])
+def test_other_missing_folders_are_no_question_for_the_hub(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("training.data.sources.load_split", lambda *_: pytest.fail("asked the Hub"))
+    with pytest.raises(FileNotFoundError, match="Give a folder of pictures"):
+        open_images(path)

@@ -11,9 +11,10 @@ import pytest
 
 from modeling_decodepos.schema import build_features
 from tests.training.evaluation.conftest import NAMES, SIDE, squares_row, write_squares
-from training.evaluation.__main__ import evaluate, find_arm, main, parse, protocol_id
-from training.evaluation.protocols import PROTOCOLS
-from training.sweep.command import build_parser
+from training.evaluation.__main__ import main, parse
+from training.evaluation.measure import evaluate, find_arm, protocol_id
+from training.evaluation.protocols import PROTOCOLS, QUICK
+from training.sweep.__main__ import build_parser
 
 FLAGS = ["--model", "random:resnet_tiny", "--size_px", str(SIDE), "--device", "cpu"]
 Measure = Callable[..., list[dict[str, Any]]]
@@ -79,8 +80,8 @@ def test_the_commit_is_the_one_that_measured(measure: Measure, squares: Path, mo
         state[0] = "after"
         return evaluate(*arguments)
 
-    monkeypatch.setattr("training.evaluation.__main__.commit", lambda: state[0])
-    monkeypatch.setattr("training.evaluation.__main__.evaluate", measure_while_it_moves)
+    monkeypatch.setattr("training.evaluation.measure.commit", lambda: state[0])
+    monkeypatch.setattr("training.evaluation.measure.evaluate", measure_while_it_moves)
     rows = measure("object_knn", squares, "--neighbours", "1", "--no-variants")
     assert {row["commit"] for row in rows} == {"before"}
 
@@ -88,8 +89,7 @@ def test_the_commit_is_the_one_that_measured(measure: Measure, squares: Path, mo
 def test_what_changes_a_number_changes_the_id_and_nothing_else_does(squares: Path):
     def name(*flags: str) -> str:
         given = ["object_knn", *FLAGS, "--data", str(squares), "--output", "x.json", *flags]
-        args, entry, common, settings = parse(given)
-        return protocol_id(args.protocol, entry, common, settings)
+        return protocol_id(*parse(given)[1:])
 
     assert name() == name("--batch_size", "3", "--num_workers", "2", "--seeds", "4")
     changed = [("--size_px", "96"), ("--region_bins", "7"), ("--train_images", "9"), ("--neighbours", "3"),
@@ -112,7 +112,7 @@ def test_every_protocol_has_help_and_a_quick_form(protocol: str, capsys: pytest.
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     _, entry, common, settings = parse([protocol, *FLAGS, "--data", "x", "--output", "y", "--quick"])
-    for name, value in entry.quick.items():
+    for name, value in (QUICK | entry.quick).items():
         assert f"--{name}" in shown
         assert getattr(settings, name, getattr(common, name, None)) == (SIDE if name == "size_px" else value)
 
@@ -214,7 +214,7 @@ def test_wrong_flags_and_files(measure: Measure, squares: Path, tmp_path: Path):
 
 def test_an_unknown_model_while_offline(squares: Path, tmp_path: Path):
     flags = ["--data", str(squares), "--output", str(tmp_path / "r.json"), "--device", "cpu"]
-    with pytest.raises(SystemExit, match="no folder and no reachable Hub id 'nobody/nothing'"):
+    with pytest.raises(SystemExit, match="'nobody/nothing' is neither a folder nor a model on the Hub"):
         main(["object_knn", "--model", "nobody/nothing", *flags])
 
 

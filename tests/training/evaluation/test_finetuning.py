@@ -14,7 +14,7 @@ from training.evaluation.evaluation import Common, Evaluation
 from training.evaluation.finetuning import build_backbone, choose_maps, flip_some
 from training.evaluation.models import EvaluatedModel
 from training.evaluation.pictures import AnnotatedImages
-from training.evaluation.segmentation import SegmentationSettings
+from training.evaluation.segmentation import UperNetSettings
 
 needs_scipy = pytest.mark.skipif(importlib.util.find_spec("scipy") is None, reason="needs scipy")
 CONFIGS = {
@@ -124,7 +124,7 @@ def test_what_the_detector_cannot_be_is_refused(squares):
 
 
 def test_a_segmenter_learns_squares(squares):
-    settings = SegmentationSettings(steps=40, images_per_update=8, learning_rate=3e-3, head_width=16)
+    settings = UperNetSettings(steps=40, images_per_update=8, learning_rate=3e-3, head_width=16)
     found = segmentation.run(small("resnet", squares), settings)
     assert found["miou"].value > 0.5
     assert found["pixel_accuracy"].value > 0.85

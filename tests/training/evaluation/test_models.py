@@ -1,14 +1,26 @@
 """What can be evaluated, and what is refused with a reason."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, ResNetConfig, ResNetModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTModel,
+)
 
-from modeling_decodepos import DecodePosModel
-from training.backbones import BACKBONES
-from training.evaluation.models import load_model
+from modeling_decodepos import DecodePosConfig, DecodePosModel
+from modeling_decodepos.backbones import BACKBONES
+from modeling_decodepos.diagnosis import load_model as load_features
+from modeling_decodepos.imagenet import IMAGE_MEAN
+from training.evaluation.models import MapModel, load_model
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 BOXES = [torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]), torch.zeros(0, 4), torch.ones(1, 4).cumsum(1) / 4]
@@ -45,10 +57,11 @@ def test_a_plain_checkpoint_gives_features_of_regions_and_a_map(tmp_path: Path, 
 
 
 def test_a_model_without_a_backbone_class_is_read_through_its_tokens(tmp_path: Path, pixels: torch.Tensor):
-    CLIPVisionModel(CLIPVisionConfig(**SMALL, patch_size=16, image_size=64)).save_pretrained(tmp_path / "clip")
+    clip = CLIPVisionModel(CLIPVisionConfig(**SMALL, patch_size=16, image_size=64)).eval()
+    clip.save_pretrained(tmp_path / "clip")
     # AutoModel gives the vision tower of such a folder.
     model = load_model(str(tmp_path / "clip"), 0)
-    tokens = model.net.net(model.prepare(pixels)).last_hidden_state
+    tokens = clip(model.prepare(pixels)).last_hidden_state
     dense = model.dense(pixels)
     assert dense.shape == (3, 24, 4, 4)
     assert torch.allclose(dense[1, :, 2, 3], tokens[1, 1 + 2 * 4 + 3], atol=1e-6)
@@ -74,7 +87,8 @@ def test_untrained_networks_come_from_names_and_checkpoints_and_differ_by_seed(t
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "random:nobody/no-such-model", "/no/such/folder"])
 def test_unknown_models_are_named_while_offline(name: str):
-    with pytest.raises(ValueError, match=f"no folder and no reachable Hub id '{name.removeprefix('random:')}'"):
+    missing = name.removeprefix("random:")
+    with pytest.raises(FileNotFoundError, match=f"{missing}' is neither a folder nor .* random:resnet50"):
         load_model(name, 0)
 
 
@@ -94,12 +108,83 @@ def test_damaged_weights_are_found(tmp_path: Path, pixels: torch.Tensor, value: 
 
 def test_a_model_that_reads_no_pictures_is_refused(tmp_path: Path):
     BertModel(BertConfig(**SMALL, vocab_size=50)).save_pretrained(tmp_path / "bert")
-    with pytest.raises(ValueError, match="this is a 'bert' model, which reads input_ids, not pictures"):
+    with pytest.raises(ValueError, match="a BertModel takes input_ids, not pixel_values"):
         load_model(str(tmp_path / "bert"), 0)
 
 
-def test_pictures_of_a_size_that_a_vit_cannot_take_are_refused(tmp_path: Path):
+def test_pictures_of_another_size_reach_a_vit_that_can_take_them(tmp_path: Path):
     CLIPVisionModel(CLIPVisionConfig(**SMALL, patch_size=16, image_size=64)).save_pretrained(tmp_path / "clip")
     model = load_model(str(tmp_path / "clip"), 0)
-    with pytest.raises(ValueError, match=r"96\*96.*64\*64"):
-        model.dense(torch.zeros(1, 3, 96, 96, dtype=torch.uint8))
+    assert model.dense(torch.zeros(1, 3, 96, 96, dtype=torch.uint8)).shape == (1, 24, 6, 6)
+
+
+def colours(pixels: torch.Tensor) -> list[torch.Tensor]:
+    """Two maps of cells of 16 pixels; the last one is what evaluation takes."""
+    found = torch.nn.functional.avg_pool2d(pixels, 16)
+    return [found[:, :1], found]
+
+
+NET = torch.nn.Conv2d(3, 5, 3, stride=16, padding=1)
+
+
+def vision_instance() -> ViTModel:
+    return ViTModel(ViTConfig(**SMALL, patch_size=16, image_size=64)).eval()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "random:resnet_tiny",
+        "random:vit_small",
+        "random:convnext",
+        "colours_of:colours",
+        colours,
+        NET,
+        vision_instance(),
+        load_features(NET, size_px=64),
+    ],
+    ids=lambda spec: spec if isinstance(spec, str) else type(spec).__name__,
+)
+def test_both_commands_take_the_same_models_by_the_same_words(spec, tmp_path: Path, pixels, monkeypatch):
+    (tmp_path / "colours_of.py").write_text(f"from {__name__} import colours\n")
+    monkeypatch.chdir(tmp_path)  # where a function is looked for
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "colours_of", raising=False)
+    maps = load_features(spec, size_px=64)(pixels)
+    model = load_model(spec, 0)
+    assert model.dense(pixels).shape[:2] == maps[-1].shape[:2]
+    assert model.embed(pixels, BOXES).shape == (3, maps[-1].shape[1])
+    assert (model.net if isinstance(model.net, MapModel) else model.net.config).region_bins == 14
+
+
+def test_an_instance_gives_what_its_folder_gives_and_is_left_as_it_is(tmp_path: Path, pixels: torch.Tensor):
+    torch.manual_seed(0)
+    small = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], layer_type="basic")
+    ours = DecodePosModel(DecodePosConfig(backbone_config=small, region_bins=6, zero_init_residual=False)).eval()
+    for number, instance in enumerate((ours, ResNetModel(small).eval(), vision_instance())):
+        folder = str(tmp_path / str(number))
+        instance.save_pretrained(folder)
+        for bins in (0, 5):
+            one, other = (load_model(spec, 0, region_bins=bins) for spec in (instance, folder))
+            assert torch.equal(one.embed(pixels, BOXES), other.embed(pixels, BOXES))
+            assert torch.equal(one.dense(pixels), other.dense(pixels))
+    assert ours.config.region_bins == 6
+    few, own = (load_model(ours, 0, region_bins=bins).embed(pixels, BOXES) for bins in (2, 0))
+    assert not torch.equal(few, own)
+
+
+def test_pixels_are_normalised_as_the_checkpoint_says_by_whatever_word_it_is_named(tmp_path: Path):
+    folder = save_resnet(tmp_path / "net")
+    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}')
+    loaded = ResNetModel.from_pretrained(folder)
+    for spec in (str(folder), f"random:{folder}", loaded):
+        for model in (load_model(spec, 0), load_features(spec, size_px=64), load_features(spec, size_px=64).fresh(1)):
+            assert (model.mean, model.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert load_model("random:resnet_tiny", 0).mean == IMAGE_MEAN
+
+
+@pytest.mark.parametrize("spec", ["random:convnext", colours], ids=["convnext", "function"])
+def test_centred_cells_are_refused_where_cells_are_patches(spec):
+    with pytest.raises(ValueError, match="centre_cells is for networks whose strided convolutions pad"):
+        load_model(spec, 0, centre_cells=True)
+    assert load_model(NET, 0, centre_cells=True).net.centre_cells

@@ -30,7 +30,7 @@ from training.evaluation.object_knn import ObjectKnnSettings
 from training.evaluation.object_linear import ObjectLinearSettings
 from training.evaluation.patch_retrieval import PatchRetrievalSettings
 from training.evaluation.processes import Processes, start_processes
-from training.evaluation.segmentation import SegmentationSettings
+from training.evaluation.segmentation import UperNetSettings
 
 
 def dull(pixels: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
@@ -88,7 +88,7 @@ def measure_fine_tuned(data: str, processes: Processes) -> dict[str, Any]:
     truth, found = detection.detect(built, net, built.images("validation"))
     numbers["truth"] = [vars(image) for image in truth]
     numbers["scores"] = [image.scores for image in found]
-    small = SegmentationSettings(steps=2, images_per_update=5, head_width=8)
+    small = UperNetSettings(steps=2, images_per_update=5, head_width=8)
     numbers["segmentation"] = segmentation.run(network(data, processes), small)["miou"]
     return numbers
 
@@ -104,6 +104,8 @@ def _one_of_two(rank: int, measure: Measure, data: str, folder: Path, port: int)
     assert processes.collect(processes.own(list("abcde"))) == list("abcde")
     rows = [torch.full((number % 3, 2), float(number)) for number in range(5)]
     assert torch.equal(torch.cat(processes.collect_rows(processes.own(rows))), torch.cat(rows))
+    assert torch.equal(torch.cat(processes.collect_rows(processes.own(rows[1:2]))), rows[1])
+    assert processes.collect_rows([]) == [] == processes.collect([])
     assert processes.total(torch.tensor([1.0 + rank])).tolist() == [3.0]
     (folder / f"{rank}.pkl").write_bytes(pickle.dumps(measure(data, processes)))
     dist.destroy_process_group()
@@ -165,7 +167,7 @@ def test_fine_tuned_networks_learn_the_same(tmp_path: Path):
 
 def test_a_launcher_that_did_not_join_its_processes_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setattr("accelerate.PartialState", lambda cpu: Processes())
+    monkeypatch.setattr("training.evaluation.processes.PartialState", lambda cpu: Processes())
     monkeypatch.setattr(Processes, "num_processes", 1, raising=False)
     with pytest.raises(ValueError, match="asked for 3 processes but 1 work together"):
         start_processes("cpu")

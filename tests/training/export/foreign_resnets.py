@@ -33,16 +33,16 @@ class FrozenBatchNorm(nn.Module):
         return (x - mean) / (var + self.eps).sqrt() * weight + bias
 
 
-# --- torchvision, timm, mmdet, mmpretrain: conv1 and bn1 side by side, layer1 to layer4, downsample.{0,1}
+# --- torchvision, timm: conv1 and bn1 side by side, layer1 to layer4, downsample.{0,1}
 
 
 class SideBySideBlock(nn.Module):
-    def __init__(self, in_channels: int, width: int, stride: int, bottleneck: bool, caffe: bool, eps: float):
+    def __init__(self, in_channels: int, width: int, stride: int, bottleneck: bool, eps: float):
         super().__init__()
         out_channels = 4 * width if bottleneck else width
         if bottleneck:
-            self.conv1 = nn.Conv2d(in_channels, width, 1, stride=stride if caffe else 1, bias=False)
-            self.conv2 = nn.Conv2d(width, width, 3, stride=1 if caffe else stride, padding=1, bias=False)
+            self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+            self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
             self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
             self.bn3 = batch_norm(out_channels, eps)
         else:
@@ -63,9 +63,7 @@ class SideBySideBlock(nn.Module):
 
 
 class SideBySideResNet(nn.Module):
-    """`stride_in_1x1` is what mmdet calls style='caffe'."""
-
-    def __init__(self, depth: int, stride_in_1x1: bool = False, eps: float = 1e-5):
+    def __init__(self, depth: int, eps: float = 1e-5):
         super().__init__()
         bottleneck = depth >= 50
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
@@ -75,7 +73,7 @@ class SideBySideResNet(nn.Module):
             width, stage_blocks = 64 * 2**stage, []
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
-                stage_blocks.append(SideBySideBlock(channels, width, stride, bottleneck, stride_in_1x1, eps))
+                stage_blocks.append(SideBySideBlock(channels, width, stride, bottleneck, eps))
                 channels = 4 * width if bottleneck else width
             setattr(self, f"layer{stage + 1}", nn.Sequential(*stage_blocks))
 

@@ -22,7 +22,7 @@ from modeling_decodepos import DecodePosModel
 from tests.modeling.conftest import shake
 from tests.training.export.foreign_resnets import Detectron2ResNet, SideBySideResNet, prepare_pixels
 from training.export.command import export
-from training.export.sources import Source
+from training.export.loading import LoadedNetwork
 from training.views.normalise import normalise
 
 SIZES = {18: ("basic", [64, 128, 256, 512]), 50: ("bottleneck", [256, 512, 1024, 2048])}
@@ -58,7 +58,9 @@ def images(count: int = 2, side: int = 64) -> Tensor:
 
 
 def export_to(model: ResNetModel, library: str, folder: Path, image_size_px: int = 64) -> Path:
-    export(Source(DecodePosModel.from_backbone(model).eval(), {"model": "test"}), library, folder, image_size_px)
+    export(
+        LoadedNetwork(DecodePosModel.from_backbone(model).eval(), {"model": "test"}), library, folder, image_size_px
+    )
     return folder
 
 
@@ -67,17 +69,11 @@ def own_map(model: ResNetModel, pixels: Tensor) -> Tensor:
         return model(normalise(pixels)).last_hidden_state
 
 
-def load_reference(library: str, folder: Path, depth: int, stride_in_1x1: bool) -> Callable[[Tensor], Tensor]:
+def load_reference(library: str, folder: Path, depth: int) -> Callable[[Tensor], Tensor]:
     """Our own rebuilding of a library's network with the exported file in it, strictly, from raw images to its map."""
     if library in ("torchvision", "timm"):
         network: nn.Module = SideBySideResNet(depth)
         network.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
-        form = ("RGB", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
-    elif library in ("mmdet", "mmpretrain"):
-        network = SideBySideResNet(depth, stride_in_1x1)
-        state = torch.load(folder / "model.pth", weights_only=True)["state_dict"]
-        assert all(key.startswith("backbone.") for key in state)
-        network.load_state_dict({key.removeprefix("backbone."): value for key, value in state.items()}, strict=True)
         form = ("RGB", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
     else:
         settings = yaml.safe_load((folder / "detectron2.yaml").read_text())
@@ -125,7 +121,7 @@ def compare(library: str, depth: int, folder: Path, stride_in_1x1: bool = False)
     expected = own_map(model, images())
     export_to(model, library, folder)
     name = f"resnet{depth}" + (", stride in 1x1" if stride_in_1x1 else "")
-    found = load_reference(library, folder, depth, stride_in_1x1)(images())
+    found = load_reference(library, folder, depth)(images())
     rows = [Row(library, name, "rebuilt from its layout", difference(found, expected))]
     if library in ("torchvision", "timm"):
         run = load_library(library, folder, depth)
@@ -142,9 +138,9 @@ def library_name(library: str) -> str:
         return library
 
 
-CASES = [(library, depth, False) for library in ("torchvision", "timm", "mmpretrain") for depth in (18, 50)] + [
+CASES = [(library, depth, False) for library in ("torchvision", "timm") for depth in (18, 50)] + [
     (library, depth, stride_in_1x1)
-    for library in ("mmdet", "detectron2", "detectron2-fpn")
+    for library in ("detectron2", "detectron2-fpn")
     for depth, stride_in_1x1 in ((18, False), (50, False), (50, True))
     if (library, depth) != ("detectron2", 18)  # its C4 head knows bottlenecks only
 ]

@@ -14,7 +14,7 @@ from modeling_decodepos import DecodePosModel
 from tests.modeling.conftest import shake, tiny_config, tiny_resnet
 from training.export.command import export
 from training.export.graphs import TOLERANCE, check_graph, run_onnx
-from training.export.sources import Source
+from training.export.loading import LoadedNetwork
 
 KINDS = {
     "resnet": (tiny_resnet(), 64),
@@ -25,17 +25,17 @@ KINDS = {
 }
 
 
-def source(kind: str) -> tuple[Source, int]:
+def source(kind: str) -> tuple[LoadedNetwork, int]:
     torch.manual_seed(0)
     config, side = KINDS[kind]
     model = shake(DecodePosModel(tiny_config(config)), 0.2).eval()
-    return Source(model, {"model": "tiny"}), side
+    return LoadedNetwork(model, {"model": "tiny"}), side
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_torch_export_computes_the_same_for_any_number_of_images(kind: str, tmp_path: Path) -> None:
     exported, side = source(kind)
-    page = export(exported, "torch_export", tmp_path / "graph", side)
+    readme = export(exported, "torch_export", tmp_path / "graph", side)
     graph = torch.export.load(tmp_path / "graph" / "model.pt2").module()
     for batch in (1, 2, 5):
         pixels = torch.randn(batch, 3, side, side)
@@ -46,7 +46,7 @@ def test_a_torch_export_computes_the_same_for_any_number_of_images(kind: str, tm
         torch.testing.assert_close(pooled, expected.pooler_output, rtol=1e-4, atol=1e-5)
     description = json.loads((tmp_path / "graph" / "export.json").read_text())
     assert description["greatest_difference"]["torch.export"] <= TOLERANCE
-    assert page.facts["batch"] == "dynamic"
+    assert readme.facts["batch"] == "dynamic"
 
 
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
@@ -56,10 +56,12 @@ def test_onnxruntime_computes_the_same_for_any_number_of_images(kind: str, tmp_p
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     exported, side = source(kind)
-    page = export(exported, "onnx", tmp_path / "graph", side)
+    readme = export(exported, "onnx", tmp_path / "graph", side)
     model = onnx.load(tmp_path / "graph" / "model.onnx")
     onnx.checker.check_model(model)
-    assert [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")] == [page.facts["opset"]]
+    assert [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")] == [
+        readme.facts["opset"]
+    ]
     assert not model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value")
     assert [output.name for output in model.graph.output] == ["last_hidden_state", "pooler_output"]
     run = run_onnx(tmp_path / "graph" / "model.onnx")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,12 @@ from transformers import ResNetModel
 
 from modeling_decodepos import DecodePosForPreTraining
 from tests.modeling.conftest import shake, tiny_resnet
-from training.export.command import main
-from training.export.key_layouts import BARE, LAYOUTS, TRANSFORMERS, Prefix
+from training.export.__main__ import main
+from training.export.layouts import BARE, C4, FPN, LAYOUTS, Prefix, to_layout
+from training.export.loading import load_foreign, load_network
 from training.export.pixel_forms import PIXEL_FORMS
-from training.export.renaming import find_place, name_place
-from training.export.sources import load_foreign, load_source
 from training.recipe import ModelArguments
-from training.run.setup import build_model
+from training.run.model import build_model
 from training.views.normalise import normalise
 
 Weights = dict[str, Tensor]
@@ -40,9 +41,7 @@ def network(seed: int = 0, **changes: Any) -> ResNetModel:
 
 
 def renamed(model: ResNetModel, layout: str, prefix: Prefix = BARE) -> Weights:
-    places = {key: find_place(key, TRANSFORMERS) for key in model.state_dict()}
-    names = LAYOUTS[layout].names
-    return {name_place(places[key], names, prefix): value for key, value in model.state_dict().items()}
+    return to_layout(model.state_dict(), replace(LAYOUTS[layout], prefixes=(prefix,)))
 
 
 def behind(prefix: str, weights: Weights) -> Weights:
@@ -51,72 +50,6 @@ def behind(prefix: str, weights: Weights) -> Weights:
 
 def linear(name: str, count: int = 4) -> Weights:
     return {f"{name}.weight": torch.randn(count, 16), f"{name}.bias": torch.randn(count)}
-
-
-QUEUE = {"queue": torch.randn(8, 32), "queue_ptr": torch.zeros(1, dtype=torch.long)}
-
-
-def moco_v2(student: ResNetModel, teacher: ResNetModel) -> Any:
-    both = {
-        **behind("encoder_q.", renamed(student, "moco") | linear("fc.0") | linear("fc.2")),
-        **behind("encoder_k.", renamed(teacher, "moco") | linear("fc.0") | linear("fc.2")),
-        **QUEUE,
-    }
-    return {"epoch": 200, "arch": "resnet50", "state_dict": behind("module.", both), "optimizer": {"state": {}}}
-
-
-def moco_v3(student: ResNetModel, teacher: ResNetModel) -> Any:
-    head = linear("fc.0") | {"fc.1.running_mean": torch.zeros(4), "fc.1.num_batches_tracked": torch.tensor(3)}
-    both = {
-        **behind("base_encoder.", renamed(student, "moco") | head),
-        **behind("momentum_encoder.", renamed(teacher, "moco") | head),
-        **linear("predictor.0"),
-    }
-    return {"state_dict": behind("module.", both), "scaler": {}}
-
-
-def soco_c4(student: ResNetModel, teacher: ResNetModel) -> Any:
-    both = {
-        **behind("encoder.", renamed(student, "soco")),
-        **behind("encoder_k.", renamed(teacher, "soco")),
-        **linear("projector.linear1"),
-        **linear("projector_k.linear1"),
-        **linear("predictor.linear1"),
-        **QUEUE,
-    }
-    opt = argparse.Namespace(arch="resnet50", contrast_momentum=0.99, cropcrop=[1, 2])
-    return {"opt": opt, "model": behind("module.", both), "optimizer": {}, "scheduler": {}, "epoch": 100}
-
-
-def soco_fpn(student: ResNetModel, teacher: ResNetModel) -> Any:
-    loaded = soco_c4(student, teacher)
-    for name in ("neck.lateral_convs.0.conv", "neck_k.fpn_convs.0.bn", "head.conv1", "head_k.bn1"):
-        loaded["model"] |= behind("module.", linear(name))
-    return loaded
-
-
-def soco_with_average(student: ResNetModel, teacher: ResNetModel) -> Any:
-    return {
-        "model": behind("module.encoder.", renamed(student, "soco")),
-        "model_ema": behind("encoder.", renamed(teacher, "soco")),
-    }
-
-
-def densecl_training(student: ResNetModel, teacher: ResNetModel) -> Any:
-    state = {
-        **behind("encoder_q.0.", renamed(student, "densecl")),
-        **behind("encoder_q.1.", linear("mlp.0") | linear("mlp2.0")),
-        **behind("encoder_k.0.", renamed(teacher, "densecl")),
-        **behind("encoder_k.1.", linear("mlp.0")),
-        **behind("backbone.", renamed(student, "densecl")),
-        **QUEUE,
-        **{f"{key.replace('queue', 'queue2')}": value for key, value in QUEUE.items()},
-    }
-    return {"meta": {"epoch": 800}, "state_dict": state, "optimizer": {}}
-
-
-def densecl_released(student: ResNetModel, teacher: ResNetModel) -> Any:
-    return {"state_dict": renamed(student, "densecl"), "author": "DenseCL"}
 
 
 def torchvision_old(student: ResNetModel, teacher: ResNetModel) -> Any:
@@ -130,6 +63,7 @@ def timm_average(student: ResNetModel, teacher: ResNetModel) -> Any:
         "state_dict": behind("_orig_mod.module.", renamed(student, "timm") | linear("fc")),
         "state_dict_ema": renamed(teacher, "timm") | linear("fc"),
         "epoch": 3,
+        "args": argparse.Namespace(model="resnet50", model_ema=True),
     }
 
 
@@ -140,7 +74,7 @@ def detectron2_bare(student: ResNetModel, teacher: ResNetModel) -> Any:
 
 
 def detectron2_c4(student: ResNetModel, teacher: ResNetModel) -> Any:
-    weights = renamed(student, "detectron2", Prefix("backbone.", "roi_heads."))
+    weights = renamed(student, "detectron2", C4)
     heads = linear("proposal_generator.rpn_head.conv") | linear("roi_heads.box_predictor.cls_score")
     heads |= linear("roi_heads.mask_head.deconv") | {"pixel_mean": torch.zeros(3, 1, 1)}
     frozen = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
@@ -148,44 +82,17 @@ def detectron2_c4(student: ResNetModel, teacher: ResNetModel) -> Any:
 
 
 def detectron2_fpn(student: ResNetModel, teacher: ResNetModel) -> Any:
-    weights = renamed(student, "detectron2", Prefix("backbone.bottom_up."))
+    weights = renamed(student, "detectron2", FPN)
     return {"model": weights | linear("backbone.fpn_lateral2") | linear("roi_heads.box_head.fc1")}
 
 
-def mmdet_detector(student: ResNetModel, teacher: ResNetModel) -> Any:
-    weights = behind("backbone.", renamed(student, "mmdet"))
-    heads = linear("neck.lateral_convs.0.conv") | linear("rpn_head.rpn_conv") | linear("roi_head.bbox_head.fc_cls")
-    return {"meta": {"CLASSES": ["person"]}, "state_dict": weights | heads, "message_hub": {}}
-
-
-def mmpretrain_densecl(student: ResNetModel, teacher: ResNetModel) -> Any:
-    state = {
-        **behind("backbone.", renamed(student, "mmpretrain")),
-        **behind("encoder_k.module.0.", renamed(teacher, "mmpretrain")),
-        **behind("encoder_k.module.1.", linear("mlp.0")),
-        "encoder_k.steps": torch.tensor(5),
-        **linear("neck.mlp.0"),
-        **QUEUE,
-    }
-    return {"state_dict": state}
-
-
-CAFFE_FLAGS = ["--stride_in", "3x3", "--pixels", "imagenet"]
+FLAGS = ["--stride_in", "3x3", "--pixels", "imagenet"]
 RELEASES: dict[str, tuple[str, Callable[[ResNetModel, ResNetModel], Any], list[str], bool]] = {
-    "moco_v2": ("moco", moco_v2, [], True),
-    "moco_v3": ("moco", moco_v3, [], True),
-    "soco_c4": ("soco", soco_c4, [], True),
-    "soco_fpn": ("soco", soco_fpn, [], True),
-    "soco_with_average": ("soco", soco_with_average, [], True),
-    "densecl_training": ("densecl", densecl_training, [], True),
-    "densecl_released": ("densecl", densecl_released, [], False),
     "torchvision_old": ("torchvision", torchvision_old, [], False),
     "timm_average": ("timm", timm_average, [], True),
-    "detectron2_bare": ("detectron2", detectron2_bare, CAFFE_FLAGS, False),
-    "detectron2_c4": ("detectron2", detectron2_c4, CAFFE_FLAGS, False),
-    "detectron2_fpn": ("detectron2", detectron2_fpn, CAFFE_FLAGS, False),
-    "mmdet_detector": ("mmdet", mmdet_detector, CAFFE_FLAGS, False),
-    "mmpretrain_densecl": ("mmpretrain", mmpretrain_densecl, [], True),
+    "detectron2_bare": ("detectron2", detectron2_bare, FLAGS, False),
+    "detectron2_c4": ("detectron2", detectron2_c4, FLAGS, False),
+    "detectron2_fpn": ("detectron2", detectron2_fpn, FLAGS, False),
 }
 
 
@@ -225,27 +132,21 @@ def _all_keys(loaded: Any) -> list[str]:
 
 
 def test_what_is_left_out_is_named(tmp_path: Path) -> None:
-    torch.save(soco_fpn(network(1), network(2)), tmp_path / "soco.pth")
-    source = load_foreign(tmp_path / "soco.pth", "soco", "student", None, None)
-    count = len(network().state_dict())
-    assert source.notes == [
-        "left out: box head, 4 tensors",
-        "left out: feature pyramid, 4 tensors",
-        "left out: predictor, 2 tensors",
-        "left out: projector, 4 tensors",
-        "left out: queue of negatives, 2 tensors",
-        f"left out: the teacher, {count} tensors",
-        "left out beside the weights: opt, optimizer, scheduler, epoch",
+    torch.save(detectron2_c4(network(1), network(2)), tmp_path / "detector.pth")
+    loaded = load_foreign(tmp_path / "detector.pth", "detectron2", "student", "3x3", "imagenet")
+    assert loaded.notes[:-1] == [
+        "left out: 1 tensors of pixel_mean",
+        "left out: 2 tensors of proposal_generator",
+        "left out: 4 tensors of roi_heads",
+        "left out beside the weights: optimizer, iteration",
     ]
-    torch.save(torchvision_old(network(1), network(2)), tmp_path / "old.pth")
-    notes = load_foreign(tmp_path / "old.pth", "torchvision", "student", None, None).notes
-    assert any("num_batches_tracked were missing and are 0" in note for note in notes)
+    assert "num_batches_tracked were missing and are 0" in loaded.notes[-1]
 
 
 def test_a_run_starts_from_an_imported_folder(tmp_path: Path) -> None:
     student = network(1)
-    torch.save(moco_v2(student, network(2)), tmp_path / "moco.pth.tar")
-    main([str(tmp_path / "moco.pth.tar"), "--from", "moco", "--output", str(tmp_path / "start")])
+    torch.save(renamed(student, "torchvision"), tmp_path / "resnet50.pth.tar")
+    main([str(tmp_path / "resnet50.pth.tar"), "--from", "torchvision", "--output", str(tmp_path / "start")])
     arguments = ModelArguments(backbone=str(tmp_path / "start"), projector_hidden_size=8, projection_size=4)
     run: DecodePosForPreTraining = build_model(arguments, seed=0)
     for extractor in (run.decodepos, run.teacher["decodepos"]):
@@ -254,29 +155,53 @@ def test_a_run_starts_from_an_imported_folder(tmp_path: Path) -> None:
     assert (tmp_path / "start" / "preprocessor_config.json").is_file()
 
 
+def test_the_lines_of_the_page_make_a_moco_checkpoint_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "export.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    both = behind("encoder_q.", renamed(network(1), "torchvision") | linear("fc.0"))
+    both |= behind("encoder_k.", renamed(network(2), "torchvision")) | {"queue": torch.randn(8, 32)}
+    monkeypatch.chdir(tmp_path)
+    torch.save({"epoch": 200, "state_dict": behind("module.", both)}, "moco_v2_800ep_pretrain.pth.tar")
+    exec(lines, {})
+    read = load_foreign(Path("moco.pth"), "torchvision", "student", None, None).extractor.backbone.state_dict()
+    assert all(torch.equal(read[key], value) for key, value in network(1).state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["moco", "mmdet", "detectron2-fpn", "anything"])
+def test_a_name_that_is_not_known_is_answered_with_those_that_are(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flag in ("--from", "--format") if name != "detectron2-fpn" else ("--from",):  # it can be written
+        with pytest.raises(SystemExit):
+            main([str(tmp_path), flag, name, "--output", str(tmp_path / "out")])
+        said = capsys.readouterr().err
+        assert f"argument {flag}: invalid choice: '{name}'" in said
+        assert all(known in said for known in ("torchvision", "timm", "detectron2"))
+
+
 def test_half_precision_is_widened_and_said(tmp_path: Path) -> None:
     half = {
         key: value.half() if value.is_floating_point() else value
         for key, value in torchvision_old(network(1), network(2)).items()
     }
     save_file(half, tmp_path / "half.safetensors")
-    source = load_foreign(tmp_path / "half.safetensors", "torchvision", "student", None, None)
-    assert any("torch.float16; converted to torch.float32" in note for note in source.notes)
-    assert source.extractor.dtype == torch.float32
+    loaded = load_foreign(tmp_path / "half.safetensors", "torchvision", "student", None, None)
+    assert any("torch.float16; converted to torch.float32" in note for note in loaded.notes)
+    assert loaded.extractor.dtype == torch.float32
 
 
 # --- stride and pixels, which no tensor tells
 
 
-@pytest.mark.parametrize("layout", ["detectron2", "mmdet"])
-def test_what_no_tensor_tells_has_to_be_said(layout: str, tmp_path: Path) -> None:
-    write = {"detectron2": detectron2_c4, "mmdet": mmdet_detector}[layout]
-    torch.save(write(network(1), network(2)), tmp_path / "model.pth")
+def test_what_no_tensor_tells_has_to_be_said(tmp_path: Path) -> None:
+    torch.save(detectron2_c4(network(1), network(2)), tmp_path / "model.pth")
     for said in ((None, None), ("3x3", None), (None, "imagenet")):
         with pytest.raises(ValueError, match=r"no tensor tells which(.|\n)*STRIDE_IN_1X1: True(.|\n)*BGR"):
-            load_foreign(tmp_path / "model.pth", layout, "student", *said)  # type: ignore[arg-type]
-    source = load_foreign(tmp_path / "model.pth", layout, "student", "1x1", "imagenet")
-    assert source.extractor.backbone.config.downsample_in_bottleneck
+            load_foreign(tmp_path / "model.pth", "detectron2", "student", *said)  # type: ignore[arg-type]
+    loaded = load_foreign(tmp_path / "model.pth", "detectron2", "student", "1x1", "imagenet")
+    assert loaded.extractor.backbone.config.downsample_in_bottleneck
     torch.save(torchvision_old(network(1), network(2)), tmp_path / "tv.pth")
     with pytest.raises(ValueError, match="stride in the 3x3 convolution and take RGB"):
         load_foreign(tmp_path / "tv.pth", "torchvision", "student", "1x1", None)
@@ -291,13 +216,13 @@ def test_foreign_pixels_give_the_same_features(form: str, stride_in: str, tmp_pa
         with torch.no_grad():
             theirs.embedder.embedder.convolution.weight /= 58
     torch.save(detectron2_c4(theirs, network(2)), tmp_path / "model.pth")
-    source = load_foreign(tmp_path / "model.pth", "detectron2", "student", stride_in, form)  # type: ignore[arg-type]
+    loaded = load_foreign(tmp_path / "model.pth", "detectron2", "student", stride_in, form)  # type: ignore[arg-type]
     images = torch.randint(0, 256, (2, 3, 65, 48), dtype=torch.uint8)
     mean, std = (torch.tensor(getattr(PIXEL_FORMS[form], name)).view(3, 1, 1) for name in ("mean", "std"))
     ordered = images.flip(1) if form != "imagenet" else images
     with torch.no_grad():
         expected = theirs((ordered.float() - mean) / std).last_hidden_state
-        found = source.extractor(normalise(images)).last_hidden_state
+        found = loaded.extractor(normalise(images)).last_hidden_state
         unadapted = theirs(normalise(images)).last_hidden_state
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     if form != "imagenet":
@@ -338,13 +263,12 @@ def test_keys_that_nobody_knows_are_refused(tmp_path: Path) -> None:
 def test_missing_and_misshapen_tensors_are_refused_by_name(tmp_path: Path) -> None:
     weights = renamed(network(1), "torchvision")
     del weights["layer2.1.bn2.running_var"]
-    assert "lacks encoder.stages.1.layers.1.layer.1.normalization.running_var" in refuse(
-        weights, "torchvision", tmp_path
-    )
+    message = refuse(weights, "torchvision", tmp_path)
+    assert 'Missing key(s) in state_dict: "encoder.stages.1.layers.1.layer.1.normalization.running_var"' in message
     weights = renamed(network(1), "torchvision")
     weights["layer2.1.conv2.weight"] = weights["layer2.1.conv2.weight"][:, :1]  # as in a ResNeXt
     message = refuse(weights, "torchvision", tmp_path)
-    assert "stages.1.layers.1.layer.1.convolution.weight has (2, 1, 3, 3) where (2, 2, 3, 3) belongs" in message
+    assert re.search(r"stages.1.layers.1.layer.1.convolution.weight: .*\[2, 1, 3, 3\].*\[2, 2, 3, 3\]", message)
     weights = renamed(network(1), "torchvision")
     weights["conv1.weight"] = torch.randn(8, 3, 3, 3)
     assert "expected a stem of one 7x7 convolution over 3 channels, found one of shape (8, 3, 3, 3)" in refuse(
@@ -354,18 +278,14 @@ def test_missing_and_misshapen_tensors_are_refused_by_name(tmp_path: Path) -> No
 
 def test_a_hole_in_the_stages_is_refused(tmp_path: Path) -> None:
     weights = {key: value for key, value in renamed(network(1), "torchvision").items() if "layer2" not in key}
-    assert "expected the four stages of a ResNet, found [1, 3, 4]" in refuse(weights, "torchvision", tmp_path)
+    assert "found stages [1, 3, 4]" in refuse(weights, "torchvision", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("given", "said", "suggested"),
     [
-        (moco_v2, "soco", "--from moco"),
-        (soco_c4, "moco", "--from soco"),
-        (densecl_training, "moco", "--from densecl"),
         (detectron2_c4, "torchvision", "--from detectron2"),
-        (torchvision_old, "moco", "--from torchvision"),
-        (mmdet_detector, "torchvision", "--from mmdet"),
+        (torchvision_old, "detectron2", "--from torchvision"),
     ],
 )
 def test_a_wrong_layout_is_seen_and_the_right_one_named(
@@ -374,13 +294,19 @@ def test_a_wrong_layout_is_seen_and_the_right_one_named(
     weights = given(network(1), network(2))
     assert suggested in refuse(weights, said, tmp_path)
     with pytest.raises(ValueError, match=f"is a file.*{suggested}"):
-        load_source(str(tmp_path / "model.pth"), "student")
+        load_network(str(tmp_path / "model.pth"), "student")
 
 
-def test_two_different_networks_under_one_role_are_refused(tmp_path: Path) -> None:
-    loaded = densecl_training(network(1), network(2))
-    loaded["state_dict"] |= behind("backbone.", renamed(network(3), "densecl"))
-    assert "two different networks" in refuse(loaded, "densecl", tmp_path)
+@pytest.mark.parametrize("prefix", ["encoder_q.", "backbone."])  # as of MoCo and of OpenMMLab
+def test_a_layout_that_is_not_known_is_refused(prefix: str, tmp_path: Path) -> None:
+    message = refuse(behind(prefix, renamed(network(1), "torchvision")), "torchvision", tmp_path)
+    assert "that would have conv1.weight" in message
+    assert "of no layout known here (torchvision, timm, detectron2)" in message
+
+
+def test_a_second_network_in_the_file_is_refused(tmp_path: Path) -> None:
+    weights = renamed(network(1), "detectron2", C4) | renamed(network(3), "detectron2", FPN)
+    assert "are no part of a ResNet in the layout 'detectron2'" in refuse(weights, "detectron2", tmp_path)
 
 
 def test_native_keys_need_no_layout(tmp_path: Path) -> None:
@@ -411,7 +337,7 @@ def test_opening_a_file_runs_nothing(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "extra": Trap(sprung)}, tmp_path / "torch.pth")
     torch.save({"extra": Trap(sprung)}, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
     for name in ("plain.pkl", "plain.pth", "torch.pth", "legacy.pth"):
-        with pytest.raises(ValueError, match=r"is a plain pickle|cannot be read as tensors and plain values|is not a"):
+        with pytest.raises(ValueError, match=r"is not a checkpoint.*which is not done here"):
             load_foreign(tmp_path / name, "torchvision", "student", None, None)
         assert not sprung.exists()
     with (tmp_path / "plain.pkl").open("rb") as file:  # the trap works
@@ -428,15 +354,15 @@ def test_files_that_are_no_checkpoints(name: str, tmp_path: Path) -> None:
         "empty": b"",
     }
     (tmp_path / name).write_bytes(content[name.split(".")[0]])
-    with pytest.raises(ValueError, match=f"{name} (is not a checkpoint|cannot be read)"):
+    with pytest.raises(ValueError, match=f"{name} is not a checkpoint"):
         load_foreign(tmp_path / name, "torchvision", "student", None, None)
 
 
 def test_checkpoints_without_tensors_by_name(tmp_path: Path) -> None:
-    assert "found the keys epoch, optimizer" in refuse({"epoch": 1, "optimizer": {}}, "moco", tmp_path)
-    assert "found a list" in refuse([1, 2], "moco", tmp_path)
+    assert "found the keys epoch, optimizer" in refuse({"epoch": 1, "optimizer": {}}, "timm", tmp_path)
+    assert "found a list" in refuse([1, 2], "timm", tmp_path)
     mixed = refuse(renamed(network(1), "torchvision") | {"epoch": 3}, "torchvision", tmp_path)
-    assert "found among tensors epoch, which is none" in mixed
+    assert "found tensors and the keys epoch;" in mixed
 
 
 def test_folders_with_several_files_ask_which(tmp_path: Path) -> None:

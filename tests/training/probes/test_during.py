@@ -7,11 +7,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from modeling_decodepos.diagnosis.data.exchange import largest_regions
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from training.data.sources import load_split
-from training.probes.during import Neighbours, build_online, embed, largest_regions
+from training.probes.during import NearestRegions, build_online, embed
 from training.probes.neighbours import draw_neighbours
-from training.run.setup import build_model
+from training.run.model import build_model
 
 LABELLED = {"object_knn", "object_knn_class_mean"}
 WITHOUT_LABELS = {"position_r2", "context_leak", "region_retrieval", "measured_regions"}
@@ -237,7 +238,7 @@ def test_too_little_to_measure_on_is_told(build, write_data):
 def test_neighbours_are_the_nearest_and_are_drawn_with_their_crops(build, model):
     online = build(measure_images=48)
     found = online.neighbours(model, queries=3, count=4)
-    assert Neighbours.from_dict(found.to_dict()) == found
+    assert NearestRegions.from_dict(found.to_dict()) == found
     assert len(found.queries) == len(found.nearest) == 3
     assert set(found.queries) <= set(largest_regions(online.queries))
     assert len({int(online.queries.labels[query]) for query in found.queries}) == 3

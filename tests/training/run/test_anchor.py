@@ -7,16 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.losses import OBJECTIVES
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from modeling_decodepos.regions import View
 from tests.training.runs import Make, run_here, small_run
 from training import pretrain
-from training.backbones import BACKBONES
 from training.data.batches import RegionBatch
 from training.pretrain import count_pairs, prepare_views
 from training.run.anchor import FeatureAnchor
-from training.run.setup import Run, build_model
+from training.run.model import build_model
+from training.run.setup import Run
 
 CPU = torch.device("cpu")
 

@@ -3,12 +3,15 @@ import json
 import re
 
 import pytest
+import torch
 from PIL import Image
 
-from tests.modeling.test_page import Reader
+from modeling_decodepos.losses import OBJECTIVES, pair_loss
+from tests.modeling.test_page import Reader, classes_without_a_style
 from training.probes.before_after import ProbeResult
 from training.recipe import DEFAULT_RECIPE, load_recipe, origins
-from training.run.report import main, read_run, write_report
+from training.run.folder import read_run
+from training.run.report import main, write_report
 
 BEFORE = ProbeResult(0.07, (0.04, 0.1), -0.05, 0.79, (0.1, -0.2), (0.8, 0.78), seed=0, size_px=64)
 AFTER = ProbeResult(0.81, (0.76, 0.86), 0.62, 0.21, (0.7, 0.5), (0.3, 0.1), seed=0, size_px=64)
@@ -76,13 +79,13 @@ def test_a_finished_run_is_told_in_full(run_dir):
     text = text_of(run_dir)
     for part in (
         "resnet_tiny was trained for 100 of 100 steps on 4,000 images (3,200 seen, 0.80 passes)",
-        "The loss went from −1.10 to −3; −8 would be full agreement",  # noqa: RUF001
+        "loss −1.10 → −3 about 0 by chance, −8 at best",  # noqa: RUF001
         "a perfect spread is 0.0884",  # 1 / sqrt(128)
-        "picks the same object in 81 %",
+        "prefers the same object elsewhere in 81 % of 2 cases",
         "the untrained one in 7 %: its features follow the object more than before",
         "7 % → 81 %",
         "76 % to 86 %",
-        "50 s",  # 20 lines of 2.5 seconds
+        "training time 0:00:50 on cpu, 2 cores",  # 20 lines of 2.5 seconds
         "25 % of the time waiting for data",
         "53 % of a view",
         'AutoModel.from_pretrained("runs/demo/export/backbone")',
@@ -98,21 +101,31 @@ def test_a_finished_run_is_told_in_full(run_dir):
 
 
 def test_loss_ranges_follow_the_table_of_pairs(run_dir):
-    assert "from about 0 to −4" in text_of(run_dir)  # noqa: RUF001
     recipe = json.loads((run_dir / "run.json").read_text())["recipe"]
-    change(run_dir, recipe=recipe | {"depositioning_weight": 0.5})
-    assert "−6 would be full agreement" in text_of(run_dir)  # noqa: RUF001
-    change(run_dir, recipe=recipe | {"depositioning_weight": 0.0})
-    assert "−4 would be full agreement" in text_of(run_dir)  # noqa: RUF001
-    assert "about 0 by chance, −4 at full agreement" in text_of(run_dir)  # noqa: RUF001
-    change(run_dir, recipe=recipe | {"depositioning_weight": 0.0, "anchor_weight": 1.5})
-    assert "about −3 at the start, −7 at full agreement" in text_of(run_dir)  # noqa: RUF001
-    change(run_dir, recipe=recipe | {"objective": "decoupling"}, terms=["decoupling"])
+
+    def read(terms=("decoupling", "depositioning"), **keys):
+        change(run_dir, recipe=recipe | keys, terms=list(terms))
+        return text_of(run_dir)
+
+    assert "best depositioning −4" in read() and "best decoupling −4" in read()  # noqa: RUF001
+    assert "−6 at best" in read(depositioning_weight=0.5)  # noqa: RUF001
+    assert "about 0 by chance, −4 at best" in read(depositioning_weight=0.0)  # noqa: RUF001
+    assert "about −3 at the start, −7 at best" in read(depositioning_weight=0.0, anchor_weight=1.5)  # noqa: RUF001
+    assert "−4 at best" in read(["decoupling"], objective="decoupling")  # noqa: RUF001
+    assert "at best" not in read(["decoupling"], objective="a_later_one")  # unknown table: no range is made up
+
+
+def test_a_term_that_keeps_regions_apart_is_at_best_0(run_dir):
+    recipe = json.loads((run_dir / "run.json").read_text())["recipe"]
+    terms = ["decoupling", "depositioning", "apart"]
+    change(run_dir, recipe=recipe | {"objective": "both_apart"}, terms=terms)
+    write(run_dir, log=[log_line(step, apart=0.1) for step in (5, 10)])
     text = text_of(run_dir)
-    assert "−4 would be full agreement" in text  # noqa: RUF001
-    assert "the crop's regions, shrunk" not in text  # that arm has no such view
-    change(run_dir, recipe=recipe | {"objective": "a_later_one"}, terms=["decoupling"])
-    assert "full agreement" not in text_of(run_dir)  # unknown table: no range is made up
+    assert "−8 at best" in text and "best apart 0" in text  # noqa: RUF001
+    values = {"crop_cut_small": torch.eye(4)[:3], "whole_cut": torch.eye(4)[:3], "crop": torch.eye(4)[:3]}
+    values = {name: rows[None] for name, rows in (values | {"repositioned": torch.eye(4)[:3]}).items()}
+    valid = {name: torch.ones(1, 3, dtype=torch.bool) for name in values}
+    assert pair_loss(values, values, valid, OBJECTIVES["both_apart"])[0] == -8  # and that can be reached
 
 
 @pytest.mark.parametrize(
@@ -129,10 +142,41 @@ def test_the_probe_is_read_as_it_came_out(run_dir, after, sentence):
     assert sentence in text_of(run_dir)
 
 
-@pytest.mark.parametrize(("std", "sentence"), [(0.08, "stay spread out"), (0.03, "narrow"), (0.002, "have collapsed")])
-def test_a_collapse_is_called_one(run_dir, std, sentence):
+@pytest.mark.parametrize(
+    ("std", "keys", "sentence"),
+    [
+        (0.08, {}, "stay spread out"),
+        (0.03, {}, "narrow"),
+        (0.002, {}, "have collapsed"),
+        (0.03, {"collapse_warn": 0.3}, "stay spread out"),
+        (0.03, {"collapse_stop": 0.4}, "have collapsed"),
+        (0.002, {"collapse_stop": 0.0, "collapse_warn": 0.0}, "stay spread out"),
+    ],
+)
+def test_a_collapse_is_called_one_by_the_thresholds_of_the_recipe(run_dir, std, keys, sentence):
+    recipe = json.loads((run_dir / "run.json").read_text())["recipe"]
+    change(run_dir, recipe=recipe | keys)
     write(run_dir, log=[log_line(5), log_line(10, embedding_std=std)])
     assert sentence in text_of(run_dir)
+
+
+def test_embeddings_on_one_line_are_collapsed_however_wide_they_are(run_dir):
+    write(run_dir, log=[log_line(5, effective_rank=1.1, full_rank=64.0)])
+    assert "have collapsed" in text_of(run_dir)
+
+
+@pytest.mark.parametrize(("share", "tone"), [(0.2, "bad"), (0.5, "good")])
+def test_too_little_room_is_what_the_recipe_says(run_dir, share, tone):
+    recipe = json.loads((run_dir / "run.json").read_text())["recipe"]
+    change(run_dir, recipe=recipe | {"max_immobile_share": share})
+    write(run_dir, log=[log_line(5, can_move=0.6)])
+    document = write_report(run_dir).read_text()
+    assert f'<div class="tile {tone}"><div class="label">mean slack</div>' in document
+
+
+def test_everything_on_the_page_has_a_style(run_dir):
+    change(run_dir, status="stopped", reason="it did")
+    assert not classes_without_a_style(write_report(run_dir).read_text())
 
 
 def test_a_killed_run_says_so(run_dir):
@@ -254,18 +298,18 @@ def test_measures_are_drawn_from_lines_of_their_own(run_dir):
     write(run_dir, log=lines)
     text = text_of(run_dir)
     for part in (
-        "name the right class in 12 % of cases (mean over classes); at step 0 it was 2 %",
+        "name the class of 12 % of objects (mean over classes); at the start 2 %",
         "2 % → 12 %",
         "train: 256 images, 914 regions",
         "validation: 200 images, 700 regions",
-        "Naming the most frequent class always gives 0.310.",
-        "Naming the most frequent class always gives 0.0250.",
+        "always the most frequent class 0.310",
+        "always the most frequent class 0.0250",
         "Position",
         "Context leak",
-        "Regions found again",
+        "Region retrieval",
         "at the start",
         "Effective rank",
-        "all directions",
+        "full rank 112",
     ):
         assert part in text, part
     document = (run_dir / "report.html").read_text()
@@ -283,10 +327,10 @@ def test_without_classes_the_page_says_why_there_is_no_knn(run_dir):
     Image.new("RGB", (40, 20), "teal").save(run_dir / "neighbours.jpg")
     text = text_of(run_dir)
     assert "Green:" not in text and "one per class" not in text and "held aside" not in text
-    found_again = write_report(run_dir).read_text().split("Regions found again")[1].split("</svg>")[0]
-    assert ">−1" not in found_again  # noqa: RUF001  a share of 0 is drawn on an axis from 0 to 1
+    retrieval = write_report(run_dir).read_text().split("Region retrieval")[1].split("</svg>")[0]
+    assert ">−1" not in retrieval  # noqa: RUF001  a share of 0 is drawn on an axis from 0 to 1
     assert "There is no object k-NN: the data name no classes." in text
-    assert "Regions found again" in text
+    assert "Region retrieval" in text
     assert "name the right class" not in text
 
 
@@ -295,7 +339,7 @@ def test_sections_without_data_say_why(run_dir):
     assert "resumed never" in text
     assert "Nothing was measured on the way: the recipe's measure_steps is 0" in text
     assert "There is no neighbours.jpg" in text
-    assert "no broken_images.jsonl names any" in text
+    assert "could not be read" not in text
     assert "Effective rank" not in text
 
 
@@ -318,8 +362,8 @@ def test_images_that_could_not_be_read_are_counted_once_each(run_dir):
     (run_dir / "broken_images.jsonl").write_text(text + "[1]\n{")
     text = text_of(run_dir)
     assert "12 images could not be read" in text
-    assert "The first 10" in text
-    assert "photo 9 <b>cut off</b> 9" in text  # escaped: the reader sees the signs
+    assert "broken_images.jsonl names all" in text
+    assert "photo 9 (<b>cut off</b> 9)." in text  # escaped: the reader sees the signs
     assert "photo 10" not in text
 
 
@@ -327,4 +371,4 @@ def test_a_run_that_stopped_itself_says_why_first(run_dir):
     change(run_dir, status="stopped", finished=None, export=None, reason="stopped at step 100: the embeddings have")
     text = text_of(run_dir)
     assert "stopped itself at about step 100" in text
-    assert text.index("stopped at step 100: the embeddings have") < text.index("At a glance")
+    assert text.index("stopped at step 100: the embeddings have") < text.index("embedding std")

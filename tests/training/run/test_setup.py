@@ -11,7 +11,8 @@ from torch import nn
 from dataset_scripts.files import write_json
 from tests.training.runs import Make, small_run
 from training.pretrain import training_step
-from training.run.setup import build_accelerator, build_run, compile_stages
+from training.run.model import compile_stages
+from training.run.setup import build_accelerator, build_run
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from model_cards.comparison import compare
 from model_cards.evidence import draw, load_sweeps, with_sweeps
 from training.evaluation.results import KEY
 from training.provenance import commit
-from training.sweep.command import main, write_results
+from training.sweep.__main__ import main
+from training.sweep.command import write_results
 from training.sweep.queue import (
     Place,
     Queue,
@@ -67,9 +68,9 @@ def test_the_sweeps_that_come_along_can_be_read():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arm": {}}, "the key 'arm'"),
+        ({"arm": {}}, "unknown key 'arm'. Did you mean 'arms'"),
         ({"seeds": ()}, "lacks seeds"),
-        ({"baseline": "plian"}, "did you mean 'plain'"),
+        ({"baseline": "plian"}, "Did you mean 'plain'"),
         ({"arms": {"plain": None}}, "no arm is trained"),
         ({"arms": {"plain": {"objectiv": "both"}}}, "arm plain: .*objectiv"),
         ({"arms": {"plain": {"objective": "boht"}}}, "arm plain: .*boht"),

@@ -13,7 +13,7 @@ from modeling_decodepos.diagnosis import knn_accuracy, knn_predict
 DESCRIPTION = "Share of objects whose class is what their nearest neighbours among a gallery of objects vote for."
 INPUTS = """
 Args:
-    predictions: (Q, D) features of the objects that are asked about.
+    predictions: (Q, D) features of the queries.
     references: (Q,) their classes.
     gallery: (G, D) features of the objects that vote.
     gallery_labels: (G,) their classes.

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
+
+from modeling_decodepos.pictures import BrokenImage, decode_picture
 
 FloatArray = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Picture:
+class ProposalInput:
     """One image of a data set. Nothing is decoded before a method is called.
 
     Attributes:
@@ -43,29 +45,12 @@ class Picture:
         scale = min(1.0, side_limit_px / max(self.width, self.height))
         size = max(1, round(self.width * scale)), max(1, round(self.height * scale))
         try:
-            pixels = self._decoded(size)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"The image cannot be decoded: {error}. Leave it out, or get a whole copy.") from error
+            pixels = decode_picture(self.encoded, "of this row", (self.height, self.width), at_least=size[::-1])
+        except BrokenImage as error:
+            raise ValueError(f"The {error}. Leave it out, or get a whole copy.") from error
         if pixels.shape[1::-1] != size:
             pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
         return pixels
-
-    def _decoded(self, size: tuple[int, int]) -> Pixels:
-        """(H, W, 3) RGB, upright, of at least the wanted size."""
-        assert self.encoded
-        with Image.open(io.BytesIO(self.encoded)) as image:
-            upright = _upright_size(image)
-            turn = upright == (self.width, self.height)
-            if not turn and image.size != (self.width, self.height):
-                raise ValueError(
-                    f"The image is {upright[0]} x {upright[1]} px, but its row says {self.width} x {self.height}."
-                )
-            stored = size[::-1] if turn and upright != image.size else size
-            image.draft("RGB", stored)  # JPEG: halved while decoding
-            small = ImageOps.exif_transpose(image) if turn else image
-            if small.mode.startswith("I;16"):  # Pillow would clip
-                return np.repeat((np.asarray(small) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-            return np.array(small.convert("RGB"))
 
     def segmentation_map(self) -> Pixels | None:
         """(H, W) class of every pixel as the column `segmentation` has it, or None."""
@@ -78,8 +63,3 @@ class Picture:
                     f"8-bit channel of {self.width} x {self.height} px."
                 )
             return np.array(image)
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    return (height, width) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (width, height)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..data.pictures import ProbeData, blank_pictures, noise_pictures, what_classes_lack
 from ..models.features import StageFeatures, Tick, read_features
-from ..models.load import FeatureModel, padded_convolutions
+from ..models.load import FeatureModel
+from ..models.networks import padded_convolutions
 from ..statistics.estimates import Estimate, nothing, pool_seeds
 from ..statistics.knn import knn_predict
 from .debias import COUNTS, RemovalPoint, choose_count
@@ -20,7 +21,7 @@ from .metrics import BY_KEY
 from .norms import count_outliers
 from .objects import (
     NEIGHBOURS,
-    Neighbours,
+    NeighbourPairs,
     measure_leak,
     naive_accuracy,
     name_neighbour,
@@ -28,7 +29,7 @@ from .objects import (
     place_or_content,
 )
 from .padding import PADDING_MODES, padded_with
-from .place import (
+from .position import (
     Subspace,
     border_profile,
     divide_variance,
@@ -91,7 +92,7 @@ class StageResult:
 
 
 @dataclass
-class Asked:
+class ProbeFeatures:
     """Features of everything that a network was shown; pictures for the report are drawn from it."""
 
     gallery: list[StageFeatures]
@@ -111,7 +112,7 @@ def skipped_measures(data: ProbeData) -> dict[str, str]:
 
 
 def count_pictures(model: FeatureModel, data: ProbeData, measures: Sequence[str], control: bool) -> int:
-    """How many pictures `measure` will show the model: what a progress bar counts to."""
+    """How many pictures `evaluate` will show the model: what a progress bar counts to."""
     swaps = 0 if data.swaps is None else len(data.swaps.regions)
     total = len(data.gallery) + len(data.queries)
     total += swaps * (2 * bool(_EXCHANGING.intersection(measures)) + bool(_MOVING.intersection(measures)))
@@ -126,39 +127,39 @@ def count_pictures(model: FeatureModel, data: ProbeData, measures: Sequence[str]
     return total
 
 
-def measure(
+def evaluate(
     model: FeatureModel,
     data: ProbeData,
     measures: Sequence[str],
     *,
     control: bool = False,
     tick: Tick = lambda pictures: None,
-) -> tuple[list[StageResult], Asked]:
+) -> tuple[list[StageResult], ProbeFeatures]:
     """Results of every stage, and the features they come from.
 
     Args:
-        model: What to ask.
+        model: The network.
         data: What to show.
         measures: Names from `metrics.MEASURES`.
-        control: Leave out what only the model itself is asked: other paddings, and the removal curve.
+        control: Leave out what concerns the model only: other paddings, and the removal curve.
         tick: Is told how many pictures were done.
     """
     skipped = skipped_measures(data)
     wanted = [name for name in measures if name not in skipped]
-    asked = _ask(model, data, wanted, tick)
+    seen = _read_probe(model, data, wanted, tick)
     pairs = None
     if "neighbour" in wanted and data.groups is not None:
-        pairs = Neighbours(data.gallery, data.groups), Neighbours(data.queries, data.groups)
+        pairs = NeighbourPairs(data.gallery, data.groups), NeighbourPairs(data.queries, data.groups)
     results = []
     for number, name in enumerate(model.stages):
-        queries = asked.queries[number]
+        queries = seen.queries[number]
         result = StageResult(name, queries.grid, queries.cells.shape[2])
         variance = divide_variance(queries.cells, seed=data.seed)
         result.verdict = variance.verdict
-        result.subspace = positional_subspace(asked.gallery[number].cells)
+        result.subspace = positional_subspace(seen.gallery[number].cells)
         numbers = result.numbers
         if "position" in wanted:
-            numbers |= _positions(asked, number, data)
+            numbers |= _position_numbers(seen, number, data)
         if "subspace" in wanted:
             result.energy = result.subspace.energy.cumsum(0).tolist()
             numbers["position_share"] = variance.place
@@ -168,89 +169,87 @@ def measure(
             numbers["border_contrast"] = (
                 result.border[0] if result.border else nothing("the map has no ring around its centre")
             )
-        numbers |= _about_objects(asked, number, data, wanted)
+        numbers |= _object_numbers(seen, number, data, wanted)
         if pairs is not None:
             numbers |= name_neighbour(
-                asked.gallery[number].regions, pairs[0], queries.regions, pairs[1], seed=data.seed
+                seen.gallery[number].regions, pairs[0], queries.regions, pairs[1], seed=data.seed
             )
         if "norms" in wanted:
             numbers |= count_outliers(queries.norms, seed=data.seed)
         if not control and ("subspace" in wanted or "debias" in wanted):
-            result.removal = removal_curve(asked.gallery[number], result.subspace, data)
+            result.removal = removal_curve(seen.gallery[number], result.subspace, data)
         results.append(result)
     if "influence" in wanted and data.swaps is not None:
         chosen = slice(0, INFLUENCES)
         pixels = data.queries.pixels[data.swaps.images[chosen]]
-        shares, asked.gradients = measure_influence(model, pixels, data.swaps.boxes[chosen], seed=data.seed, tick=tick)
+        shares, seen.gradients = measure_influence(model, pixels, data.swaps.boxes[chosen], seed=data.seed, tick=tick)
         for result, share in zip(results, shares, strict=True):
             result.numbers["influence_outside"] = share
     if "border" in wanted and not control and model.is_cnn:
-        _exchange_padding(model, data, results, asked, tick)
-    return results, asked
+        _exchange_padding(model, data, results, seen, tick)
+    return results, seen
 
 
-def _ask(model: FeatureModel, data: ProbeData, wanted: Sequence[str], tick: Tick) -> Asked:
-    asked = Asked(
+def _read_probe(model: FeatureModel, data: ProbeData, wanted: Sequence[str], tick: Tick) -> ProbeFeatures:
+    seen = ProbeFeatures(
         read_features(model, data.gallery.pixels, data.gallery.boxes, cells=True, tick=tick),
         read_features(model, data.queries.pixels, data.queries.boxes, cells=True, tick=tick),
     )
     swaps = data.swaps
     if swaps is not None and _EXCHANGING.intersection(wanted):
         here = list(swaps.boxes[:, None])
-        asked.surroundings = read_features(model, swaps.other_surroundings, here, tick=tick)
-        asked.content = read_features(model, swaps.other_content, here, tick=tick)
+        seen.surroundings = read_features(model, swaps.other_surroundings, here, tick=tick)
+        seen.content = read_features(model, swaps.other_content, here, tick=tick)
     if swaps is not None and _MOVING.intersection(wanted):
-        asked.moved = read_features(model, swaps.moved, list(swaps.moved_boxes[:, None]), tick=tick)
+        seen.moved = read_features(model, swaps.moved, list(swaps.moved_boxes[:, None]), tick=tick)
     if data.grid is not None and "retrieval" in wanted:
         boxes = list(data.grid.boxes.flatten(0, 1)[:, None])
-        asked.placed = read_features(model, data.grid.pixels.flatten(0, 1), boxes, tick=tick)
+        seen.placed = read_features(model, data.grid.pixels.flatten(0, 1), boxes, tick=tick)
     if "position" in wanted:
         noise = noise_pictures(max(4, len(data.queries) // 2), data.size_px, data.seed)
-        asked.noise = read_features(model, noise, cells=True, tick=tick)
+        seen.noise = read_features(model, noise, cells=True, tick=tick)
         blank = blank_pictures(BLANKS, data.size_px, data.seed)
-        asked.blank = read_features(model, blank, cells=True, tick=tick)
-    return asked
+        seen.blank = read_features(model, blank, cells=True, tick=tick)
+    return seen
 
 
-def _positions(asked: Asked, number: int, data: ProbeData) -> dict[str, Estimate]:
-    queries, seed = asked.queries[number], data.seed
-    found = {"position_natural": probe_position(asked.gallery[number].cells, queries.cells, queries.grid, seed=seed)}
-    for name, features in (("position_noise", asked.noise[number]), ("position_blank", asked.blank[number])):
+def _position_numbers(seen: ProbeFeatures, number: int, data: ProbeData) -> dict[str, Estimate]:
+    queries, seed = seen.queries[number], data.seed
+    found = {"position_natural": probe_position(seen.gallery[number].cells, queries.cells, queries.grid, seed=seed)}
+    for name, features in (("position_noise", seen.noise[number]), ("position_blank", seen.blank[number])):
         found[name] = probe_halves(features, seed)
-    if asked.moved and data.swaps is not None:
+    if seen.moved and data.swaps is not None:
         boxes = data.swaps.moved_boxes
         found["position_regions"] = probe_regions(
-            asked.moved[number].regions, (boxes[:, :2] + boxes[:, 2:]) / 2, seed=seed
+            seen.moved[number].regions, (boxes[:, :2] + boxes[:, 2:]) / 2, seed=seed
         )
     return found
 
 
 def probe_halves(features: StageFeatures, seed: int) -> Estimate:
-    """The position probe, learned on the first half of pictures and asked on the second."""
+    """The position probe, learned on the first half of pictures and tested on the second."""
     half = len(features.cells) // 2
     return probe_position(features.cells[:half], features.cells[half:], features.grid, seed=seed)
 
 
-def _about_objects(asked: Asked, number: int, data: ProbeData, wanted: Sequence[str]) -> dict[str, Estimate]:
+def _object_numbers(seen: ProbeFeatures, number: int, data: ProbeData, wanted: Sequence[str]) -> dict[str, Estimate]:
     found: dict[str, Estimate] = {}
-    if asked.placed and data.grid is not None:
-        placed = asked.placed[number].regions
+    if seen.placed and data.grid is not None:
+        placed = seen.placed[number].regions
         found["content_wins"] = place_or_content(placed.view(*data.grid.pixels.shape[:2], -1), seed=data.seed)
     if data.swaps is None:
         return found
-    regions = asked.queries[number].regions[data.swaps.regions] if asked.surroundings else None
+    regions = seen.queries[number].regions[data.swaps.regions] if seen.surroundings else None
     if "context" in wanted and regions is not None:
-        found |= measure_leak(
-            regions, asked.surroundings[number].regions, asked.content[number].regions, seed=data.seed
-        )
+        found |= measure_leak(regions, seen.surroundings[number].regions, seen.content[number].regions, seed=data.seed)
     if "object_knn" in wanted and data.gallery.labels is not None and data.queries.labels is not None:
         labels = data.queries.labels[data.swaps.regions]
         found["knn_prior"] = naive_accuracy(data.gallery.labels, labels, seed=data.seed)
-        versions = {"clean": asked.queries, "recontextualised": asked.surroundings, "repositioned": asked.moved}
+        versions = {"clean": seen.queries, "recontextualised": seen.surroundings, "repositioned": seen.moved}
         for name, features in versions.items():
             rows = features[number].regions
             found[f"knn_{name}"] = object_accuracy(
-                asked.gallery[number].regions,
+                seen.gallery[number].regions,
                 data.gallery.labels,
                 rows[data.swaps.regions] if name == "clean" else rows,
                 labels,
@@ -286,38 +285,17 @@ def choose_removal(result: StageResult, data: ProbeData) -> int:
 
 
 def measure_debias(
-    asked: Asked, number: int, subspace: Subspace, count: int, data: ProbeData
+    seen: ProbeFeatures, number: int, subspace: Subspace, count: int, data: ProbeData
 ) -> dict[str, tuple[Estimate, Estimate]]:
     """What removing `count` directions does to the queries: each number before and after."""
     sides = []
     for removed in (0, count):
-
-        def clean(features: list[StageFeatures], removed: int = removed) -> list[StageFeatures]:
-            if not features:
-                return []
-            part = features[number]
-            return [
-                StageFeatures(
-                    subspace.remove(part.regions, removed) if part.regions.numel() else part.regions,
-                    subspace.remove(part.cells, removed) if part.cells.numel() else part.cells,
-                    part.grid,
-                    part.norms,
-                )
-            ]
-
-        cleaned = Asked(
-            gallery=clean(asked.gallery),
-            queries=clean(asked.queries),
-            surroundings=clean(asked.surroundings),
-            content=clean(asked.content),
-            moved=clean(asked.moved),
-            placed=clean(asked.placed),
-            noise=clean(asked.noise),
-            blank=clean(asked.blank),
-        )
-        numbers = _about_objects(cleaned, 0, data, ("context", "object_knn"))
+        stages: dict[str, Any] = {n: found for n, found in vars(seen).items() if n != "gradients" and found}
+        parts: dict[str, Any] = {n: [_clean(found[number], subspace, removed)] for n, found in stages.items()}
+        cleaned = ProbeFeatures(**parts)
+        numbers = _object_numbers(cleaned, 0, data, ("context", "object_knn"))
         if cleaned.blank:
-            numbers = _positions(cleaned, 0, data) | numbers
+            numbers = _position_numbers(cleaned, 0, data) | numbers
         else:
             queries = cleaned.queries[0]
             natural = probe_position(cleaned.gallery[0].cells, queries.cells, queries.grid, seed=data.seed)
@@ -327,8 +305,14 @@ def measure_debias(
     return {key: (before[key], after[key]) for key in before if key in BY_KEY}
 
 
+def _clean(features: StageFeatures, subspace: Subspace, count: int) -> StageFeatures:
+    parts = (features.regions, features.cells)
+    regions, cells = (subspace.remove(rows, count) if rows.numel() else rows for rows in parts)
+    return StageFeatures(regions, cells, features.grid, features.norms)
+
+
 def _exchange_padding(
-    model: FeatureModel, data: ProbeData, results: list[StageResult], asked: Asked, tick: Tick
+    model: FeatureModel, data: ProbeData, results: list[StageResult], seen: ProbeFeatures, tick: Tick
 ) -> None:
     if model.module is None or not padded_convolutions(model.module):
         return
@@ -338,8 +322,8 @@ def _exchange_padding(
     for mode in PADDING_MODES:
         with padded_with(model.module, mode):
             try:
-                if asked.blank and own == {mode}:  # the model as it is: asked already
-                    blanks, natural = asked.blank, [_first_pictures(part, PADDED) for part in asked.queries]
+                if seen.blank and own == {mode}:  # the model as it is: read already
+                    blanks, natural = seen.blank, [_first_pictures(part, PADDED) for part in seen.queries]
                     tick(len(blank) + len(pictures))
                 else:
                     blanks = read_features(model, blank, cells=True, tick=tick)
@@ -350,8 +334,8 @@ def _exchange_padding(
                 for result in results:
                     result.padding[mode] = {"position_blank": nothing(reason), "border_contrast": nothing(reason)}
                 continue
-        for result, empty, seen in zip(results, blanks, natural, strict=True):
-            profile = border_profile(seen.cells, seen.grid, seed=data.seed)
+        for result, empty, shown in zip(results, blanks, natural, strict=True):
+            profile = border_profile(shown.cells, shown.grid, seed=data.seed)
             result.padding[mode] = {
                 "position_blank": probe_halves(empty, data.seed),
                 "border_contrast": profile[0] if profile else nothing("the map has no ring around its centre"),

@@ -1,4 +1,4 @@
-"""Networks that start untrained, by the name a recipe gives them."""
+"""Networks that start untrained, by the short names that recipes and `random:NAME` take."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from transformers import Dinov2Config, PreTrainedConfig, ResNetConfig
 
-# Networks that start untrained, by the name a recipe gives them.
 BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {
     "resnet50": ResNetConfig,
     "resnet18": functools.partial(

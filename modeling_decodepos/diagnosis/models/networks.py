@@ -1,0 +1,305 @@
+"""Any vision network by its name: the one way in, for the diagnosis and for evaluation.
+
+    facebook/dinov2-small      a Hub id, or a folder, of any backbone or vision model in transformers; ours among them
+    random:FOLDER_OR_ID        the same architecture with fresh weights
+    random:resnet18            fresh weights of an architecture of `backbones.BACKBONES`; no download
+    random:resnet              fresh weights of what transformers builds for a model type; no download
+    timm:resnet50              where timm can be imported
+    package.module:function    anything callable: (B, 3, H, W) to (B, C, h, w), or a list of such maps
+
+An instance (a model, any other module, any callable) is taken as it is.
+
+Shapes: B pictures, C channels, h w cells, N tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
+from transformers.utils import cached_file
+
+from ...backbones import BACKBONES
+from ...configuration_decodepos import DecodePosConfig
+from ...imagenet import IMAGE_MEAN, IMAGE_STD
+from ...modeling_decodepos import DecodePosForPreTraining, DecodePosModel, is_map_norm
+
+RANDOM = "random:"
+
+Spec = str | nn.Module | Callable[[Tensor], Any]
+
+
+@dataclass
+class Network:
+    """What a specification names, and the pixels it was trained on.
+
+    Attributes:
+        name: For people.
+        call: A `DecodePosModel`, another transformers model, any other module, or any other callable.
+        mean: Of its pixels, in [0, 1].
+        std: Their deviation.
+    """
+
+    name: str
+    call: Any
+    mean: tuple[float, ...] = IMAGE_MEAN
+    std: tuple[float, ...] = IMAGE_STD
+
+
+def load_network(spec: Spec, *, seed: int = 0, name: str | None = None) -> Network:
+    """The network of a specification; see the head of this module.
+
+    Args:
+        spec: A name or an instance.
+        seed: Of fresh weights.
+        name: What to call it; the specification's last telling part by default.
+    """
+    if not isinstance(spec, str):
+        call = spec.decodepos if isinstance(spec, DecodePosForPreTraining) else spec
+        return Network(name or str(getattr(spec, "__name__", type(spec).__name__)), call, *_instance_statistics(spec))
+    name = name or _short_name(spec)
+    prefix, _, rest = spec.partition(":")
+    if spec.startswith(RANDOM):
+        known = _known_config(rest)
+        return Network(name, build_random(known or load_config(rest), seed), *pixel_statistics("" if known else rest))
+    if Path(spec).exists():
+        return Network(name, _load_weights(spec), *pixel_statistics(spec))
+    if spec in BACKBONES:
+        raise ValueError(f"model {spec!r} names an architecture, not weights; say {RANDOM}{spec} for fresh ones.")
+    if prefix == "timm":
+        call = _load_timm(rest)
+        return Network(name, call, *_instance_statistics(call))
+    if rest:
+        return Network(name, _import(prefix, rest))
+    return Network(name, _load_weights(spec), *pixel_statistics(spec))
+
+
+def vision_part(network: Network) -> Any:
+    """The transformers model that takes pictures: of a model of pictures and text, a part."""
+    module: Any = getattr(network.call, "vision_model", network.call)
+    if getattr(module, "main_input_name", "pixel_values") != "pixel_values":
+        raise ValueError(
+            f"{network.name} gives no feature maps: a {type(module).__name__} takes {module.main_input_name}, not "
+            "pixel_values. Expected a vision backbone."
+        )
+    return module
+
+
+def has_backbone_class(model: Any) -> bool:
+    """Whether transformers has a class that gives the feature maps of such a model."""
+    return type(getattr(model, "config", None)) in MODEL_FOR_BACKBONE_MAPPING
+
+
+def every_stage(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model as its backbone class, which gives the map of every stage; in evaluation mode."""
+    config = copy.deepcopy(model.config)
+    builder = _backbone_class(config)
+    # transformers' own reading, which knows how the keys of a model differ from those of its backbone class.
+    found, report = builder.from_pretrained(
+        None, config=config, state_dict=model.state_dict(), output_loading_info=True, dtype=model.dtype
+    )
+    _refuse_missing(type(model).__name__, found, report["missing_keys"])
+    return found
+
+
+def build_random(config: Any, seed: int) -> PreTrainedModel:
+    """A network with fresh weights; a backbone with every stage among its maps, where there is a backbone class."""
+    config = copy.deepcopy(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if isinstance(config, DecodePosConfig):
+            # Residual branches that start at zero would leave a network of a few layers: no control for a deep one.
+            config.zero_init_residual = False
+            return DecodePosModel(config).eval()
+        builder = _backbone_class(config)
+        return (builder.from_config(config) if builder is AutoModel else builder(config)).eval()
+
+
+def load_config(name: str) -> Any:
+    """The config of a folder or a Hub id."""
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        where = "has no readable config.json" if Path(name).is_dir() else "is neither a folder nor a model on the Hub"
+        raise FileNotFoundError(
+            f"model {name!r} {where}, as far as can be seen from here (offline, only models already downloaded can be "
+            "had by id). Give a folder with config.json and weights, a Hub id, module:function, or one of "
+            f"{', '.join(RANDOM + known for known in BACKBONES)}. First line of the cause: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+
+
+def pixel_statistics(source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation that the preprocessor file of a folder or Hub id names, else ImageNet's."""
+    path = source and cached_file(
+        source,
+        "preprocessor_config.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    settings = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    mean, std = settings.get("image_mean"), settings.get("image_std")
+    return (tuple(mean), tuple(std)) if mean and std else (IMAGE_MEAN, IMAGE_STD)
+
+
+def padded_convolutions(module: nn.Module | None) -> list[nn.Conv2d]:
+    """The convolutions that pad their input by themselves."""
+    if module is None:
+        return []
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    return [layer for layer in layers if not isinstance(layer.padding, str) and max(layer.padding) > 0]
+
+
+def refuse_centre_cells(name: str, module: nn.Module | None) -> None:
+    """Only where strided convolutions pad do cells have their centres elsewhere than RoIAlign takes them to."""
+    if not any(max(layer.stride) > 1 for layer in padded_convolutions(module)):
+        raise ValueError(
+            f"{name}: centre_cells is for networks whose strided convolutions pad, such as a ResNet; the cells "
+            "of this one are patches, or nobody can know. Leave it out."
+        )
+
+
+# --------------------------------------------------------------------------------------------------------------- maps
+
+
+def last_map(module: Any, pixels: Tensor) -> Tensor:
+    """(B, C, h, w) last hidden state of any vision model in transformers."""
+    return as_map(module(pixels, **resizing(module)).last_hidden_state, pixels, module.config)
+
+
+def call_maps(call: Any, pixels: Tensor, name: str) -> list[Tensor]:
+    """The maps (B, C, h, w) that anything callable gives."""
+    output = call(pixels)
+    found = [output] if isinstance(output, Tensor) else list(output)
+    for part in found:
+        if not isinstance(part, Tensor) or part.ndim != 4 or len(part) != len(pixels):
+            shape = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+            raise ValueError(f"{name} gives no feature maps: it returned {shape}, expected (B, C, h, w) or a list.")
+    return found
+
+
+def as_map(state: Tensor, pixels: Tensor, config: Any) -> Tensor:
+    """(B, C, h, w) from such a map, or from tokens (B, N, C) of which the last h * w are the patches'."""
+    if state.ndim == 4:
+        return state
+    if state.ndim == 3:
+        patch = patch_size(config)
+        height, width = pixels.shape[-2] // patch, pixels.shape[-1] // patch
+        if 0 <= state.shape[1] - height * width <= 16:
+            return state[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
+    raise ValueError(
+        f"a hidden state of shape {tuple(state.shape)} is no feature map: expected (B, C, h, w), or (B, N, C) tokens "
+        f"with one per patch of {patch_size(config)} pixels. Of a masked auto-encoder, which hides patches, load the "
+        "encoder as the plain ViT that it is."
+    )
+
+
+def resizing(module: Any) -> dict[str, bool]:
+    """What a forward pass must be told to take pictures of other sizes than the model's own."""
+    name = "interpolate_pos_encoding"
+    return {name: True} if name in inspect.signature(module.forward).parameters else {}
+
+
+def patch_size(config: Any) -> int:
+    """Side of a patch in pixels; 1 for networks without patches."""
+    patch = getattr(config, "patch_size", 1) or 1
+    return patch if isinstance(patch, int) else int(max(patch))
+
+
+# ------------------------------------------------------------------------------------------------------------- inside
+
+
+def _known_config(name: str) -> Any:
+    """The config of a short name or a model type (resnet is a ResNet-50); None for other names."""
+    if Path(name).exists():
+        return None
+    if name in BACKBONES:
+        return BACKBONES[name]()
+    if name not in CONFIG_MAPPING:
+        return None
+    # As from a file: some defaults are tuples, which their own networks cannot take.
+    return CONFIG_MAPPING[name].from_dict(json.loads(json.dumps(CONFIG_MAPPING[name]().to_dict())))
+
+
+def _load_weights(name: str) -> PreTrainedModel:
+    config = load_config(name)
+    if isinstance(config, DecodePosConfig):
+        return DecodePosModel.from_pretrained(name).eval()
+    try:
+        model, report = _backbone_class(config).from_pretrained(name, config=config, output_loading_info=True)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"model {name!r} has a config.json but no weights that can be read ({str(error).splitlines()[0]}). For "
+            f"the architecture with random weights, say {RANDOM}{name}."
+        ) from error
+    _refuse_missing(name, model, report["missing_keys"])
+    return model
+
+
+def _refuse_missing(name: str, model: PreTrainedModel, keys: Iterable[str]) -> None:
+    # Norms of maps exist in backbone classes only, and poolers give no maps.
+    missing = sorted(key for key in keys if not is_map_norm(key) and "pooler" not in key)
+    if missing:
+        raise ValueError(f"{name} lacks {len(missing)} weights of its {type(model).__name__}, first {missing[0]}.")
+
+
+def _backbone_class(config: Any) -> Any:
+    """The concrete backbone class, told to return every stage; `AutoBackbone` cannot read a local folder."""
+    if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
+        return AutoModel
+    config.out_features = list(config.stage_names)  # with the norms of every map
+    return MODEL_FOR_BACKBONE_MAPPING[type(config)]
+
+
+def _load_timm(name: str) -> nn.Module:
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:
+        raise ImportError(f"timm:{name} needs timm and a torchvision that fits torch: pip install timm") from error
+    module: nn.Module = timm.create_model(name, pretrained=True, features_only=True)
+    return module
+
+
+def _import(module: str, attribute: str) -> Any:
+    if str(Path.cwd()) not in sys.path:  # an installed script has its own folder there, not the caller's
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{module}:{attribute}: cannot import {attribute!r} from {module!r} ({error}).") from error
+    if not callable(found):
+        raise ValueError(f"{module}:{attribute} is a {type(found).__name__}; expected something callable.")
+    return found
+
+
+def _instance_statistics(instance: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of where a transformers model was loaded from, or of what timm says of its weights."""
+    known = getattr(instance, "pretrained_cfg", None)
+    if isinstance(known, dict) and known.get("mean") and known.get("std"):
+        return tuple(known["mean"]), tuple(known["std"])
+    source = instance.name_or_path if isinstance(instance, PreTrainedModel) else ""
+    try:
+        return pixel_statistics(source or "")
+    except OSError:  # the folder is there no longer
+        return IMAGE_MEAN, IMAGE_STD
+
+
+def _short_name(spec: str) -> str:
+    """The last parts of a path that still say what it is."""
+    path = Path(spec.removeprefix(RANDOM))
+    if not path.is_dir():
+        return spec
+    parts = [part for part in path.resolve().parts if part not in ("export", "backbone", "pretraining", "/")]
+    return ("random " if spec.startswith(RANDOM) else "") + (parts[-1] if parts else str(path))

@@ -1,0 +1,118 @@
+"""Every command has one shape: help at once, its own name, one style of flags, both spellings."""
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import dataset_scripts.overlap
+import dataset_scripts.prepare
+import dataset_scripts.publish
+import modeling_decodepos.diagnosis.command
+import training.evaluation.__main__
+import training.export.__main__
+import training.probes.find
+import training.publish.__main__
+import training.sweep.__main__
+import training.views.__main__
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = [
+    *("training.pretrain", "training.evaluation", "training.evaluation object_knn", "training.evaluation ablation"),
+    *("training.export", "training.publish", "training.views", "training.run.report", "training.report"),
+    *(
+        "training.sweep",
+        "training.tutorial",
+        "training.probes.find",
+        "dataset_scripts.prepare",
+        "dataset_scripts.prepare openimage-mini",
+    ),
+    *("dataset_scripts.prepare check", "dataset_scripts.preview", "dataset_scripts.overlap"),
+    *("dataset_scripts.publish", "model_cards.render", "modeling_decodepos.diagnosis.command"),
+]
+NAMES = {
+    "training.report": "python -m training.run.report",  # its former name
+    "training.pretrain": "accelerate launch training/pretrain.py",
+    "modeling_decodepos.diagnosis.command": "decodepos-diagnose",
+}
+HELP = """
+import runpy, sys
+heavy = {"torch", "transformers", "datasets"}
+sys.argv = ["x", *sys.argv[2:], "--help"]
+try:
+    runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
+finally:
+    print("loaded", sorted(heavy & set(sys.modules)))
+"""
+BUILD: list[Callable[[], argparse.ArgumentParser]] = [
+    dataset_scripts.prepare.build_parser,
+    dataset_scripts.overlap.build_parser,
+    dataset_scripts.publish.build_parser,
+    modeling_decodepos.diagnosis.command.build_parser,
+    training.evaluation.__main__.build_parser,
+    training.export.__main__.build_parser,
+    training.probes.find.build_parser,
+    training.publish.__main__.build_parser,
+    training.sweep.__main__.build_parser,
+    training.views.__main__.build_parser,
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_loads_nothing_heavy_and_names_the_command(command: str):
+    module, *words = command.split()
+    code = HELP.replace("MODULE", repr(module))
+    call = [sys.executable, "-W", "ignore", "-c", code, module, *words]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    name = NAMES.get(module, f"python -m {module}")
+    assert done.stdout.startswith(f"usage: {' '.join([name, *words])}")
+    assert done.stdout.rstrip().endswith("loaded []")
+    shown = re.findall(r"^  (--[\w-]+)", done.stdout, re.MULTILINE)
+    assert "--help" in shown and not [flag for flag in shown if "-" in flag[2:]]
+
+
+def parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    below = [a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return [parser, *(sub for choices in below for name in choices for sub in parsers(choices[name]))]
+
+
+@pytest.mark.parametrize("build", BUILD, ids=lambda build: build.__module__)
+def test_flags_have_one_style_and_help(build: Callable[[], argparse.ArgumentParser]):
+    for parser in parsers(build()):
+        for action in parser._actions:
+            assert action.help or isinstance(action, argparse._SubParsersAction), (parser.prog, action.dest)
+            for flag in action.option_strings:
+                assert re.fullmatch(r"-h|--[a-z_]+", flag), flag
+
+
+def test_both_spellings_and_the_nearest_flag(capsys: pytest.CaptureFixture):
+    parser = training.publish.__main__.build_parser()
+    for tag in (["--revision-tag", "v-1"], ["--revision_tag", "v-1"], ["--revision-tag=v-1"]):
+        parsed = parser.parse_args(["run", "--repo", "a/b", "--dry-run", *tag])
+        assert parsed.dry_run and parsed.revision_tag == "v-1"
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(["run", "--repo", "a/b", "--revision-tags", "v1"])
+    assert stop.value.code == 2
+    assert "unknown argument --revision-tags. Did you mean '--revision_tag'?" in capsys.readouterr().err
+
+
+def test_former_spellings_are_taken():
+    parsed = modeling_decodepos.diagnosis.command.build_parser().parse_args(["m", "--output", "o", "--size", "64"])
+    assert parsed.size_px == 64
+    parsed = training.export.__main__.build_parser().parse_args(["m", "--output", "o", "--image_size_px", "64"])
+    assert parsed.size_px == 64
+    for flag in ("--workers", "--num_workers", "--num-workers"):
+        words = ["scenes", "--output", "o", flag, "3", "--size-px", "32"]
+        parsed = dataset_scripts.prepare.build_parser().parse_args(words)
+        assert (parsed.workers, parsed.size_px) == (3, 32)
+
+
+def test_the_probe_says_that_it_is_no_command():
+    command = [sys.executable, "-W", "ignore", "-m", "training.probe", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "decodepos-diagnose MODEL" in done.stderr and "probe_count" in done.stderr

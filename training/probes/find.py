@@ -1,0 +1,65 @@
+"""python -m training.probes.find MODEL --output found.png: what `search` finds, beside the untrained twin."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from modeling_decodepos.settings import CommandParser
+
+
+def build_parser() -> CommandParser:
+    """The command line."""
+    parser = CommandParser(
+        prog="python -m training.probes.find",
+        description="Let a network and its untrained twin find objects again, elsewhere and before other backgrounds.",
+    )
+    parser.add_argument("model", help="folder or Hub id: an export of ours, or any backbone of transformers")
+    parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
+    parser.add_argument("--count", type=int, default=100, help="objects to search (default: %(default)s)")
+    parser.add_argument("--size_px", type=int, default=96, help="side of the scenes (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes (default: %(default)s)")
+    parser.add_argument("--untrained", type=int, default=3, help="untrained twins (default: %(default)s)")
+    parser.add_argument(
+        "--centre_cells", action="store_true", help="read a plain ResNet's regions where its cells have their centres"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Search, print the shares, draw the first searches."""
+    args = build_parser().parse_args(arguments)
+    if args.count < 4 or args.untrained < 1 or args.size_px < 32:
+        sys.exit(
+            f"error: --count is {args.count}, --untrained {args.untrained} and --size_px {args.size_px}; expected at "
+            "least 4, 1 and 32."
+        )
+    # These take seconds, and --help needs none of them.
+    from tqdm import tqdm
+    from transformers.utils import logging
+
+    from training.probes.search import draw_searches, load, search_objects, share_by_chance, share_found, untrained
+
+    logging.disable_progress_bar()
+    try:
+        model = load(args.model, args.centre_cells)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    networks = [model, *(untrained(model, seed) for seed in range(args.untrained))]
+    own, *controls = (
+        search_objects(network, seed=args.seed, count=args.count, size_px=args.size_px)
+        for network in tqdm(networks, unit=" network")
+    )
+    shares = {"untrained": share_found(*controls), "trained": share_found(own)}
+    notes = {name: f"finds {s.value:.0%} ({s.low:.0%} to {s.high:.0%})" for name, s in shares.items()}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    columns = [("untrained", notes["untrained"], controls[0]), ("trained", notes["trained"], own)]
+    draw_searches(columns).quantize(256).save(args.output, optimize=True)
+    for name, note in notes.items():
+        print(f"{name:>9}  {note} of {args.count} objects")
+    print(f"{'by chance':>9}  {share_by_chance(own):.0%}\nwrote {args.output}")
+
+
+if __name__ == "__main__":
+    main()

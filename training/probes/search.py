@@ -1,0 +1,182 @@
+"""Can a network find an object again, in another place and before another background?
+
+One scene shows an object; a second shows it elsewhere, among other neighbours. Boxes of the object's size cover the
+second scene, and the one whose feature is most like the object's is the network's answer. Beside the network stands
+its untrained twin: the same architecture with random weights, of several seeds.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from transformers import AutoConfig
+
+from modeling_decodepos.configuration_decodepos import DecodePosConfig
+from modeling_decodepos.diagnosis.models.features import REGION_BINS
+from modeling_decodepos.diagnosis.report.figures import colorize
+from modeling_decodepos.diagnosis.statistics.estimates import Estimate, estimate, ratio
+from modeling_decodepos.modeling_decodepos import DecodePosModel
+from modeling_decodepos.scenes import Scene, render_scene
+from training.probes.before_after import sample_triplet
+from training.views.normalise import normalise
+
+PLACES = 16
+"""Boxes per side that cover the second scene."""
+
+OVERLAP = 0.5
+"""Intersection over union from which on a box counts as the object."""
+
+_TILE, _GAP, _TOP, _SCALE = 190, 10, 62, 2
+_INK, _MUTED, _BOX, _ANSWER = "#1c2330", "#667085", "#ffd400", "#22d3ee"
+
+
+@dataclass(frozen=True)
+class Search:
+    """One question and its answer.
+
+    Attributes:
+        object_scene: The scene that shows the object, its last box.
+        searched_scene: The scene in which it is searched, the object its last box.
+        boxes: (PLACES ** 2, 4) unit boxes that cover it.
+        similarity: (PLACES ** 2,) centred cosine of each with the object.
+        overlap: (PLACES ** 2,) intersection over union of each with the object.
+    """
+
+    object_scene: Scene
+    searched_scene: Scene
+    boxes: Tensor
+    similarity: Tensor
+    overlap: Tensor
+
+    @property
+    def is_found(self) -> bool:
+        """Whether the most similar box is the object."""
+        return bool(self.overlap[self.similarity.argmax()] >= OVERLAP)
+
+
+@torch.no_grad()
+def search_objects(model: DecodePosModel, *, seed: int = 0, count: int = 100, size_px: int = 96) -> list[Search]:
+    """The answers of a network, in evaluation mode, to the first `count` questions of a seed."""
+    device = next(model.parameters()).device
+    searches = []
+    for index in range(count):
+        triplet = sample_triplet(seed, index, size_px)
+        here, there = render_scene(triplet.anchor), render_scene(triplet.same)
+        target = torch.from_numpy(there.boxes[-1])
+        boxes = cover(target[2:] - target[:2])
+        pixels = torch.from_numpy(np.stack([here.pixels, there.pixels])).to(device).permute(0, 3, 1, 2)
+        own = torch.from_numpy(here.boxes[-1:])
+        output = model(normalise(pixels), regions=[own.to(device), boxes.to(device)])
+        rows = output.region_embeddings[output.valid_regions].double().cpu()
+        centred = rows - rows[1:].mean(0)  # what all boxes of a scene share says nothing about any one
+        similarity = F.cosine_similarity(centred[:1], centred[1:])
+        searches.append(Search(here, there, boxes, similarity, overlaps(boxes, target)))
+    return searches
+
+
+def cover(size: Tensor) -> Tensor:
+    """(PLACES ** 2, 4) unit boxes of one size (width, height), evenly over the picture, row by row."""
+    x, y = (torch.linspace(0, 1 - float(side), PLACES) for side in size)
+    corners = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
+    return torch.cat([corners, corners + size], 1)
+
+
+def overlaps(boxes: Tensor, target: Tensor) -> Tensor:
+    """(N,) intersection over union of boxes (N, 4) with one box (4,)."""
+    inner = torch.minimum(boxes[:, 2:], target[2:]) - torch.maximum(boxes[:, :2], target[:2])
+    shared = inner.clamp(min=0).prod(1)
+    return shared / ((boxes[:, 2:] - boxes[:, :2]).prod(1) + (target[2:] - target[:2]).prod() - shared)
+
+
+def share_found(*runs: Sequence[Search]) -> Estimate:
+    """How often the object is found, over the questions, averaged over runs of several networks on the same ones."""
+    found = np.array([[search.is_found for search in run] for run in runs], float).mean(0)
+    return estimate(np.stack([found, np.ones_like(found)], 1), ratio)
+
+
+def share_by_chance(searches: Sequence[Search]) -> float:
+    """How often a box drawn at random is the object."""
+    return float(np.mean([(search.overlap >= OVERLAP).double().mean() for search in searches]))
+
+
+def load(name: str, centre_cells: bool) -> DecodePosModel:
+    """A checkpoint of ours, or any backbone of transformers with its regions read so."""
+    config = AutoConfig.from_pretrained(name)
+    if isinstance(config, DecodePosConfig):
+        return DecodePosModel.from_pretrained(name).eval()
+    return DecodePosModel.from_backbone(name, centre_cells=centre_cells, region_bins=REGION_BINS).eval()
+
+
+def untrained(model: DecodePosModel, seed: int) -> DecodePosModel:
+    """The same architecture with random weights."""
+    config = copy.deepcopy(model.config)
+    config.zero_init_residual = False  # else a network of a few layers, and no control for a deep one
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return DecodePosModel(config).eval()
+
+
+# -------------------------------------------------------------------------------------------------------- the picture
+
+
+def draw_searches(columns: Sequence[tuple[str, str, Sequence[Search]]], rows: int = 3) -> Image.Image:
+    """The first `rows` questions, never chosen ones: object, searched scene, and each network's similarity map.
+
+    Args:
+        columns: Name, number and answers of each network, all on the same questions.
+        rows: Questions to draw.
+    """
+    titles = [("this object …", ""), ("… is where, in this scene?", ""), *((name, note) for name, note, _ in columns)]
+    width, height = _GAP + len(titles) * (_TILE + _GAP), _TOP + rows * (_TILE + _GAP)
+    sheet = Image.new("RGB", (width * _SCALE, height * _SCALE), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, (title, note) in enumerate(titles):
+        left = (_GAP + column * (_TILE + _GAP)) * _SCALE
+        for top, text, color, size in ((10, title, _INK, 15), (32, note, _MUTED, 13)):
+            draw.text((left, top * _SCALE), text, fill=color, font=ImageFont.load_default(size=size * _SCALE))
+    for row in range(rows):
+        first = columns[0][2][row]
+        tiles = [
+            _tile(first.object_scene.pixels, [(first.object_scene.boxes[-1], _BOX)]),
+            _tile(first.searched_scene.pixels, []),
+        ]
+        for _, _, searches in columns:
+            answer = searches[row].boxes[searches[row].similarity.argmax()].numpy()
+            marks = [(first.searched_scene.boxes[-1], _BOX), (answer, _ANSWER)]
+            tiles.append(_tile(_heat(searches[row]), marks))
+        for column, tile in enumerate(tiles):
+            sheet.paste(tile, ((_GAP + column * (_TILE + _GAP)) * _SCALE, (_TOP + row * (_TILE + _GAP)) * _SCALE))
+    return sheet
+
+
+def _heat(search: Search) -> np.ndarray:
+    """The searched scene in grey under the similarity of the boxes, each at its centre."""
+    picture = Image.fromarray(search.searched_scene.pixels).convert("L")
+    side = picture.width
+    left, top = (search.boxes[0, :2] + search.boxes[0, 2:]).div(2).mul(side).tolist()
+    right, bottom = (search.boxes[-1, :2] + search.boxes[-1, 2:]).div(2).mul(side).tolist()
+    values = search.similarity.view(1, 1, PLACES, PLACES)
+    size = (round(bottom - top), round(right - left))
+    middle = F.interpolate(values, size, mode="bilinear", align_corners=True)
+    margins = (round(left), side - size[1] - round(left), round(top), side - size[0] - round(top))
+    full = F.pad(middle, margins, mode="replicate")[0, 0]
+    grey = np.asarray(picture)[:, :, None]
+    return (0.35 * grey + 0.65 * colorize(full)).astype(np.uint8)
+
+
+def _tile(pixels: np.ndarray, marks: Sequence[tuple[np.ndarray, str]]) -> Image.Image:
+    side = _TILE * _SCALE
+    tile = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(tile)
+    for box, color in marks:
+        corners = [float(value) * side for value in box]
+        draw.rectangle(corners, outline=_INK, width=4 * _SCALE)
+        draw.rectangle(corners, outline=color, width=2 * _SCALE)
+    return tile

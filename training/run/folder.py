@@ -1,0 +1,173 @@
+"""What a run folder holds, as far as it can be read: for the report and for publishing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from modeling_decodepos.losses import OBJECTIVES, Objective
+from training.probes.before_after import ProbeResult
+from training.recipe import GROUPS
+from training.run.log import count_things, read_log
+
+DEFAULTS: dict[str, Any] = {item.name: item.default for group in GROUPS for item in dataclasses.fields(group)}
+"""Of every key of a recipe."""
+
+PICTURES = ("views.png", "probe.png", "neighbours.jpg")
+
+
+@dataclass
+class RunFiles:
+    """What a run folder holds.
+
+    Attributes:
+        folder: Where it is.
+        description: run.json.
+        log: The lines of log.jsonl.
+        before: The probe before training.
+        after: The probe after it.
+        pictures: Bytes of those of `PICTURES` that are there.
+        broken: Why an image could not be read, by its id.
+        problems: What is missing or broken in the folder.
+    """
+
+    folder: Path
+    description: dict[str, Any] = field(default_factory=dict)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    before: ProbeResult | None = None
+    after: ProbeResult | None = None
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def about(self, key: str) -> dict[str, Any]:
+        """A part of run.json that has parts of its own; empty if there is none."""
+        return _dictionary(self.description.get(key))
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Every key of the recipe."""
+        return self.about("recipe")
+
+    def setting(self, key: str) -> float:
+        """A number of the recipe, or its default where the recipe has none."""
+        value = self.recipe.get(key)
+        return value if is_number(value) else float(DEFAULTS[key])
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return str(self.description.get("name") or self.folder.resolve().name)
+
+    @property
+    def objective(self) -> Objective | None:
+        """The table of loss pairs, if it is one this version knows."""
+        return OBJECTIVES.get(str(self.recipe.get("objective")))
+
+    @property
+    def terms(self) -> list[str]:
+        """Names of the loss terms."""
+        named = self.description.get("terms")
+        if isinstance(named, list):
+            return [str(name) for name in named]
+        return [term.name for term in self.objective.terms] if self.objective else []
+
+    @property
+    def step(self) -> int:
+        """The last logged step."""
+        return int(self.last("step") or 0)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps the run was to have; 0 if nothing says."""
+        known = (self.description.get("steps"), self.recipe.get("max_steps"))
+        return next((int(value) for value in known if is_number(value) and value), 0)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.description.get("status") == "finished"
+
+    def points(self, key: str) -> tuple[list[float], list[float | None]]:
+        """Steps and values of a key, from the log lines that have it (measures have lines of their own)."""
+        lines = [line for line in self.log if key in line and is_number(line.get("step"))]
+        return [line["step"] for line in lines], [float(v) if is_number(v := line[key]) else None for line in lines]
+
+    def values(self, key: str) -> list[float]:
+        """Every logged number of a key."""
+        return [line[key] for line in self.log if is_number(line.get(key))]
+
+    def last(self, key: str) -> float | None:
+        """The last logged number of a key."""
+        return next(reversed(self.values(key)), None)
+
+    def mean(self, key: str) -> float | None:
+        """Mean of a key over the time that the lines stand for."""
+        lines = [line for line in self.log if is_number(line.get(key)) and is_number(line.get("seconds"))]
+        total = sum(line["seconds"] for line in lines)
+        return sum(line[key] * line["seconds"] for line in lines) / total if total > 0 else None
+
+
+def read_run(folder: Path) -> RunFiles:
+    """What a run folder holds; pieces that are missing or broken are named in `problems`.
+
+    Raises:
+        FileNotFoundError: The folder is not there, or no run has ever written to it.
+    """
+    if not (folder / "run.json").is_file() and not (folder / "log.jsonl").is_file():
+        raise FileNotFoundError(f"{folder} holds neither run.json nor log.jsonl; expected the output_dir of a run.")
+    run = RunFiles(folder)
+    run.description = _read_json(folder / "run.json", run.problems, required=True)
+    log_file = folder / "log.jsonl"
+    run.log = [line for line in read_log(log_file) if isinstance(line, dict)]
+    written = log_file.read_text(encoding="utf-8", errors="replace").splitlines() if log_file.is_file() else []
+    unread = sum(1 for line in written if line.strip()) - len(run.log)
+    if unread > 0:
+        run.problems.append(
+            f"log.jsonl breaks off: {count_things(unread, 'line')} after step {run.step} could not be read. The run "
+            "was probably stopped while it wrote."
+        )
+    elif not run.log:
+        run.problems.append("log.jsonl has no lines: the run ended before it logged a step, so there are no curves.")
+    for name, values in _read_json(folder / "probe.json", run.problems).items():
+        if name in ("before", "after"):
+            try:
+                setattr(run, name, ProbeResult.from_dict(values))
+            except (KeyError, TypeError):
+                run.problems.append(f"probe.json: {name!r} is not a probe result of this version; it is left out.")
+    for name in PICTURES:
+        if (folder / name).is_file():
+            kind, magic = ("JPEG", b"\xff\xd8\xff") if name.endswith(".jpg") else ("PNG", b"\x89PNG")
+            run.pictures[name] = (folder / name).read_bytes()
+            if not run.pictures[name].startswith(magic):
+                del run.pictures[name]
+                run.problems.append(f"{name} is not a {kind} file; it is left out.")
+    for line in read_log(folder / "broken_images.jsonl"):
+        if isinstance(line, dict):
+            run.broken.setdefault(str(line.get("image_id")), str(line.get("reason")))
+    return run
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _read_json(path: Path, problems: list[str], required: bool = False) -> dict[str, Any]:
+    if not path.is_file():
+        if required:
+            problems.append(f"{path.name} is missing: recipe, data and versions are unknown.")
+        return {}
+    try:
+        return _dictionary(json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        problems.append(f"{path.name} cannot be read ({error}); what it holds is left out.")
+        return {}
+
+
+def _dictionary(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,65 @@
+"""The networks of a run: around a named backbone or around weights, at sizes they can take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+
+from modeling_decodepos.backbones import BACKBONES
+from modeling_decodepos.configuration_decodepos import DecodePosConfig
+from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
+from training.recipe import ModelArguments, Recipe
+
+
+def build_model(args: ModelArguments, seed: int, start: Path | None = None) -> DecodePosForPreTraining:
+    """A pre-training model around a named backbone, or around weights: a Hub id's, a folder's, or those of `start`."""
+    heads: dict[str, Any] = {
+        "region_bins": args.region_bins,
+        "projector_hidden_size": args.projector_hidden_size,
+        "projection_size": args.projection_size,
+        "use_predictor": args.use_predictor,
+        "centre_cells": args.centre_cells,
+    }
+    set_seed(seed)
+    if args.backbone in BACKBONES:
+        if args.anchor_weight > 0:
+            raise ValueError(
+                f"anchor_weight is {args.anchor_weight:g}, but backbone {args.backbone!r} starts untrained: there is "
+                "nothing to hold on to. Give a Hub id or a folder with weights as the backbone."
+            )
+        return DecodePosForPreTraining(DecodePosConfig(backbone_config=BACKBONES[args.backbone](), **heads))
+    try:
+        return DecodePosForPreTraining.from_backbone(start or args.backbone, **heads)
+    except OSError as error:
+        raise ValueError(
+            f"backbone: {args.backbone!r} is none of {', '.join(BACKBONES)}, and no folder or reachable Hub id with a "
+            f"config.json ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def check_view_sizes(net: DecodePosForPreTraining, recipe: Recipe) -> None:
+    """Refuse sizes of views that the backbone's map cannot cover, before the first step does."""
+    sizes = recipe.views.view_size_px, recipe.views.small_view_px
+    try:
+        for size in sizes:
+            net.decodepos.check_map_covers(torch.empty((1, 3, size, size), device="meta"))
+    except ValueError as error:
+        raise ValueError(
+            f"view_size_px {sizes[0]} gives views of {sizes[0]} and, with small_view_scale, {sizes[1]} pixels: {error}"
+        ) from None
+
+
+def compile_stages(net: DecodePosForPreTraining) -> None:
+    """Compile the networks stage by stage, in place: the names of their weights stay."""
+    # All stages of student and teacher share one `forward`, in full and half size, and torch counts by `forward`:
+    # from the ninth version on it would run what it has not compiled as it is.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    models: tuple[DecodePosModel, DecodePosModel] = (net.decodepos, net.teacher["decodepos"])
+    for model in models:
+        split = model.config.splits_backbone
+        parts = [model.backbone.embedder, *model.backbone.encoder.stages] if split else [model.backbone]
+        for part in parts:
+            part.compile()
