@@ -1,4 +1,4 @@
-"""COCO average precision of boxes, by pycocotools, or by faster-coco-eval where only that is installed."""
+"""COCO average precision of boxes, as pycocotools computes it."""
 
 from __future__ import annotations
 
@@ -30,101 +30,58 @@ class ImageDetections:
     scores: Sequence[float]
 
 
-@dataclass(frozen=True)
-class AveragePrecision:
-    """In [0, 1]. `ap`: mean over IoU thresholds 0.50 to 0.95 and classes; the others at one threshold."""
-
-    ap: float
-    ap50: float
-    ap75: float
-
-
 def average_precision(
     truth: Sequence[ImageTruth], detections: Sequence[ImageDetections], classes: int
-) -> AveragePrecision:
-    """What COCO's own code makes of detections, image by image. Boxes of crowds neither help nor hurt.
+) -> dict[str, float]:
+    """`ap` (mean over classes and IoU thresholds from 0.50 to 0.95), `ap50` and `ap75`, in [0, 1].
 
-    Args:
-        truth: Annotations.
-        detections: Of the same images in the same order.
-        classes: Number of classes.
+    Detections are of the same images in the same order. Boxes of crowds neither help nor hurt.
     """
-    if len(truth) != len(detections):
-        raise ValueError(f"there are annotations of {len(truth)} images and detections of {len(detections)}.")
     if not sum(len(image.boxes) for image in truth):
         raise ValueError("no image has an annotated box: there is nothing to detect.")
-    tools = find_tools()
+    check_tools()
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    names = ("ap", "ap50", "ap75")
     with contextlib.redirect_stdout(io.StringIO()):  # it prints, whatever one asks
-        known = tools.COCO()
+        known = COCO()
         known.dataset = _annotations(truth, classes)
         known.createIndex()
-        rows = _detections(detections)
+        rows = [
+            _row(number, box, category) | {"score": float(score)}
+            for number, image in enumerate(detections)
+            for box, category, score in zip(image.boxes, image.classes, image.scores, strict=True)
+        ]
         if not rows:
-            return AveragePrecision(0.0, 0.0, 0.0)
-        evaluator = tools.COCOeval(known, known.loadRes(rows), "bbox")
+            return dict.fromkeys(names, 0.0)
+        evaluator = COCOeval(known, known.loadRes(rows), "bbox")
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    ap, ap50, ap75 = (float(value) for value in evaluator.stats[:3])
-    return AveragePrecision(ap, ap50, ap75)
+    return {name: float(value) for name, value in zip(names, evaluator.stats[:3], strict=True)}
 
 
-@dataclass(frozen=True)
-class Tools:
-    """The two classes of COCO's code."""
-
-    name: str
-    COCO: Any
-    COCOeval: Any
-
-
-def find_tools(wanted: str = "") -> Tools:
-    """The installed implementation, or the wanted one."""
-    if wanted in ("", "pycocotools") and importlib.util.find_spec("pycocotools"):
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-
-        return Tools("pycocotools", COCO, COCOeval)
-    if wanted in ("", "faster-coco-eval") and importlib.util.find_spec("faster_coco_eval"):
-        from faster_coco_eval import COCO as FastCOCO
-        from faster_coco_eval import COCOeval_faster
-
-        return Tools("faster-coco-eval", FastCOCO, COCOeval_faster)
-    raise ValueError(
-        f"detection needs {wanted or 'pycocotools or faster-coco-eval'}, not installed here: pip install "
-        "'decodepos[evaluation]', or pip install pycocotools."
-    )
+def check_tools() -> None:
+    """Raises ValueError where pycocotools is not installed: better before a training than after it."""
+    if importlib.util.find_spec("pycocotools") is None:
+        raise ValueError("detection needs pycocotools, not installed here: pip install 'decodepos[evaluation]'.")
 
 
 def _annotations(truth: Sequence[ImageTruth], classes: int) -> dict[str, Any]:
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, image in enumerate(truth):
-        images.append({"id": number + 1, "width": image.width, "height": image.height})
-        for box, category, crowd in zip(image.boxes, image.classes, image.crowd, strict=True):
-            values = [float(value) for value in box]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,  # an id of 0 would count as not matched
-                    "image_id": number + 1,
-                    "category_id": int(category) + 1,
-                    "bbox": values,
-                    "area": values[2] * values[3],
-                    "iscrowd": int(crowd),
-                }
-            )
-    categories = [{"id": number + 1, "name": str(number)} for number in range(classes)]
-    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
-
-
-def _detections(detections: Sequence[ImageDetections]) -> list[dict[str, Any]]:
-    return [
-        {
-            "image_id": number + 1,
-            "category_id": int(category) + 1,
-            "bbox": [float(value) for value in box],
-            "score": float(score),
-        }
-        for number, image in enumerate(detections)
-        for box, category, score in zip(image.boxes, image.classes, image.scores, strict=True)
+    annotations = [
+        _row(number, box, category) | {"area": float(box[2]) * float(box[3]), "iscrowd": int(crowd)}
+        for number, image in enumerate(truth)
+        for box, category, crowd in zip(image.boxes, image.classes, image.crowd, strict=True)
     ]
+    return {
+        "info": {},
+        "images": [{"id": n + 1, "width": image.width, "height": image.height} for n, image in enumerate(truth)],
+        # An id of 0 would count as not matched.
+        "annotations": [{"id": number} | row for number, row in enumerate(annotations, start=1)],
+        "categories": [{"id": number + 1, "name": str(number)} for number in range(classes)],
+    }
+
+
+def _row(image: int, box: Sequence[float], category: int) -> dict[str, Any]:
+    return {"image_id": image + 1, "category_id": int(category) + 1, "bbox": [float(value) for value in box]}

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrConvEncoder
 
-from training.evaluation.coco_ap import ImageDetections, ImageTruth, average_precision, find_tools
+from training.evaluation.coco_ap import ImageDetections, ImageTruth, average_precision, check_tools
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.finetuning import build_backbone, choose_maps, flip_some, refuse_small_batch, share_buffers
 from training.evaluation.learning import learn
@@ -37,7 +37,7 @@ def run(evaluation: Evaluation, settings: DetectionSettings) -> Mapping[str, Mea
         )
     if settings.layers < 2:
         raise ValueError(f"layers is {settings.layers}; expected at least 2: boxes are refined from layer to layer.")
-    find_tools()  # better missed before the training than after it
+    check_tools()
     if importlib.util.find_spec("scipy") is None:
         raise ValueError(
             "detection needs scipy for its matcher, not installed here: pip install 'decodepos[evaluation]'."
@@ -50,11 +50,7 @@ def run(evaluation: Evaluation, settings: DetectionSettings) -> Mapping[str, Mea
     train_detector(evaluation, net, train, batch_size, settings)
     truth, found = detect(evaluation, net, validation)
     precision = average_precision(truth, found, classes)
-    return {
-        "ap": Measured(precision.ap, None, len(truth)),
-        "ap50": Measured(precision.ap50, None, len(truth)),
-        "ap75": Measured(precision.ap75, None, len(truth)),
-    }
+    return {name: Measured(value, None, len(truth)) for name, value in precision.items()}
 
 
 def build_detector(evaluation: Evaluation, classes: int, settings: DetectionSettings) -> Any:
@@ -150,12 +146,10 @@ def detect(
     evaluation: Evaluation, net: Any, images: AnnotatedImages
 ) -> tuple[list[ImageTruth], list[ImageDetections]]:
     """Annotations and detections of every image of a split, in the order of ids."""
-    processes, size = evaluation.processes, evaluation.common.batch_size
-    places = processes.own(range(len(images)))
+    processes = evaluation.processes
     own: list[tuple[str, ImageTruth, ImageDetections]] = []
-    truths = {images.ids[place]: truth_of(images, place) for place in places}
-    batches = read_batches(evaluation, images, places, size)
-    for batch in evaluation.progress(batches, "detections", -(-len(places) // size), "batch"):
+    truths = {images.ids[place]: truth_of(images, place) for place in processes.own(range(len(images)))}
+    for batch in read_batches(evaluation, images, "detections"):
         output = net(evaluation.model.prepare(stack_pixels(batch)))
         for scores, boxes, picture in zip(output.logits.sigmoid().cpu(), output.pred_boxes.cpu(), batch, strict=True):
             own.append((picture.image_id, truths[picture.image_id], best(scores, boxes, picture.size)))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from training.data.decoding import BrokenImage
+from training.data.workers import load_in_workers
 from training.evaluation.models import EvaluatedModel, load_model
-from training.evaluation.pictures import AnnotatedImages, Reader
+from training.evaluation.pictures import AnnotatedImages
 from training.evaluation.processes import Processes
 from training.evaluation.settings import Common
 
@@ -38,22 +41,19 @@ class Evaluation:
 
     def images(self, side: str, *, masks: bool = False, objects: bool = True) -> AnnotatedImages:
         """The images of a side, "train" or "validation"."""
-        split, limit = (
-            (self.common.train_split, self.common.train_images)
-            if side == "train"
-            else (self.common.validation_split, self.common.validation_images)
-        )
+        split, limit = (getattr(self.common, f"{side}_{part}") for part in ("split", "images"))
         return AnnotatedImages(self.common.data, split, limit=limit, masks=masks, objects=objects)
 
-    def reader(self, images: AnnotatedImages) -> Reader:
-        """Reads pictures; those that cannot be read are told by `finish_reading`."""
-        return Reader(images, self.common.num_workers)
-
-    def finish_reading(self, reader: Reader) -> None:
-        """Say which images could not be read, on whatever process."""
-        broken = [message for part in self.processes.collect([[*reader.broken]]) for message in part]
+    def read(self, images: AnnotatedImages, places: Sequence[int], make: Callable[[int], T]) -> Iterator[T | None]:
+        """What `make` gives for each place, in order, from worker processes if wanted; None for unreadable images."""
+        broken = []
+        order = {"batch_size": None, "shuffle": False}
+        for result in load_in_workers(_Work(make, list(places)), self.common.num_workers, **order):
+            if isinstance(result, BrokenImage):
+                broken.append(result)
+            yield None if isinstance(result, BrokenImage) else result
         if broken:
-            self.note(f"{len(broken)} images of {reader.images.name} are not counted, such as: {broken[0]}")
+            self.note(f"{len(broken)} images of {images.name} are not counted, such as: {broken[0]}")
 
     def progress(self, items: Iterable[T], what: str, total: int, unit: str = "image") -> Iterable[T]:
         """The same items, with a bar on the main process."""
@@ -63,3 +63,19 @@ class Evaluation:
         """Something that the reader of the numbers should know, once."""
         if text not in self.notes:
             self.notes.append(text)
+
+
+class _Work(Dataset):
+    """What `make` gives for each place, or why the image cannot be read."""
+
+    def __init__(self, make: Callable[[int], Any], places: list[int]):
+        self.make, self.places = make, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.make(self.places[number])
+        except BrokenImage as error:
+            return error

@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modeling_decodepos.schema import SEGMENTATION_IGNORE
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.learning import learn
 from training.evaluation.results import Measured
 from training.evaluation.segmentation_data import (
     SegmentationData,
-    ignore_index,
     open_segmentation,
     read_batches,
+    read_pictures,
     score,
     stack_labels,
     stack_pixels,
@@ -43,20 +44,20 @@ class FrozenCells:
         images, device = self.data.train, self.evaluation.model.device
         missing = [item for item in dict.fromkeys(items) if images.ids[item] not in self.known]
         made: dict[str, tuple[Tensor, Tensor]] = {}
-        for batch in read_batches(self.evaluation, images, missing, max(1, len(missing))):
-            maps = self.evaluation.model.dense(stack_pixels(batch)).cpu()
-            labels = stack_labels(batch, *maps.shape[2:])
-            made |= {p.image_id: (maps[n].clone(), labels[n].clone()) for n, p in enumerate(batch)}
-        for image_id, (own_map, own_labels) in made.items():
-            self.held += own_map.nbytes + own_labels.nbytes
+        if pictures := list(read_pictures(self.evaluation, images, missing)):
+            maps = self.evaluation.model.dense(stack_pixels(pictures)).cpu()
+            labels = stack_labels(pictures, *maps.shape[2:])
+            made = {p.image_id: (maps[n].clone(), labels[n].clone()) for n, p in enumerate(pictures)}
+        for image_id, cells in made.items():
+            self.held += sum(part.nbytes for part in cells)
             if self.held <= MOST_CACHED:
-                self.known[image_id] = own_map, own_labels
+                self.known[image_id] = cells
         every = self.known | made
         found = [every[images.ids[item]] for item in items if images.ids[item] in every]
         if not found:
             return torch.zeros(0), torch.zeros(0, dtype=torch.int64)
-        every_map, every_label = zip(*found, strict=True)
-        return torch.stack(every_map).to(device), torch.stack(every_label).to(device)
+        own_maps, own_labels = (torch.stack(column).to(device) for column in zip(*found, strict=True))
+        return own_maps, own_labels
 
 
 class LinearHead(nn.Module):
@@ -98,8 +99,8 @@ def train_head(evaluation: Evaluation, data: SegmentationData, settings: LinearS
         feature_map, labels = cells.of(items)
         if not len(labels):
             return mean.new_zeros(()), torch.zeros(())
-        total = F.cross_entropy(head(feature_map), labels, ignore_index=ignore_index(), reduction="sum")
-        return total, (labels != ignore_index()).sum().cpu()
+        total = F.cross_entropy(head(feature_map), labels, ignore_index=SEGMENTATION_IGNORE, reduction="sum")
+        return total, (labels != SEGMENTATION_IGNORE).sum().cpu()
 
     learn(
         evaluation,
@@ -119,9 +120,7 @@ def channel_statistics(evaluation: Evaluation, data: SegmentationData, most: int
     places = evaluation.processes.own(range(0, len(data.train), max(1, len(data.train) // most)))
     sums: list[Tensor] = []
     count = torch.zeros(1, dtype=torch.float64)
-    batches = read_batches(evaluation, data.train, places, evaluation.common.batch_size)
-    total = -(-len(places) // evaluation.common.batch_size)
-    for batch in evaluation.progress(batches, "statistics", total, "batch"):
+    for batch in read_batches(evaluation, data.train, "statistics", places):
         rows = evaluation.model.dense(stack_pixels(batch)).transpose(0, 1).flatten(1).double().cpu()
         sums.append(torch.stack([rows.sum(1), rows.square().sum(1)]))
         count += rows.shape[1]

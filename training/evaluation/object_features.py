@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -58,27 +59,19 @@ Show = Callable[[Picture], Shown]
 
 
 def embed_objects(evaluation: Evaluation, images: AnnotatedImages, what: str, show: Show | None = None) -> Objects:
-    """All objects that are at least `LEAST_SIDE` wide and high.
-
-    Args:
-        evaluation: Model and processes.
-        images: The split.
-        what: For the progress bar.
-        show: What to show of a picture; its objects as they are by default.
-    """
+    """All objects that are at least `LEAST_SIDE` wide and high, as they are or as `show` shows them."""
     common, processes = evaluation.common, evaluation.processes
-    reader, shower = evaluation.reader(images), show or show_as_they_are
+    shower = show or show_as_they_are
 
     def make(place: int) -> Shown:
         return shower(images.picture(place, common.size_px))
 
     found: list[list[Tensor]] = [[], [], [], []]
     places = processes.own(range(len(images)))
-    read = evaluation.progress(reader.read(places, make), what, len(places))
+    read = evaluation.progress(evaluation.read(images, places, make), what, len(places))
     for batch in batched((item or _nothing(common.size_px) for item in read), common.batch_size):
         for column, part in zip(found, _embed(evaluation, batch), strict=True):
             column += part
-    evaluation.finish_reading(reader)
     width = max(processes.collect([max((rows.shape[1] for rows in found[0]), default=0)]))
     found[0] = [rows if rows.shape[1] == width else rows.new_zeros((0, width)) for rows in found[0]]
     columns = [processes.collect_rows(column) for column in found]
@@ -120,66 +113,44 @@ def show_as_they_are(picture: Picture) -> Shown:
     return Shown(picture.pixels[None], picture.boxes[kept], picture.labels[kept], torch.arange(int(kept.sum())))
 
 
-@dataclass(frozen=True)
-class ShowReContextualised:
+def show_recontextualised(images: AnnotatedImages, seed: int) -> Show:
     """Each object where it is, before another image of the same split; that image is drawn from (seed, id, object)."""
 
-    images: AnnotatedImages
-    seed: int
-
-    def __call__(self, picture: Picture) -> Shown:
-        """One picture per object."""
-
-        def show(number: int, box: np.ndarray) -> tuple[Tensor, np.ndarray]:
-            other = self._other(picture.image_id, number, picture.pixels.shape[-1])
-            return exchange_surroundings(picture.pixels, box, other), box
-
-        return _show_each(picture, show)
-
-    def _other(self, image_id: str, number: int, size: int) -> Tensor:
-        rng = np.random.default_rng(seed_of(self.seed, "surroundings", image_id, number))
-        own, count = bisect.bisect_left(self.images.ids, image_id), len(self.images)
+    def change(picture: Picture, number: int, box: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        rng = np.random.default_rng(seed_of(seed, "surroundings", picture.image_id, number))
+        own, count, size = bisect.bisect_left(images.ids, picture.image_id), len(images), picture.pixels.shape[-1]
         if count < 2:
-            raise ValueError(f"{self.images.name} holds one image: there is no other to lend its surroundings.")
+            raise ValueError(f"{images.name} holds one image: there is no other to lend its surroundings.")
         place = (own + int(rng.integers(1, count))) % count
         for further in range(count):
             candidate = (place + further) % count
             if candidate != own:
                 try:
-                    return resize(self.images.pixels(candidate), size, size)
+                    other = resize(images.pixels(candidate), size, size)
                 except BrokenImage:  # it is named where it is measured
                     continue
-        raise ValueError(f"{self.images.name}: no other image can be read.")
+                return exchange_surroundings(picture.pixels, box, other), box
+        raise ValueError(f"{images.name}: no other image can be read.")
+
+    return functools.partial(_show_each, change)
 
 
-@dataclass(frozen=True)
-class ShowRePositioned:
+def show_repositioned(seed: int) -> Show:
     """Each object elsewhere, with all its surroundings: the image is rolled around its borders.
 
     What stands beside the object stays beside it, but for what a border cut off; the object itself is never cut. The
     new place is drawn from (seed, id, object), among all that are possible.
     """
 
-    seed: int
+    def change(picture: Picture, number: int, box: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        rng = np.random.default_rng(seed_of(seed, "position", picture.image_id, number))
+        return roll_elsewhere(picture.pixels, box, rng)
 
-    def __call__(self, picture: Picture) -> Shown:
-        """One picture per object."""
-
-        def show(number: int, box: np.ndarray) -> tuple[Tensor, np.ndarray]:
-            rng = np.random.default_rng(seed_of(self.seed, "position", picture.image_id, number))
-            return roll_elsewhere(picture.pixels, box, rng)
-
-        return _show_each(picture, show)
+    return functools.partial(_show_each, change)
 
 
 def roll_elsewhere(pixels: Tensor, box: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
-    """The image rolled by whole pixels so that the box lies in another place, uncut; and the box there.
-
-    Args:
-        pixels: (3, S, S).
-        box: (4,) unit xyxy.
-        rng: Source of randomness.
-    """
+    """The image (3, S, S) rolled by whole pixels so that the box lies in another place, uncut; and the box there."""
     side = pixels.shape[-1]
     left, top, right, bottom = boxes_to_pixels(box[None], (side, side))[0].tolist()
     dx, dy = 0, 0
@@ -190,12 +161,12 @@ def roll_elsewhere(pixels: Tensor, box: np.ndarray, rng: np.random.Generator) ->
     return pixels.roll((dy, dx), dims=(1, 2)), (box + shift).clip(0.0, 1.0).astype(np.float32)
 
 
-def _show_each(picture: Picture, show: Callable[[int, np.ndarray], tuple[Tensor, np.ndarray]]) -> Shown:
+def _show_each(change: Callable[[Picture, int, np.ndarray], tuple[Tensor, np.ndarray]], picture: Picture) -> Shown:
     """The regions that have surroundings and room, each in a picture of its own."""
     large = picture.boxes[_large_enough(picture)]
     labels = picture.labels[_large_enough(picture)]
     chosen = torch.nonzero(has_surroundings(large))[:, 0]
-    made = [show(number, large[number].numpy()) for number in chosen.tolist()]
+    made = [change(picture, number, large[number].numpy()) for number in chosen.tolist()]
     if not made:
         return Shown(picture.pixels[None][:0], large[:0], labels[:0], chosen)
     pixels, boxes = torch.stack([made_pixels for made_pixels, _ in made]), np.stack([box for _, box in made])

@@ -28,13 +28,7 @@ from modeling_decodepos.diagnosis.statistics.estimates import bootstrap_interval
 from modeling_decodepos.diagnosis.statistics.knn import knn_accuracy, knn_neighbours, knn_vote
 from training.evaluation.class_groups import class_groups
 from training.evaluation.evaluation import Evaluation
-from training.evaluation.object_features import (
-    Objects,
-    Show,
-    ShowReContextualised,
-    ShowRePositioned,
-    embed_objects,
-)
+from training.evaluation.object_features import Objects, embed_objects, show_recontextualised, show_repositioned
 from training.evaluation.results import Measured
 from training.evaluation.settings import ObjectKnnSettings
 
@@ -55,9 +49,9 @@ def run(evaluation: Evaluation, settings: ObjectKnnSettings) -> Mapping[str, Mea
     }
     if not settings.variants:
         return measures
-    shows: dict[str, Show] = {
-        "recontextualised": ShowReContextualised(query_images, evaluation.seed),
-        "repositioned": ShowRePositioned(evaluation.seed),
+    shows = {
+        "recontextualised": show_recontextualised(query_images, evaluation.seed),
+        "repositioned": show_repositioned(evaluation.seed),
     }
     movable = queries.have_elsewhere
     if not movable.any():

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modeling_decodepos.diagnosis.statistics.knn import knn_neighbours
+from modeling_decodepos.schema import SEGMENTATION_IGNORE
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.pictures import Picture, seed_of
 from training.evaluation.results import Measured
 from training.evaluation.segmentation_data import (
     SegmentationData,
-    ignore_index,
     open_segmentation,
     read_batches,
     score,
@@ -65,13 +65,10 @@ def look_up(cosines: Tensor, shares: Tensor, temperature: float) -> Tensor:
 
 def build_memory(evaluation: Evaluation, data: SegmentationData, most: int) -> Memory:
     """Patches of all training images, the same number of each where not all fit."""
-    places = evaluation.processes.own(range(len(data.train)))
     per_image = max(1, most // len(data.train))
     features: list[Tensor] = []
     shares: list[Tensor] = []
-    batches = read_batches(evaluation, data.train, places, evaluation.common.batch_size)
-    total = -(-len(places) // evaluation.common.batch_size)
-    for batch in evaluation.progress(batches, "memory", total, "batch"):
+    for batch in read_batches(evaluation, data.train, "memory"):
         for feature_map, picture in zip(evaluation.model.dense(stack_pixels(batch)), batch, strict=True):
             own, labelled = class_shares(picture, data.classes, *feature_map.shape[1:])
             kept = torch.nonzero(labelled)[:, 0]
@@ -94,7 +91,7 @@ def class_shares(picture: Picture, classes: int, height: int, width: int) -> tup
     # As many pixels per cell, so that cells count alike whatever the size of the map.
     fine = F.interpolate(labels[None, None].double(), (height * 8, width * 8), mode="nearest-exact")[0, 0].long()
     cells = fine.view(height, 8, width, 8).transpose(1, 2).reshape(height * width, 64)
-    counts = torch.zeros(height * width, ignore_index() + 1)
+    counts = torch.zeros(height * width, SEGMENTATION_IGNORE + 1)
     counts.scatter_add_(1, cells, torch.ones_like(cells, dtype=torch.float32))
     counts = counts[:, :classes]
     total = counts.sum(1, keepdim=True)

@@ -7,21 +7,19 @@ drawn from (seed, id).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from modeling_decodepos.diagnosis.data.exchange import resize
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
-from training.data.decoding import BrokenImage
 from training.data.sources import FolderImages, ParquetImages, class_names, open_images
-from training.data.workers import as_it_is, start_worker
 
 LEAST_SIDE = 16 / 224
 """Of the image, on both sides: a smaller region is a few pixels. 16 pixels of a 224-pixel view."""
@@ -92,11 +90,6 @@ class AnnotatedImages:
     def __len__(self) -> int:
         return len(self.indices)
 
-    @property
-    def fingerprint(self) -> str:
-        """What tells these images from others."""
-        return self.source.fingerprint
-
     def annotations(self, place: int) -> tuple[np.ndarray, np.ndarray]:
         """(R, 4) float32 unit boxes and (R,) int64 classes of an image, without crowds."""
         index = self.indices[place]
@@ -159,65 +152,10 @@ class AnnotatedImages:
         )
 
 
-@dataclass
-class Reader:
-    """Reads pictures, in worker processes if wanted, and counts those that cannot be read."""
-
-    images: AnnotatedImages
-    num_workers: int = 0
-    broken: list[str] = field(default_factory=list)
-
-    def read(self, places: Sequence[int], make: Callable[[int], T]) -> Iterator[T | None]:
-        """What `make` gives for each place, in order; None for images that cannot be read, which are named."""
-        work = _Work(make, list(places))
-        if self.num_workers == 0:
-            results: Iterator[Any] = (work[number] for number in range(len(work)))
-        else:
-            loader = DataLoader(
-                work,
-                batch_size=None,
-                num_workers=self.num_workers,
-                collate_fn=as_it_is,
-                worker_init_fn=start_worker,
-                generator=torch.Generator(),
-            )
-            results = iter(loader)
-        for result in results:
-            if isinstance(result, _Broken):
-                self.broken.append(result.message)
-                yield None
-            else:
-                yield result
-
-
-@dataclass(frozen=True)
-class _Broken:
-    message: str
-
-
-class _Work(Dataset):
-    def __init__(self, make: Callable[[int], Any], places: list[int]):
-        self.make, self.places = make, places
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, number: int) -> Any:
-        try:
-            return self.make(self.places[number])
-        except BrokenImage as error:
-            return _Broken(str(error))
-
-
-def batched(items: Iterator[T], size: int) -> Iterator[list[T]]:
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of up to `size` items."""
-    batch: list[T] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
         yield batch
 
 

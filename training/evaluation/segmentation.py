@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
+from modeling_decodepos.schema import SEGMENTATION_IGNORE
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.finetuning import build_backbone, flip_some, refuse_small_batch, share_buffers
 from training.evaluation.learning import learn
 from training.evaluation.results import Measured
 from training.evaluation.segmentation_data import (
-    ignore_index,
     open_segmentation,
     read_all,
     score,
@@ -45,8 +45,8 @@ def run(evaluation: Evaluation, settings: UperNetSettings) -> Mapping[str, Measu
         labels = torch.stack([p.flip(-1) if flip else p for p, flip in zip(labels, flips, strict=True)])
         scores = net(evaluation.model.prepare(pixels)).logits
         labels = labels.to(scores.device)
-        total = F.cross_entropy(scores, labels, ignore_index=ignore_index(), reduction="sum")
-        return total, (labels != ignore_index()).sum().cpu()
+        total = F.cross_entropy(scores, labels, ignore_index=SEGMENTATION_IGNORE, reduction="sum")
+        return total, (labels != SEGMENTATION_IGNORE).sum().cpu()
 
     learn(
         evaluation,

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from modeling_decodepos.diagnosis.statistics.estimates import jackknife_interval
-from modeling_decodepos.schema import SEGMENTATION_IGNORE
 from training.data.decoding import BrokenImage
 from training.evaluation.evaluation import Evaluation
-from training.evaluation.miou import confusion, segmentation_score
+from training.evaluation.miou import confusion, segmentation_scores
 from training.evaluation.pictures import AnnotatedImages, Picture, batched, count_classes
 from training.evaluation.results import Measured
 
@@ -35,17 +36,21 @@ def open_segmentation(evaluation: Evaluation) -> SegmentationData:
 
 
 def read_batches(
-    evaluation: Evaluation, images: AnnotatedImages, places: list[int], size: int
+    evaluation: Evaluation, images: AnnotatedImages, what: str, places: Sequence[int] | None = None
 ) -> Iterator[list[Picture]]:
-    """Batches of pictures that can be read."""
-    reader = evaluation.reader(images)
+    """Pictures of this process's part (or of `places`) in batches, with a bar named `what`."""
+    places = evaluation.processes.own(range(len(images))) if places is None else places
+    pictures = evaluation.progress(read_pictures(evaluation, images, places), what, len(places))
+    return batched(pictures, evaluation.common.batch_size)
+
+
+def read_pictures(evaluation: Evaluation, images: AnnotatedImages, places: Sequence[int]) -> Iterator[Picture]:
+    """The pictures that can be read."""
 
     def make(place: int) -> Picture:
         return images.picture(place, evaluation.common.size_px)
 
-    yield from batched((picture for picture in reader.read(places, make) if picture is not None), size)
-    for message in reader.broken:
-        evaluation.note(f"an image of {images.name} is not counted: {message}")
+    return (picture for picture in evaluation.read(images, places, make) if picture is not None)
 
 
 def read_all(evaluation: Evaluation, images: AnnotatedImages, places: list[int]) -> list[Picture]:
@@ -93,43 +98,20 @@ def score(
 ) -> Mapping[str, Measured]:
     """mIoU and pixel accuracy on the validation images, compared at the resolution of the label maps.
 
-    Args:
-        evaluation: Its processes share the images.
-        data: The images and the number of classes.
-        predict: (B, C, h, w) scores from (B, 3, S, S) uint8; resized to each label map before the best is taken.
+    `predict` gives (B, C, h, w) scores of (B, 3, S, S) uint8; they are enlarged before the best is taken.
     """
-    places = evaluation.processes.own(range(len(data.validation)))
     tables: list[Tensor] = []
-    batches = read_batches(evaluation, data.validation, places, evaluation.common.batch_size)
-    total = -(-len(places) // evaluation.common.batch_size)
-    for batch in evaluation.progress(batches, "validation", total, "batch"):
+    for batch in read_batches(evaluation, data.validation, "validation"):
         for scores, picture in zip(predict(stack_pixels(batch)).float().cpu(), batch, strict=True):
             assert picture.label_map is not None
             full = F.interpolate(scores[None], picture.size, mode="bilinear", align_corners=False)[0]
             tables.append(confusion(full.argmax(0), picture.label_map, data.classes))
-    every = [table for part in evaluation.processes.collect([tables]) for table in part]
-    return _summary(every)
+    whole = torch.stack([table for part in evaluation.processes.collect([tables]) for table in part])
 
-
-def _summary(tables: list[Tensor]) -> Mapping[str, Measured]:
-    whole = torch.stack(tables)
-    found = segmentation_score(whole.sum(0))
-
-    def objects(table: Tensor) -> float:
-        return float(segmentation_score(table).by_class[1:].nanmean())
-
-    def interval(score: Callable[[Tensor], float]) -> tuple[float, float] | None:
-        return jackknife_interval(lambda kept: score(whole[torch.from_numpy(kept)].sum(0)), len(whole))
+    def scores_of(kept: np.ndarray, name: str) -> float:
+        return segmentation_scores(whole[torch.from_numpy(kept)].sum(0))[name]
 
     return {
-        "miou": Measured(found.miou, interval(lambda table: segmentation_score(table).miou), len(tables)),
-        "miou_objects": Measured(float(found.by_class[1:].nanmean()), interval(objects), len(tables)),
-        "pixel_accuracy": Measured(
-            found.pixel_accuracy, interval(lambda table: segmentation_score(table).pixel_accuracy), len(tables)
-        ),
+        name: Measured(value, jackknife_interval(functools.partial(scores_of, name=name), len(whole)), len(whole))
+        for name, value in segmentation_scores(whole.sum(0)).items()
     }
-
-
-def ignore_index() -> int:
-    """The label that no loss counts."""
-    return SEGMENTATION_IGNORE

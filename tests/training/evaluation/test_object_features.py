@@ -4,11 +4,11 @@ import torch
 
 from tests.training.evaluation.conftest import SIDE, FakeModel, inside, write_squares
 from training.evaluation.object_features import (
-    ShowReContextualised,
-    ShowRePositioned,
     embed_objects,
     roll_elsewhere,
     show_as_they_are,
+    show_recontextualised,
+    show_repositioned,
 )
 from training.evaluation.pictures import AnnotatedImages
 
@@ -46,7 +46,7 @@ def test_places_are_drawn_from_all_that_there_are():
 def test_recontextualised_objects_keep_their_pixels_and_nothing_else(squares):
     images = AnnotatedImages(str(squares), "validation")
     picture = images.picture(3, SIDE)
-    shown = ShowReContextualised(images, 0)(picture)
+    shown = show_recontextualised(images, 0)(picture)
     assert len(shown.pixels) == len(shown.boxes) == 2
     for pixels, box in zip(shown.pixels, shown.boxes, strict=True):
         x1, y1, x2, y2 = (box * SIDE).round().int().tolist()
@@ -62,7 +62,7 @@ def test_what_is_drawn_depends_on_seed_and_id_only(squares, tmp_path):
     backwards = write_squares(tmp_path / "backwards", lambda rows: rows[::-1])
     sides = [AnnotatedImages(str(path), "validation") for path in (squares, backwards)]
     assert sides[0].ids == sides[1].ids
-    for show in (lambda images, seed: ShowReContextualised(images, seed), lambda images, seed: ShowRePositioned(seed)):
+    for show in (show_recontextualised, lambda images, seed: show_repositioned(seed)):
         one, two, other = (
             show(images, seed)(images.picture(5, SIDE)).pixels
             for images, seed in ((sides[0], 0), (sides[1], 0), (sides[0], 1))
@@ -97,7 +97,7 @@ def test_an_image_that_cannot_be_read_is_named_and_left_out(tmp_path, evaluation
     assert len(objects) == 22
     assert 1 not in objects.owners
     assert "1 images of" in found.notes[0] and "validation-001" in found.notes[0]
-    again = embed_objects(found, images, "moved", ShowReContextualised(images, 0))
+    again = embed_objects(found, images, "moved", show_recontextualised(images, 0))
     assert torch.equal(again.numbers, objects.numbers)
 
 
