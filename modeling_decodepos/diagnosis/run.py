@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,6 @@ from .measures.evaluate import (
     ProbeFeatures,
     StageResult,
     choose_removal,
-    count_pictures,
     evaluate,
     measure_debias,
     pool_results,
@@ -104,17 +103,13 @@ def diagnose(
         "notes": list(draws[0].notes),
     }
     diagnosis = Diagnosis(draws[0], chosen, skipped_measures(draws[0]), settings)
-    total = sum(
-        count_pictures(model, draw, chosen, control=False) + 2 * count_pictures(model, draw, chosen, control=True)
-        for model in loaded
-        for draw in draws
-    )
-    with tqdm(total=total, unit=" pictures", disable=not progress, dynamic_ncols=True) as bar:
-        for model in loaded:
+    # A model, its random weights and its image statistics are shown every draw.
+    with tqdm(total=3 * len(draws) * len(loaded), unit=" networks", disable=not progress, dynamic_ncols=True) as bar:
+        for number, model in enumerate(loaded, start=1):
             bar.set_description(model.name[-24:])
             with failures.of(model.name):
-                diagnosis.models.append(_diagnose_one(model, draws, diagnosis, lambda n: bar.update(n) and None))
-        bar.update(total - bar.n)
+                diagnosis.models.append(_diagnose_one(model, draws, diagnosis, bar))
+            bar.update(3 * len(draws) * number - bar.n)
     failures.refuse_all(diagnosis.models)
     diagnosis.failed = {name: str(error) for name, error in failures.found.items()}
     settings["centre_cells"] = [result.model.centre_cells for result in diagnosis.models]
@@ -154,23 +149,26 @@ def build_data(name: str, images: int, size_px: int, seed: int) -> ProbeData:
 
 
 def _diagnose_one(
-    model: FeatureModel, draws: Sequence[ProbeData], diagnosis: Diagnosis, tick: Callable[[int], None]
+    model: FeatureModel, draws: Sequence[ProbeData], diagnosis: Diagnosis, bar: tqdm[Any]
 ) -> ModelResult:
     started = time.perf_counter()
     measures = diagnosis.measures
     own, fresh, plain = [], [], []
     first: ProbeFeatures | None = None
     for draw in draws:
-        results, features = evaluate(model, draw, measures, tick=tick)
+        results, features = evaluate(model, draw, measures)
         first = first or features
         own.append(results)
+        bar.update()
         grids = [part.norms.shape[1:] for part in features.queries]
         control = statistics_model(model, [(int(h), int(w)) for h, w in grids])
-        plain.append(evaluate(control, draw, measures, control=True, tick=tick)[0])
+        plain.append(evaluate(control, draw, measures, control=True)[0])
+        bar.update()
         del features
         if model.fresh is not None:
             untrained = dataclasses.replace(model.fresh(1000 + draw.seed), centre_cells=model.centre_cells)
-            fresh.append(evaluate(untrained, draw, measures, control=True, tick=tick)[0])
+            fresh.append(evaluate(untrained, draw, measures, control=True)[0])
+            bar.update()
     assert first is not None
     debias = None
     if "debias" in measures and "debias" not in diagnosis.skipped and own[0][-1].verdict == "ok":

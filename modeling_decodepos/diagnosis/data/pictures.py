@@ -99,21 +99,6 @@ class ProbeData:
     notes: tuple[str, ...] = ()
 
 
-def what_classes_lack(gallery: RegionImages, queries: RegionImages, neighbours: int) -> dict[str, str]:
-    """Measures that need classes and cannot be had, and why."""
-    if gallery.labels is None or queries.labels is None:
-        reason = "the data has no classes"
-    elif len(gallery.labels) < 2 or len(queries.labels) < 1:
-        reason = "there are too few regions of at least 10 % of the view on both sides"
-    elif len(gallery.labels.unique()) < 2:
-        reason = "all regions are of one class: nothing to tell apart"
-    elif len(gallery.labels) < neighbours:
-        reason = f"the gallery has {len(gallery.labels)} objects, fewer than the k = {neighbours} neighbours that vote"
-    else:
-        return {}
-    return {"object_knn": reason, "neighbour": reason, "debias": reason}
-
-
 def frequent_groups(labels: Tensor, classes: int) -> Tensor:
     """(classes,) the most frequent classes, numbered from 0; -1 for all others."""
     counts = labels.bincount(minlength=classes)

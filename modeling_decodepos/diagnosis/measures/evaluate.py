@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.pictures import ProbeData, blank_pictures, noise_pictures, what_classes_lack
-from ..models.features import StageFeatures, Tick, read_features
+from ..data.pictures import ProbeData, blank_pictures, noise_pictures
+from ..models.features import StageFeatures, read_features
 from ..models.load import FeatureModel
 from ..models.networks import padded_convolutions
 from ..statistics.estimates import Estimate, nothing, pool_seeds
@@ -108,23 +108,18 @@ class ProbeFeatures:
 
 def skipped_measures(data: ProbeData) -> dict[str, str]:
     """Measures that the data does not allow, and why."""
-    return what_classes_lack(data.gallery, data.queries, NEIGHBOURS) | data.skipped
-
-
-def count_pictures(model: FeatureModel, data: ProbeData, measures: Sequence[str], control: bool) -> int:
-    """How many pictures `evaluate` will show the model: what a progress bar counts to."""
-    swaps = 0 if data.swaps is None else len(data.swaps.regions)
-    total = len(data.gallery) + len(data.queries)
-    total += swaps * (2 * bool(_EXCHANGING.intersection(measures)) + bool(_MOVING.intersection(measures)))
-    if "retrieval" in measures and data.grid is not None:
-        total += data.grid.pixels.shape[0] * data.grid.pixels.shape[1]
-    if "position" in measures:
-        total += BLANKS + max(4, len(data.queries) // 2)
-    if "influence" in measures:
-        total += min(INFLUENCES, swaps)
-    if "border" in measures and not control and model.is_cnn:
-        total += len(PADDING_MODES) * (BLANKS + min(PADDED, len(data.queries)))
-    return total
+    gallery, queries = data.gallery.labels, data.queries.labels
+    if gallery is None or queries is None:
+        reason = "the data has no classes"
+    elif len(gallery) < 2 or len(queries) < 1:
+        reason = "there are too few regions of at least 10 % of the view on both sides"
+    elif len(gallery.unique()) < 2:
+        reason = "all regions are of one class: nothing to tell apart"
+    elif len(gallery) < NEIGHBOURS:
+        reason = f"the gallery has {len(gallery)} objects, fewer than the k = {NEIGHBOURS} neighbours that vote"
+    else:
+        return data.skipped
+    return dict.fromkeys(("object_knn", "neighbour", "debias"), reason) | data.skipped
 
 
 def evaluate(
@@ -133,20 +128,14 @@ def evaluate(
     measures: Sequence[str],
     *,
     control: bool = False,
-    tick: Tick = lambda pictures: None,
 ) -> tuple[list[StageResult], ProbeFeatures]:
     """Results of every stage, and the features they come from.
 
-    Args:
-        model: The network.
-        data: What to show.
-        measures: Names from `metrics.MEASURES`.
-        control: Leave out what concerns the model only: other paddings, and the removal curve.
-        tick: Is told how many pictures were done.
+    A `control` is spared what concerns the model only: other paddings, and the removal curve.
     """
     skipped = skipped_measures(data)
     wanted = [name for name in measures if name not in skipped]
-    seen = _read_probe(model, data, wanted, tick)
+    seen = _read_probe(model, data, wanted)
     pairs = None
     if "neighbour" in wanted and data.groups is not None:
         pairs = NeighbourPairs(data.gallery, data.groups), NeighbourPairs(data.queries, data.groups)
@@ -166,9 +155,7 @@ def evaluate(
             numbers["subspace_size"] = Estimate(float(result.subspace.size), count=len(data.gallery))
         if "border" in wanted:
             result.border = border_profile(queries.cells, queries.grid, seed=data.seed)
-            numbers["border_contrast"] = (
-                result.border[0] if result.border else nothing("the map has no ring around its centre")
-            )
+            numbers["border_contrast"] = _first(result.border)
         numbers |= _object_numbers(seen, number, data, wanted)
         if pairs is not None:
             numbers |= name_neighbour(
@@ -182,42 +169,43 @@ def evaluate(
     if "influence" in wanted and data.swaps is not None:
         chosen = slice(0, INFLUENCES)
         pixels = data.queries.pixels[data.swaps.images[chosen]]
-        shares, seen.gradients = measure_influence(model, pixels, data.swaps.boxes[chosen], seed=data.seed, tick=tick)
+        shares, seen.gradients = measure_influence(model, pixels, data.swaps.boxes[chosen], seed=data.seed)
         for result, share in zip(results, shares, strict=True):
             result.numbers["influence_outside"] = share
     if "border" in wanted and not control and model.is_cnn:
-        _exchange_padding(model, data, results, seen, tick)
+        _exchange_padding(model, data, results, seen)
     return results, seen
 
 
-def _read_probe(model: FeatureModel, data: ProbeData, wanted: Sequence[str], tick: Tick) -> ProbeFeatures:
+def _read_probe(model: FeatureModel, data: ProbeData, wanted: Sequence[str]) -> ProbeFeatures:
     seen = ProbeFeatures(
-        read_features(model, data.gallery.pixels, data.gallery.boxes, cells=True, tick=tick),
-        read_features(model, data.queries.pixels, data.queries.boxes, cells=True, tick=tick),
+        read_features(model, data.gallery.pixels, data.gallery.boxes, cells=True),
+        read_features(model, data.queries.pixels, data.queries.boxes, cells=True),
     )
     swaps = data.swaps
     if swaps is not None and _EXCHANGING.intersection(wanted):
         here = list(swaps.boxes[:, None])
-        seen.surroundings = read_features(model, swaps.other_surroundings, here, tick=tick)
-        seen.content = read_features(model, swaps.other_content, here, tick=tick)
+        seen.surroundings = read_features(model, swaps.other_surroundings, here)
+        seen.content = read_features(model, swaps.other_content, here)
     if swaps is not None and _MOVING.intersection(wanted):
-        seen.moved = read_features(model, swaps.moved, list(swaps.moved_boxes[:, None]), tick=tick)
+        seen.moved = read_features(model, swaps.moved, list(swaps.moved_boxes[:, None]))
     if data.grid is not None and "retrieval" in wanted:
         boxes = list(data.grid.boxes.flatten(0, 1)[:, None])
-        seen.placed = read_features(model, data.grid.pixels.flatten(0, 1), boxes, tick=tick)
+        seen.placed = read_features(model, data.grid.pixels.flatten(0, 1), boxes)
     if "position" in wanted:
         noise = noise_pictures(max(4, len(data.queries) // 2), data.size_px, data.seed)
-        seen.noise = read_features(model, noise, cells=True, tick=tick)
+        seen.noise = read_features(model, noise, cells=True)
         blank = blank_pictures(BLANKS, data.size_px, data.seed)
-        seen.blank = read_features(model, blank, cells=True, tick=tick)
+        seen.blank = read_features(model, blank, cells=True)
     return seen
 
 
 def _position_numbers(seen: ProbeFeatures, number: int, data: ProbeData) -> dict[str, Estimate]:
     queries, seed = seen.queries[number], data.seed
     found = {"position_natural": probe_position(seen.gallery[number].cells, queries.cells, queries.grid, seed=seed)}
-    for name, features in (("position_noise", seen.noise[number]), ("position_blank", seen.blank[number])):
-        found[name] = probe_halves(features, seed)
+    if not seen.blank:
+        return found
+    found |= {f"position_{name}": probe_halves(getattr(seen, name)[number], seed) for name in ("noise", "blank")}
     if seen.moved and data.swaps is not None:
         boxes = data.swaps.moved_boxes
         found["position_regions"] = probe_regions(
@@ -293,14 +281,8 @@ def measure_debias(
         stages: dict[str, Any] = {n: found for n, found in vars(seen).items() if n != "gradients" and found}
         parts: dict[str, Any] = {n: [_clean(found[number], subspace, removed)] for n, found in stages.items()}
         cleaned = ProbeFeatures(**parts)
-        numbers = _object_numbers(cleaned, 0, data, ("context", "object_knn"))
-        if cleaned.blank:
-            numbers = _position_numbers(cleaned, 0, data) | numbers
-        else:
-            queries = cleaned.queries[0]
-            natural = probe_position(cleaned.gallery[0].cells, queries.cells, queries.grid, seed=data.seed)
-            numbers = {"position_natural": natural} | numbers
-        sides.append(numbers)
+        objects = _object_numbers(cleaned, 0, data, ("context", "object_knn"))
+        sides.append(_position_numbers(cleaned, 0, data) | objects)
     before, after = sides
     return {key: (before[key], after[key]) for key in before if key in BY_KEY}
 
@@ -311,11 +293,8 @@ def _clean(features: StageFeatures, subspace: Subspace, count: int) -> StageFeat
     return StageFeatures(regions, cells, features.grid, features.norms)
 
 
-def _exchange_padding(
-    model: FeatureModel, data: ProbeData, results: list[StageResult], seen: ProbeFeatures, tick: Tick
-) -> None:
-    if model.module is None or not padded_convolutions(model.module):
-        return
+def _exchange_padding(model: FeatureModel, data: ProbeData, results: list[StageResult], seen: ProbeFeatures) -> None:
+    assert model.module is not None
     own = {layer.padding_mode for layer in padded_convolutions(model.module)}
     blank = blank_pictures(BLANKS, data.size_px, data.seed)
     pictures = data.queries.pixels[:PADDED]
@@ -323,11 +302,10 @@ def _exchange_padding(
         with padded_with(model.module, mode):
             try:
                 if seen.blank and own == {mode}:  # the model as it is: read already
-                    blanks, natural = seen.blank, [_first_pictures(part, PADDED) for part in seen.queries]
-                    tick(len(blank) + len(pictures))
+                    blanks, natural = seen.blank, seen.queries
                 else:
-                    blanks = read_features(model, blank, cells=True, tick=tick)
-                    natural = read_features(model, pictures, cells=True, tick=tick)
+                    blanks = read_features(model, blank, cells=True)
+                    natural = read_features(model, pictures, cells=True)
             except (RuntimeError, ValueError) as error:
                 # Reflection and wrapping need maps that are larger than the padding.
                 reason = f"this padding is not possible here: {str(error).splitlines()[0]}"
@@ -335,15 +313,15 @@ def _exchange_padding(
                     result.padding[mode] = {"position_blank": nothing(reason), "border_contrast": nothing(reason)}
                 continue
         for result, empty, shown in zip(results, blanks, natural, strict=True):
-            profile = border_profile(shown.cells, shown.grid, seed=data.seed)
+            profile = border_profile(shown.cells[:PADDED], shown.grid, seed=data.seed)
             result.padding[mode] = {
                 "position_blank": probe_halves(empty, data.seed),
-                "border_contrast": profile[0] if profile else nothing("the map has no ring around its centre"),
+                "border_contrast": _first(profile),
             }
 
 
-def _first_pictures(features: StageFeatures, count: int) -> StageFeatures:
-    return StageFeatures(torch.zeros(0), features.cells[:count], features.grid, features.norms[:count])
+def _first(profile: list[Estimate]) -> Estimate:
+    return profile[0] if profile else nothing("the map has no ring around its centre")
 
 
 def pool_results(repeats: list[list[StageResult]]) -> list[StageResult]:

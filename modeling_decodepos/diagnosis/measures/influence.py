@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.features import Tick, pool_stages
+from ..models.features import pool_stages
 from ..models.load import FeatureModel
 from ..statistics.estimates import Estimate, estimate, nothing, ratio
 
@@ -14,19 +14,13 @@ BATCH = 8
 
 
 def measure_influence(
-    model: FeatureModel, pixels: Tensor, boxes: Tensor, *, seed: int = 0, tick: Tick = lambda pictures: None
+    model: FeatureModel, pixels: Tensor, boxes: Tensor, *, seed: int = 0
 ) -> tuple[list[Estimate], Tensor]:
     """Of each stage, the share outside the box; and (I, s, s) maps of the last stage's gradient energy.
 
     What is differentiated is how strongly the region's feature points in its own direction, seen from the mean of all
     regions: a number that one scale or rotation of all features does not change in kind.
-
-    Args:
-        model: The network.
-        pixels: (I, 3, S, S) uint8.
-        boxes: (I, 4), one region per picture.
-        seed: Of the bootstrap.
-        tick: Is told how many pictures were done.
+    `pixels` are (I, 3, S, S) uint8, `boxes` (I, 4): one region per picture.
     """
     rows: list[list[Tensor]] = [[] for _ in model.stages]
     maps = []
@@ -48,7 +42,6 @@ def measure_influence(
                     maps.append(energy.float())
                 outside = (energy * ~inside[part]).sum((1, 2))
                 rows[number].append(torch.stack([outside, energy.sum((1, 2))], 1))
-        tick(len(images))
     reason = "the features do not answer to the pixels at all"
     shares = [estimate(torch.cat(part).numpy(), ratio, seed=seed, reason=reason) for part in rows]
     return shares, torch.cat(maps)

@@ -5,8 +5,8 @@ Shapes: I pictures, N regions, L = h * w cells, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,6 @@ LARGEST_GRID = 14
 
 REGION_BINS = 4
 """Bins per side that a region is pooled to before their average is taken."""
-
-Tick = Callable[[int], None]
 
 
 @dataclass
@@ -41,14 +39,6 @@ class StageFeatures:
     norms: Tensor
 
 
-@dataclass
-class _Parts:
-    regions: list[Tensor] = field(default_factory=list)
-    cells: list[Tensor] = field(default_factory=list)
-    norms: list[Tensor] = field(default_factory=list)
-    grid: tuple[int, int] = (0, 0)
-
-
 @torch.no_grad()
 def read_features(
     model: FeatureModel,
@@ -57,42 +47,24 @@ def read_features(
     *,
     cells: bool = False,
     batch_size: int = 16,
-    tick: Tick = lambda pictures: None,
 ) -> list[StageFeatures]:
-    """Features of all stages, on the CPU.
-
-    Args:
-        model: The network.
-        pixels: (I, 3, S, S) uint8.
-        boxes: (R_i, 4) of each picture, or none.
-        cells: Whether the cells are wanted, too.
-        batch_size: Pictures at a time.
-        tick: Is told how many pictures were done.
-    """
-    stages = [_Parts() for _ in model.stages]
+    """Features of all stages, on the CPU, from (I, 3, S, S) uint8 pixels and the (R_i, 4) boxes of each, or none."""
+    columns: list[dict[str, list[Tensor]]] = [{"regions": [], "cells": [], "norms": []} for _ in model.stages]
+    grids = [(0, 0)] * len(columns)
     for start in range(0, len(pixels), batch_size):
-        batch = pixels[start : start + batch_size]
-        rows = None if boxes is None else boxes[start : start + batch_size]
-        maps = model(batch)
-        if rows is not None:
-            for parts, regions in zip(stages, pool_stages(model, maps, rows), strict=True):
-                parts.regions.append(regions.cpu())
-        for parts, feature_map in zip(stages, maps, strict=True):
-            if cells:
-                coarse = coarsen(feature_map)
-                parts.grid = (coarse.shape[2], coarse.shape[3])
-                parts.cells.append(coarse.flatten(2).transpose(1, 2).cpu())
-                parts.norms.append(feature_map.norm(dim=1).cpu())
-        tick(len(batch))
-    nothing = torch.zeros(0)
+        batch = slice(start, start + batch_size)
+        maps = model(pixels[batch])
+        if boxes is not None:
+            for parts, regions in zip(columns, pool_stages(model, maps, boxes[batch]), strict=True):
+                parts["regions"].append(regions.cpu())
+        for number, feature_map in enumerate(maps if cells else []):
+            coarse = coarsen(feature_map)
+            grids[number] = (coarse.shape[2], coarse.shape[3])
+            columns[number]["cells"].append(coarse.flatten(2).transpose(1, 2).cpu())
+            columns[number]["norms"].append(feature_map.norm(dim=1).cpu())
     return [
-        StageFeatures(
-            torch.cat(parts.regions) if parts.regions else nothing,
-            torch.cat(parts.cells) if parts.cells else nothing,
-            parts.grid,
-            torch.cat(parts.norms) if parts.norms else nothing,
-        )
-        for parts in stages
+        StageFeatures(grid=grid, **{name: torch.cat(part) if part else torch.zeros(0) for name, part in parts.items()})
+        for grid, parts in zip(grids, columns, strict=True)
     ]
 
 
