@@ -18,9 +18,7 @@ from training.evaluation.processes import Processes
 def build_backbone(model: EvaluatedModel, maps: int) -> Any:
     """A copy of the model's backbone that returns `maps` feature maps: its last stages, or evenly spaced layers.
 
-    Args:
-        model: Trained or not; its weights are copied, so that it can be evaluated again.
-        maps: Number of maps. A network of layers of one resolution, such as a ViT, gives as many as it can.
+    A network of layers of one resolution, such as a ViT, gives as many maps as it can.
     """
     source = model.backbone()
     config = copy.deepcopy(source.config)

@@ -33,18 +33,7 @@ def learn(
 
     The items of a step depend on (seed, step). Each process takes its part of them; the loss is the mean over the
     whole batch, and gradients are added up, so that two processes make the updates of one (but for the statistics of
-    batch norms).
-
-    Args:
-        evaluation: Seed and processes.
-        module: What is trained.
-        optimizer: Over its parameters, at its peak learning rate.
-        part_loss: Loss of some items at a step.
-        items: Number of items there are.
-        steps: Number of updates.
-        batch_size: Items per update, over all processes.
-        what: For the progress bar.
-        clip: Greatest norm of the gradient; 0: any.
+    batch norms). The optimizer comes with its peak learning rate; `clip` is the gradient's greatest norm, 0: any.
     """
     processes = evaluation.processes
     peaks = [group["lr"] for group in optimizer.param_groups]

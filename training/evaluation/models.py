@@ -38,15 +38,9 @@ REGION_BINS = 14
 
 @dataclass
 class MapModel:
-    """A model without a backbone class in transformers, read through its last map, which regions are pooled from.
+    """A model without a backbone class in transformers, read through its last map, which regions are pooled from."""
 
-    Attributes:
-        feature_map: (B, C, h, w) from normalised pixels.
-        region_bins: Bins per side of a region.
-        centre_cells: Whether regions are read where the cells of padded, strided convolutions have their centres.
-    """
-
-    feature_map: Callable[[Tensor], Tensor]
+    feature_map: Callable[[Tensor], Tensor]  # (B, C, h, w) from normalised pixels
     region_bins: int = REGION_BINS
     centre_cells: bool = False
 
@@ -62,14 +56,7 @@ class MapModel:
 
 @dataclass
 class EvaluatedModel:
-    """A model, how its pixels are normalised, and what to call it.
-
-    Attributes:
-        name: As it was given.
-        net: `DecodePosModel` around a backbone, or a `MapModel`.
-        mean, std: Of the pixels it expects, in [0, 1].
-        device: Where it runs.
-    """
+    """A model, how its pixels are normalised, and what to call it."""
 
     name: str
     net: DecodePosModel | MapModel
@@ -135,14 +122,9 @@ def load_model(
     region_bins: int = 0,
     centre_cells: bool = False,
 ) -> EvaluatedModel:
-    """The model of a specification, in evaluation mode.
+    """The model of a specification, in evaluation mode; `seed` is that of untrained weights.
 
-    Args:
-        spec: A name or an instance, as `modeling_decodepos.diagnosis.load_model` takes them.
-        seed: Of untrained weights.
-        device: Where to put it.
-        region_bins: Bins per side that regions are pooled to; 0 takes the checkpoint's, or the paper's 14.
-        centre_cells: Read regions where a ResNet's cells have their centres, whatever the checkpoint says.
+    `region_bins` of 0 are the checkpoint's own, or the paper's 14; `centre_cells` counts whatever the checkpoint says.
     """
     torch.manual_seed(seed)
     net: Any

@@ -20,21 +20,13 @@ from training.evaluation.pictures import LEAST_SIDE, AnnotatedImages, Picture, b
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects of a split, image by image in the order of ids, however many processes looked at them.
+    """The objects of a split, image by image in the order of ids, however many processes looked at them."""
 
-    Attributes:
-        features: (N, D) float32.
-        labels: (N,) classes.
-        owners: (N,) number of the image.
-        numbers: (N,) number of the object in its image, among those that are large enough.
-        boxes: (N, 4) unit boxes.
-    """
-
-    features: Tensor
-    labels: Tensor
-    owners: Tensor
-    numbers: Tensor
-    boxes: Tensor
+    features: Tensor  # (N, D) float32
+    labels: Tensor  # (N,) classes
+    owners: Tensor  # (N,) number of the image
+    numbers: Tensor  # (N,) number of the object in its image, among those that are large enough
+    boxes: Tensor  # (N, 4) unit boxes
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -37,34 +37,21 @@ class MissingAnnotations(ValueError):
 
 @dataclass(frozen=True)
 class Picture:
-    """One image and its annotations.
-
-    Attributes:
-        image_id: Its name in the data set.
-        pixels: (3, S, S) uint8.
-        size: Height and width before resizing.
-        boxes: (R, 4) float32 unit boxes; crowds are left out.
-        labels: (R,) classes.
-        label_map: (H, W) uint8 at the original size: 0 no class, k = class k - 1, 255 = ignore. None without one.
-    """
+    """One image and its annotations."""
 
     image_id: str
-    pixels: Tensor
-    size: tuple[int, int]
-    boxes: Tensor
-    labels: Tensor
-    label_map: Tensor | None
+    pixels: Tensor  # (3, S, S) uint8
+    size: tuple[int, int]  # height and width before resizing
+    boxes: Tensor  # (R, 4) float32 unit boxes; crowds are left out
+    labels: Tensor  # (R,) classes
+    label_map: Tensor | None  # (H, W) uint8 at the original size: 0 no class, k = class k - 1, 255 = ignore
 
 
 class AnnotatedImages:
     """A split of a data set with its annotations, in the order of image ids.
 
-    Args:
-        path: Folder or Hub id in the layout of `modeling_decodepos.schema`.
-        split: Name of the split.
-        limit: Take so many images only, the same for every model: drawn by the hash of their ids.
-        masks: Keep images with a label map only.
-        objects: Whether boxes and classes are needed; else they may be missing.
+    A `limit` takes so many images only, the same for every model: drawn by the hash of their ids. `masks` keeps images
+    with a label map only; without `objects`, boxes and classes may be missing.
     """
 
     def __init__(self, path: str, split: str, *, limit: int = 0, masks: bool = False, objects: bool = True):

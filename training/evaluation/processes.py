@@ -67,11 +67,7 @@ class Processes:
 
 
 def start_processes(device: str = "auto") -> Processes:
-    """The processes that a launcher such as torchrun started, or the single one there is.
-
-    Args:
-        device: "auto" takes a GPU where there is one; else "cpu" or "cuda".
-    """
+    """The processes that a launcher such as torchrun started, or the single one there is; auto takes a GPU if any."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but PyTorch sees no GPU here; take --device cpu, or auto.")
     cpu = device == "cpu" or not torch.cuda.is_available()

@@ -12,21 +12,13 @@ from training.evaluation import settings as own
 
 @dataclass(frozen=True)
 class ProtocolEntry:
-    """One protocol of the table.
+    """One protocol of the table."""
 
-    Attributes:
-        name: Of the protocol, and of its file.
-        settings: A dataclass; its fields are flags, and part of the protocol id. Its docstring is the summary.
-        needs: What the data must have: "objects" (boxes with classes), "masks".
-        quick: What is set for a look in minutes on a CPU, beside `QUICK`.
-        version: Counts up whenever the numbers of equal settings change.
-    """
-
-    name: str
-    settings: type[Any]
-    needs: str
-    quick: dict[str, Any]
-    version: int = 1
+    name: str  # of the protocol, and of its file
+    settings: type[Any]  # a dataclass: its fields are flags and part of the protocol id, its docstring is the summary
+    needs: str  # of the data: "objects" (boxes with classes), "masks"
+    quick: dict[str, Any]  # what is set for a look in minutes on a CPU, beside `QUICK`
+    version: int = 1  # counts up whenever the numbers of equal settings change
 
     @property
     def run(self) -> Callable[..., Any]:

@@ -23,22 +23,15 @@ from dataset_scripts.files import lock_folder, write_json
 from training.provenance import now
 
 KEY = ("model", "arm", "protocol", "metric", "seeds")
-FIELDS = (*KEY, "value", "spread", "command", "commit", "data_hash", "machine", "label")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One number of one seed.
-
-    Attributes:
-        value: The number.
-        interval: Its 95 % bootstrap interval over images, where one was computed.
-        count: How many things it is the mean of (regions, images), where that makes sense.
-    """
+    """One number of one seed."""
 
     value: float
-    interval: tuple[float, float] | None = None
-    count: int | None = None
+    interval: tuple[float, float] | None = None  # 95 %, over images, where one was computed
+    count: int | None = None  # how many things it is the mean of (regions, images), where that makes sense
 
 
 @dataclass(frozen=True)

@@ -85,12 +85,8 @@ def draw_swaps(
 ) -> Swaps:
     """The exchanges of one region per image: surroundings of, or content of, another image with such a region.
 
-    Args:
-        images: The query images.
-        regions: Numbers of the probed regions, at most one per image, at least two.
-        move: Draws a region elsewhere.
-        rng: Of places.
-        partners: For each probed region, which probed region lends its surroundings; the next one by default.
+    `regions` are at least two, at most one per image. `partners` say which of them lends each its surroundings, by default
+    the next.
     """
     boxes, owners = images.every_box, images.owners
     surroundings, content, moved, moved_boxes = [], [], [], []

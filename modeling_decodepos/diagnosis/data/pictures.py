@@ -21,17 +21,11 @@ FREQUENT_CLASSES = 10
 
 @dataclass(frozen=True)
 class RegionImages:
-    """Images with their regions.
+    """Images with their regions."""
 
-    Attributes:
-        pixels: (I, 3, S, S).
-        boxes: (R_i, 4) float32 of each image; an image may have none.
-        labels: (N,) classes, image by image; None without classes.
-    """
-
-    pixels: Tensor
-    boxes: list[Tensor]
-    labels: Tensor | None
+    pixels: Tensor  # (I, 3, S, S)
+    boxes: list[Tensor]  # (R_i, 4) float32 of each image; an image may have none
+    labels: Tensor | None  # (N,) classes, image by image
 
     @property
     def every_box(self) -> Tensor:
@@ -70,33 +64,19 @@ class Grid:
 
 @dataclass(frozen=True)
 class ProbeData:
-    """Everything that models are shown.
+    """Everything that models are shown; without suitable regions there are neither swaps nor a grid."""
 
-    Attributes:
-        name: Where it comes from, for people.
-        size_px: S.
-        seed: What was drawn by chance follows from it.
-        gallery: What read-outs learn from, and neighbours are looked for in.
-        queries: Other images, which every number is about.
-        swaps: None without suitable regions.
-        grid: None without suitable regions.
-        class_names: May be empty.
-        groups: (classes,) what the neighbour read-out names: a number per class, -1 for none.
-        skipped: Measures that this data does not allow, and why.
-        notes: What a reader should know about the data.
-    """
-
-    name: str
+    name: str  # where it comes from, for people
     size_px: int
-    seed: int
-    gallery: RegionImages
-    queries: RegionImages
+    seed: int  # what was drawn by chance follows from it
+    gallery: RegionImages  # what read-outs learn from, and neighbours are looked for in
+    queries: RegionImages  # other images, which every number is about
     swaps: Swaps | None = None
     grid: Grid | None = None
     class_names: tuple[str, ...] = ()
-    groups: Tensor | None = None
-    skipped: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    groups: Tensor | None = None  # (classes,) what the neighbour read-out names: a number per class, -1 for none
+    skipped: dict[str, str] = field(default_factory=dict)  # measures that this data does not allow, and why
+    notes: tuple[str, ...] = ()  # what a reader should know about the data
 
 
 def frequent_groups(labels: Tensor, classes: int) -> Tensor:

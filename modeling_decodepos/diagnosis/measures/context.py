@@ -16,16 +16,13 @@ _ROUNDING = 1e-6
 class ContextLeak:
     """What a context exchange measured.
 
-    Attributes:
-        leak: context / (content + context), both clipped at 0. 0: features follow the content alone; 1/2: content and
-            surroundings weigh alike; 1: the surroundings alone. NaN where neither is above 0.
-        content: Mean centred cosine of a region with itself in other surroundings; not clipped.
-        context: Mean centred cosine of a region with other content in its surroundings; not clipped.
+    `leak` is context / (content + context), both clipped at 0. 0: features follow the content alone; 1/2: content and
+    surroundings weigh alike; 1: the surroundings alone. NaN where neither is above 0.
     """
 
     leak: float
-    content: float
-    context: float
+    content: float  # mean centred cosine of a region with itself in other surroundings; not clipped
+    context: float  # the same with other content in its surroundings
 
 
 @torch.no_grad()

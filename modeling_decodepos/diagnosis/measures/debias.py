@@ -37,12 +37,7 @@ class RemovalPoint:
 
 
 def choose_count(points: Sequence[RemovalPoint], objects: int) -> int:
-    """The number of directions to remove.
-
-    Args:
-        points: The curve, from 0 directions on.
-        objects: Number of objects that the accuracies are about.
-    """
+    """The number of directions to remove, by a curve from 0 directions on; `objects` is what the accuracies count."""
     first = points[0]
     tolerated = list(points)
     if first.accuracy is not None:

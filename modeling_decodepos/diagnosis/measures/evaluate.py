@@ -48,31 +48,18 @@ _MOVING = frozenset({"position", "object_knn", "debias"})  # and at moved ones
 
 @dataclass
 class StageResult:
-    """What was measured at one stage.
-
-    Attributes:
-        name: Of the stage.
-        grid: h and w of the cells that were looked at.
-        channels: Of the map.
-        verdict: ok, collapsed or content-blind.
-        numbers: An estimate for every key of `metrics.METRICS` that was measured, and a few beside.
-        border: The border profile, outermost ring first.
-        energy: Share of each positional direction, cumulative.
-        removal: Position and accuracy on the gallery after removing directions.
-        padding: Position on blank pages and drift at the border under each padding mode.
-        subspace: The positional directions themselves; not part of report.json.
-    """
+    """What was measured at one stage."""
 
     name: str
-    grid: tuple[int, int] = (0, 0)
+    grid: tuple[int, int] = (0, 0)  # h and w of the cells that were looked at
     channels: int = 0
-    verdict: str = "ok"
-    numbers: dict[str, Estimate] = field(default_factory=dict)
-    border: list[Estimate] = field(default_factory=list)
-    energy: list[float] = field(default_factory=list)
-    removal: list[RemovalPoint] = field(default_factory=list)
-    padding: dict[str, dict[str, Estimate]] = field(default_factory=dict)
-    subspace: Subspace | None = None
+    verdict: str = "ok"  # or collapsed, or content-blind
+    numbers: dict[str, Estimate] = field(default_factory=dict)  # by key of `metrics.METRICS`, and a few beside
+    border: list[Estimate] = field(default_factory=list)  # outermost ring first
+    energy: list[float] = field(default_factory=list)  # share of each positional direction, cumulative
+    removal: list[RemovalPoint] = field(default_factory=list)  # on the gallery
+    padding: dict[str, dict[str, Estimate]] = field(default_factory=dict)  # two numbers under each padding mode
+    subspace: Subspace | None = None  # the positional directions themselves; not part of report.json
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON takes it."""

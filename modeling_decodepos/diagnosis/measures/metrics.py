@@ -7,27 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """One number per stage.
+    """One number per stage."""
 
-    Attributes:
-        key: Its name in report.json.
-        measure: The measure it belongs to, as `--measures` names it.
-        title: For people.
-        protocol: Changes whenever the definition does; numbers of different protocols cannot be compared.
-        chance: The value that says "nothing found"; None where there is none.
-        better: lower, higher or neither.
-        reading: What it means, in one or two sentences.
-        percent: Whether it reads best as a percentage.
-    """
-
-    key: str
-    measure: str
+    key: str  # its name in report.json
+    measure: str  # as `--measures` names it
     title: str
-    protocol: str
-    chance: float | None
-    better: str
-    reading: str
-    percent: bool = True
+    protocol: str  # changes whenever the definition does; numbers of different protocols cannot be compared
+    chance: float | None  # the value that says "nothing found", where there is one
+    better: str  # lower, higher or neither
+    reading: str  # what it means, in one or two sentences
+    percent: bool = True  # whether it reads best as a percentage
 
 
 MEASURES = {

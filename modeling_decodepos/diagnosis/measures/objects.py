@@ -26,11 +26,8 @@ _GAP = 0.25  # of the view; a region farther away is not a neighbour
 def place_or_content(features: Tensor, *, seed: int = 0) -> Estimate:
     """How often an object elsewhere is nearer than another object in the same place, of all such comparisons.
 
-    1: features follow the object; 0.5: a coin toss; 0: they follow the place. A tie counts half.
-
-    Args:
-        features: (M, P, C) of M objects, each in the same P places.
-        seed: Of the bootstrap over objects.
+    1: features follow the object; 0.5: a coin toss; 0: they follow the place. A tie counts half. `features` are
+    (M, P, C) of M objects, each in the same P places.
     """
     objects, places = features.shape[:2]
     if objects < 2 or places < 2:

@@ -43,13 +43,8 @@ def position_r2(features: Tensor, centres: Tensor, held_out_features: Tensor, he
     than the numbers of the diagnosis, `probe_position` and `probe_regions`, it is not cut off at 0.
     Shifting or scaling a feature changes nothing: features are standardised by the training rows, which also choose
     the strength of the penalty by leave-one-out error. NaN with fewer than two rows on either side, or where a
-    held-out axis has a single value. Keep regions of one image on one side.
-
-    Args:
-        features: (N, D) of the training rows.
-        centres: (N, 2), x and y in units of the view.
-        held_out_features: (M, D).
-        held_out_centres: (M, 2).
+    held-out axis has a single value. Features are (N, D), centres (N, 2): x and y in units of the view. Keep regions
+    of one image on one side.
     """
     for name, rows, places in (
         ("features", features, centres),
@@ -83,14 +78,8 @@ def probe_position(
 ) -> Estimate:
     """R² of the x and y of held-out cells, predicted by ridge regression from their features; the mean of both axes.
 
-    1: the place can be read exactly; 0 or below: not at all. Features without variance give 0.
-
-    Args:
-        cells: (I, L, C) of the pictures to learn from.
-        held_out: (J, L, C) of other pictures.
-        grid: h and w of the cells.
-        seed: Of which cells are used.
-        rows: How many on either side, about.
+    1: the place can be read exactly; 0 or below: not at all. Features without variance give 0. `cells` (I, L, C) are
+    learned from, `held_out` (J, L, C) are of other pictures; about `rows` cells on either side are used.
     """
     if len(cells) < 2 or len(held_out) < 2:
         return nothing("fewer than two pictures on one side")
@@ -110,12 +99,8 @@ def probe_position(
 def probe_regions(regions: Tensor, centres: Tensor, *, seed: int = 0) -> Estimate:
     """R² of the centres of regions, each predicted by ridge regression from its feature; the mean of both axes.
 
-    Read as `probe_position`. What is in the regions must have nothing to do with where they are.
-
-    Args:
-        regions: (N, C), one of each picture.
-        centres: (N, 2).
-        seed: Of the bootstrap.
+    Read as `probe_position`. `regions` are (N, C), one of each picture; what is in them must have nothing to do with
+    where they are.
     """
     if len(regions) < 2 * FOLDS:
         return nothing(f"{len(regions)} regions; {2 * FOLDS} needed")
@@ -158,15 +143,10 @@ def is_constant(features: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Variance:
-    """How the variance of cells divides, and what follows.
+    """How the variance of cells divides, and what follows."""
 
-    Attributes:
-        place: Share of the variance that the place alone explains, whatever the picture.
-        verdict: ok, collapsed (all features alike, or on one line), or content-blind (pictures change nothing).
-    """
-
-    place: Estimate
-    verdict: str
+    place: Estimate  # share of the variance that the place alone explains, whatever the picture
+    verdict: str  # ok, collapsed (all features alike, or on one line), or content-blind (pictures change nothing)
 
 
 @torch.no_grad()
@@ -236,17 +216,11 @@ def _clip(found: Estimate) -> Estimate:
 
 @dataclass(frozen=True)
 class Subspace:
-    """Directions in which features follow the place.
+    """Directions in which features follow the place."""
 
-    Attributes:
-        directions: (K, C) orthonormal, the strongest first.
-        energy: (K,) share of the place's variance along each.
-        mean: (C,) of all features.
-    """
-
-    directions: Tensor
-    energy: Tensor
-    mean: Tensor
+    directions: Tensor  # (K, C) orthonormal, the strongest first
+    energy: Tensor  # (K,) share of the place's variance along each
+    mean: Tensor  # (C,) of all features
 
     def remove(self, features: Tensor, count: int) -> Tensor:
         """Features (…, C) without their first `count` directions; their mean stays."""

@@ -24,19 +24,12 @@ REGION_BINS = 4
 
 @dataclass
 class StageFeatures:
-    """Features of one stage.
+    """Features of one stage; cells and norms are empty unless wanted."""
 
-    Attributes:
-        regions: (N, C), image by image.
-        cells: (I, L, C), row by row; empty unless wanted.
-        grid: h and w of the cells.
-        norms: (I, h', w') length of every cell of the map itself; empty unless wanted.
-    """
-
-    regions: Tensor
-    cells: Tensor
-    grid: tuple[int, int]
-    norms: Tensor
+    regions: Tensor  # (N, C), image by image
+    cells: Tensor  # (I, L, C), row by row
+    grid: tuple[int, int]  # h and w of the cells
+    norms: Tensor  # (I, h', w') length of every cell of the map itself
 
 
 @torch.no_grad()

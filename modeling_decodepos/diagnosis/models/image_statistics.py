@@ -19,12 +19,7 @@ CHANNELS = 6 + ORIENTATIONS
 
 
 def statistics_map(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, 14, h, w): mean and deviation of each colour and the edge strength in 8 directions, per cell.
-
-    Args:
-        pixels: (B, 3, H, W) floats.
-        grid: h and w; cells of one size if they divide H and W.
-    """
+    """(B, 14, h, w) of (B, 3, H, W) floats: mean and deviation of each colour, edges in 8 directions, per cell."""
     return pool_statistics(pixel_statistics(pixels), grid)
 
 

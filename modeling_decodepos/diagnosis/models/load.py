@@ -43,33 +43,20 @@ Maps = Callable[[Tensor], Sequence[Tensor]]
 
 @dataclass
 class FeatureModel:
-    """A network as a function from pictures to its feature maps.
-
-    Attributes:
-        name: For people.
-        stages: Name of each map.
-        maps: Normalised float pixels in, one (B, C, h, w) map per stage out.
-        size_px: Side that pictures are resized to.
-        module: The network, if it is one.
-        fresh: Gives the same architecture with random weights of a seed; None where nobody can know how.
-        mean: Of the pixels the network was trained on, in [0, 1].
-        std: Their deviation.
-        note: What a reader should know.
-        centre_cells: Whether regions are read where the cells of padded, strided convolutions have their centres.
-        embed: Region features of the last stage from all maps and ragged boxes, where they are not the mean of a box.
-    """
+    """A network as a function from pictures to its feature maps."""
 
     name: str
     stages: tuple[str, ...]
-    maps: Maps
-    size_px: int
+    maps: Maps  # normalised float pixels in, one (B, C, h, w) map per stage out
+    size_px: int  # side that pictures are resized to
     module: nn.Module | None = None
-    fresh: Callable[[int], FeatureModel] | None = None
-    mean: tuple[float, ...] = IMAGE_MEAN
+    fresh: Callable[[int], FeatureModel] | None = None  # random weights of a seed; None where nobody can know how
+    mean: tuple[float, ...] = IMAGE_MEAN  # of the pixels it was trained on, in [0, 1]
     std: tuple[float, ...] = IMAGE_STD
-    note: str = ""
+    note: str = ""  # what a reader should know
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    centre_cells: bool = False
+    centre_cells: bool = False  # regions are read where cells of padded, strided convolutions have their centres
+    # Region features of the last stage from all maps and ragged boxes, where they are not the mean of a box.
     embed: Callable[[Sequence[Tensor], list[Tensor]], Tensor] | None = None
 
     def offset(self, feature_map: Tensor) -> float:

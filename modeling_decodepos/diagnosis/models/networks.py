@@ -42,29 +42,16 @@ Spec = str | nn.Module | Callable[[Tensor], Any]
 
 @dataclass
 class Network:
-    """What a specification names, and the pixels it was trained on.
-
-    Attributes:
-        name: For people.
-        call: A `DecodePosModel`, another transformers model, any other module, or any other callable.
-        mean: Of its pixels, in [0, 1].
-        std: Their deviation.
-    """
+    """What a specification names, and the mean and deviation of the pixels it was trained on."""
 
     name: str
-    call: Any
+    call: Any  # a `DecodePosModel`, another transformers model, any other module, or any other callable
     mean: tuple[float, ...] = IMAGE_MEAN
     std: tuple[float, ...] = IMAGE_STD
 
 
 def load_network(spec: Spec, *, seed: int = 0, name: str | None = None) -> Network:
-    """The network of a specification; see the head of this module.
-
-    Args:
-        spec: A name or an instance.
-        seed: Of fresh weights.
-        name: What to call it; the specification's last telling part by default.
-    """
+    """The network of a specification (see the head of this module); `seed` is that of fresh weights."""
     if not isinstance(spec, str):
         call = spec.decodepos if isinstance(spec, DecodePosForPreTraining) else spec
         return Network(name or str(getattr(spec, "__name__", type(spec).__name__)), call, *_instance_statistics(spec))

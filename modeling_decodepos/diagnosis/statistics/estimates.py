@@ -111,11 +111,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """95 % interval of sum(totals) / sum(counts) when images are drawn again.
 
-    Args:
-        totals: (I,) sum of a score over the items of each image, such as right predictions.
-        counts: (I,) number of items of each image, at least one.
-        seed: Of the draws.
-        rounds: Number of draws.
+    Of each image, `totals` (I,) sum a score over its items and `counts` (I,) say how many they are, at least one.
     """
     rng = np.random.default_rng(seed)
     values = []
@@ -132,12 +128,7 @@ def jackknife_interval(
     """95 % interval over images of a score that is no mean, such as a mean over classes: delete-a-group jackknife.
 
     Drawing images again would lose rare classes in most draws, and the interval would miss the score itself. None for
-    fewer than two images, or where a part has no score.
-
-    Args:
-        score: Of the images whose flag is true, from (images,) flags.
-        images: Number of images.
-        groups: Number of parts that are left out in turn.
+    fewer than two images, or where a part has no score. `score` takes (images,) flags of the images that count.
     """
     groups = min(groups, images)
     if groups < 2:

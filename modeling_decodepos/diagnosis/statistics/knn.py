@@ -47,17 +47,9 @@ def knn_neighbours(
 ) -> tuple[Tensor, Tensor]:
     """(Q, k) cosines and (Q, k) gallery rows of each query's nearest neighbours, nearest first.
 
-    They lie where the gallery lies. Memory beyond the arguments and the result: the normalised queries, gallery_block
-    normalised rows, and query_block x (gallery_block + k) cosines.
-
-    Args:
-        gallery: (G, D) features; may be fp16 or bf16, and is normalised block by block in fp32.
-        queries: (Q, D) features.
-        k: Number of neighbours; a gallery of fewer rows gives all of them.
-        device: Where to compute; where the gallery lies by default.
-        query_block: Queries at a time.
-        gallery_block: Gallery rows at a time.
-        progress: Whether to show a bar.
+    They lie where the gallery lies, `device` computes. Memory beyond the arguments and the result: the normalised
+    queries, gallery_block normalised rows, and query_block x (gallery_block + k) cosines. The gallery may be fp16 or
+    bf16, and is normalised block by block in fp32; one of fewer rows than k gives all of them.
     """
     if gallery.ndim != 2 or queries.ndim != 2 or gallery.shape[1] != queries.shape[1]:
         raise ValueError(
@@ -121,14 +113,9 @@ def _unit(rows: Tensor) -> Tensor:
 def knn_predict(
     gallery: Tensor, gallery_labels: Tensor, queries: Tensor, *, k: int = 20, temperature: float = TEMPERATURE
 ) -> Tensor:
-    """(Q,) the class that the k nearest gallery rows vote for. A tie goes to the class of the nearer neighbour.
+    """(Q,) the class that the k nearest gallery rows (all of a smaller gallery) vote for; see `knn_vote`.
 
-    Args:
-        gallery: (G, D) features.
-        gallery_labels: (G,) whole numbers.
-        queries: (Q, D) features.
-        k: Number of voting neighbours; all rows of a smaller gallery.
-        temperature: A vote weighs exp(cosine / temperature).
+    Labels (G,) are whole numbers. A vote weighs exp(cosine / temperature).
     """
     if gallery_labels.shape != gallery.shape[:1]:
         raise ValueError(f"gallery_labels is {tuple(gallery_labels.shape)}; expected ({len(gallery)},): one per row.")
@@ -138,12 +125,9 @@ def knn_predict(
 
 @torch.no_grad()
 def knn_vote(cosines: Tensor, labels: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """(Q,) the class with the most votes of some neighbours. A tie goes to the class of the nearer neighbour.
+    """(Q,) the class with the most votes, from (Q, k) cosines, nearest first, and (Q, k) classes of the neighbours.
 
-    Args:
-        cosines: (Q, k) of the neighbours, nearest first.
-        labels: (Q, k) their classes.
-        temperature: A vote weighs exp(cosine / temperature).
+    A tie goes to the class of the nearer neighbour.
     """
     # Relative to the nearest, so that no temperature overflows.
     weights = ((cosines - cosines[:, :1]) / temperature).exp()
@@ -157,12 +141,7 @@ def knn_vote(cosines: Tensor, labels: Tensor, temperature: float = TEMPERATURE) 
 
 
 def knn_accuracy(predictions: Tensor, labels: Tensor) -> KnnAccuracy:
-    """How many predictions are right. A class that only the queries have counts too: it cannot be found.
-
-    Args:
-        predictions: (Q,) from `knn_predict`.
-        labels: (Q,) the true classes; at least one.
-    """
+    """How many predictions (Q,) are right. A class that only the queries have counts too: it cannot be found."""
     if predictions.shape != labels.shape or labels.ndim != 1 or len(labels) == 0:
         raise ValueError(
             f"predictions are {tuple(predictions.shape)} and labels {tuple(labels.shape)}; expected (Q,) twice, Q > 0."

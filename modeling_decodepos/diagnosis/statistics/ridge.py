@@ -23,12 +23,7 @@ _ROUNDING = 1e-13
 def ridge_predict(x: Tensor, y: Tensor, held_out: Tensor, *, group_size: int = 1) -> Tensor:
     """(M, T) predictions, in float64, of the targets of held-out rows. Features without variance predict the mean.
 
-    Args:
-        x: (N, D) features.
-        y: (N, T) targets.
-        held_out: (M, D) features.
-        group_size: Rows come in blocks of this length, one block per image; a block is left out as a whole when the
-            penalty is chosen.
+    Rows come in blocks of `group_size`, one block per image, each left out as a whole when the penalty is chosen.
     """
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or held_out.shape[1:] != x.shape[1:] or len(x) % group_size:
         raise ValueError(

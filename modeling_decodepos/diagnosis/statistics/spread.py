@@ -11,12 +11,8 @@ from torch import Tensor
 def embedding_std(embeddings: Tensor, valid: Tensor) -> Tensor:
     """Mean over dimensions of the standard deviation of the normalised embeddings; a tensor, without a look at it.
 
-    About 1 / sqrt(D) when embeddings spread over the sphere, 0 when they have collapsed to one point, NaN for fewer
-    than two rows.
-
-    Args:
-        embeddings: (…, D).
-        valid: (…), true for the rows that count.
+    About 1 / sqrt(D) when embeddings (…, D) spread over the sphere, 0 when they have collapsed to one point, NaN for
+    fewer than two `valid` (…) rows.
     """
     rows = F.normalize(embeddings.float(), dim=-1).flatten(0, -2)
     # Selecting rows by a mask would wait for the device; weights of 0 and 1 do not.
@@ -34,10 +30,7 @@ def effective_rank(rows: Tensor) -> Tensor:
 
     From 1 (all rows on one line through the origin) to min(N, D) (all directions alike); NaN where all rows are zero.
     Rows of zeros count for nothing, so rows may be left out by setting them to zero. One scale, or one rotation, for
-    all rows changes nothing.
-
-    Args:
-        rows: (N, D); with raw embeddings this is RankMe, with normalised ones long rows do not outweigh short ones.
+    all rows changes nothing. Of normalised rows, long ones do not outweigh short ones as in RankMe.
     """
     singular = torch.linalg.svdvals(rows.float())
     return torch.special.entr(singular / singular.sum()).sum().exp()
