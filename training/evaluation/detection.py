@@ -19,11 +19,10 @@ from transformers.models.deformable_detr.modeling_deformable_detr import Deforma
 
 from training.evaluation.coco_ap import ImageDetections, ImageTruth, average_precision, check_tools
 from training.evaluation.evaluation import Evaluation
-from training.evaluation.finetuning import build_backbone, choose_maps, flip_some, refuse_small_batch, share_buffers
-from training.evaluation.learning import learn
+from training.evaluation.finetuning import build_backbone, choose_maps, fine_tune
 from training.evaluation.pictures import AnnotatedImages, Picture, count_classes
 from training.evaluation.results import Measured
-from training.evaluation.segmentation_data import read_all, read_batches, stack_pixels
+from training.evaluation.segmentation_data import read_batches, stack_pixels
 from training.evaluation.settings import DetectionSettings
 
 _MOST_DETECTIONS = 100  # per image, as COCO counts them
@@ -44,10 +43,8 @@ def run(evaluation: Evaluation, settings: DetectionSettings) -> Mapping[str, Mea
         )
     train, validation = evaluation.images("train"), evaluation.images("validation")
     classes = count_classes(train, validation)
-    batch_size = min(settings.images_per_update, len(train))
-    refuse_small_batch("images_per_update", batch_size, evaluation.processes, 1)
     net = build_detector(evaluation, classes, settings)
-    train_detector(evaluation, net, train, batch_size, settings)
+    train_detector(evaluation, net, train, settings)
     truth, found = detect(evaluation, net, validation)
     precision = average_precision(truth, found, classes)
     return {name: Measured(value, None, len(truth)) for name, value in precision.items()}
@@ -97,11 +94,9 @@ def start_modestly(net: Any) -> None:
     net.bbox_embed[0].layers[-1].bias[2:] = -2.0
 
 
-def train_detector(
-    evaluation: Evaluation, net: Any, images: AnnotatedImages, batch_size: int, settings: DetectionSettings
-) -> None:
+def train_detector(evaluation: Evaluation, net: Any, images: AnnotatedImages, settings: DetectionSettings) -> None:
     """Train in place."""
-    processes = evaluation.processes
+    count = evaluation.processes.count
     slow = {id(p) for part in net.modules() if isinstance(part, DeformableDetrConvEncoder) for p in part.parameters()}
     groups = [
         {"params": [p for p in net.parameters() if id(p) in slow], "lr": settings.learning_rate / 10},
@@ -109,26 +104,12 @@ def train_detector(
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
 
-    def part_loss(items: list[int], step: int) -> tuple[Tensor, Tensor]:
-        batch = read_all(evaluation, images, items)
-        pixels, flips = flip_some(stack_pixels(batch), evaluation.seed, step, items)
+    def loss(batch: list[Picture], pixels: Tensor, flips: list[bool]) -> tuple[Tensor, Tensor]:
         targets = [target(picture, flip, net.device) for picture, flip in zip(batch, flips, strict=True)]
         # transformers divides by the boxes of all processes, as a mean over processes.
-        loss = net(evaluation.model.prepare(pixels), labels=targets).loss / processes.count
-        return loss, torch.tensor(1.0 / processes.count)
+        return net(pixels, labels=targets).loss / count, torch.tensor(1.0 / count)
 
-    learn(
-        evaluation,
-        net.train(),
-        optimizer,
-        part_loss,
-        items=len(images),
-        steps=settings.steps,
-        batch_size=batch_size,
-        what="detector",
-        clip=0.1,
-    )
-    share_buffers(processes, net.eval())
+    fine_tune(evaluation, net, optimizer, loss, images, settings, least=1, clip=0.1)
 
 
 def target(picture: Picture, flip: bool, device: torch.device) -> dict[str, Tensor]:

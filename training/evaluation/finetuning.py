@@ -1,18 +1,23 @@
-"""What the fine-tuned protocols share: the model's backbone inside another network, flipped batches, equal buffers."""
+"""What the fine-tuned protocols share: the model's backbone inside another network, one training."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoBackbone
 
+from training.evaluation.evaluation import Evaluation
+from training.evaluation.learning import learn
 from training.evaluation.models import EvaluatedModel
-from training.evaluation.processes import Processes
+from training.evaluation.pictures import AnnotatedImages, Picture
+from training.evaluation.segmentation_data import read_all, stack_pixels
+from training.evaluation.settings import DetectionSettings, UperNetSettings
 
 
 def build_backbone(model: EvaluatedModel, maps: int) -> Any:
@@ -47,18 +52,46 @@ def flip_some(pixels: Tensor, seed: int, step: int, items: list[int]) -> tuple[T
     return torch.stack([p.flip(-1) if flip else p for p, flip in zip(pixels, flips, strict=True)]), flips
 
 
-@torch.no_grad()
-def share_buffers(processes: Processes, module: nn.Module) -> None:
-    """Give every process the main one's batch-norm statistics: the one thing in which training leaves them apart."""
-    if processes.count > 1:
-        for buffer in module.buffers():
-            dist.broadcast(buffer, 0)
+def fine_tune(
+    evaluation: Evaluation,
+    net: Any,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[list[Picture], Tensor, list[bool]], tuple[Tensor, Tensor]],
+    images: AnnotatedImages,
+    settings: UperNetSettings | DetectionSettings,
+    *,
+    least: int,
+    clip: float,
+) -> None:
+    """Train in place, and leave in evaluation mode.
 
-
-def refuse_small_batch(name: str, batch_size: int, processes: Processes, least: int) -> None:
-    """Each process needs images of its own in every batch."""
+    `loss` takes pictures, their prepared pixels, some mirrored, and which are, and returns what `PartLoss` does.
+    """
+    processes = evaluation.processes
+    batch_size = min(settings.images_per_update, len(images))
     if batch_size < least * processes.count:
         raise ValueError(
-            f"{name} is {batch_size}; expected at least {least * processes.count}: {least} for each of "
+            f"images_per_update is {batch_size}; expected at least {least * processes.count}: {least} for each of "
             f"{processes.count} processes."
         )
+
+    def part_loss(items: list[int], step: int) -> tuple[Tensor, Tensor]:
+        batch = read_all(evaluation, images, items)
+        pixels, flips = flip_some(stack_pixels(batch), evaluation.seed, step, items)
+        return loss(batch, evaluation.model.prepare(pixels), flips)
+
+    learn(
+        evaluation,
+        net.train(),
+        optimizer,
+        part_loss,
+        items=len(images),
+        steps=settings.steps,
+        batch_size=batch_size,
+        what="fine-tuning",
+        clip=clip,
+    )
+    net.eval()
+    if processes.count > 1:  # batch-norm statistics are the one thing in which training leaves the processes apart
+        for buffer in net.buffers():
+            dist.broadcast(buffer, 0)

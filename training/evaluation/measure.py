@@ -18,7 +18,7 @@ from training.evaluation.evaluation import Evaluation
 from training.evaluation.pictures import MissingAnnotations
 from training.evaluation.processes import Processes, start_processes
 from training.evaluation.protocols import PROTOCOLS, ProtocolEntry
-from training.evaluation.results import Measured, Origin, build_rows, load_results, merge_results, print_rows
+from training.evaluation.results import Measured, build_rows, load_results, merge_results, print_rows
 from training.evaluation.settings import Common
 from training.provenance import commit
 
@@ -40,13 +40,17 @@ def measure(args: argparse.Namespace, entry: ProtocolEntry, common: Common, sett
         others = ", ".join(name for name, other in PROTOCOLS.items() if other.needs != error.what)
         raise ValueError(f"{error}\nWithout, these protocols can run if the rest is there: {others}.") from error
     if processes.is_main:
-        identity = protocol_id(entry, common, settings)
-        origin = Origin(
-            common.model, args.arm or find_arm(common.model), identity, _data_hash(common), args.label, code
-        )
+        origin = {
+            "model": common.model,
+            "arm": args.arm or find_arm(common.model),
+            "protocol": protocol_id(entry, common, settings),
+            "commit": code,  # when the measuring began: a checkout may move on meanwhile
+            "data_hash": _data_hash(common),
+            "label": args.label,
+        }
         rows = build_rows(origin, found, dataclasses.asdict(settings))
         merge_results(args.output, rows)
-        print(f"{origin.model} [{origin.arm}]\n{origin.protocol}, seeds {', '.join(map(str, args.seeds))}")
+        print(f"{common.model} [{origin['arm']}]\n{origin['protocol']}, seeds {', '.join(map(str, args.seeds))}")
         print_rows(rows)
         for note in notes:
             print(f"note: {note}")

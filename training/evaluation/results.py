@@ -34,58 +34,38 @@ class Measured:
     count: int | None = None  # how many things it is the mean of (regions, images), where that makes sense
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What all rows of one call share."""
-
-    model: str
-    arm: str
-    protocol: str
-    data_hash: str
-    label: str
-    commit: str  # when the measuring began: a checkout may move on meanwhile
-
-
 def build_rows(
-    origin: Origin, by_seed: Mapping[int, Mapping[str, Measured]], settings: Mapping[str, Any]
+    origin: Mapping[str, Any], by_seed: Mapping[int, Mapping[str, Measured]], settings: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The rows of results.json for what each seed measured.
+    """The rows of results.json for what each seed measured; `origin` is what all rows of a call share.
 
     `value` is the mean over seeds, `spread` their standard deviation (null for a single seed) and the bootstrap
     interval over images of the first seed.
     """
     seeds = sorted(by_seed)
-    metrics = list(dict.fromkeys(name for seed in seeds for name in by_seed[seed]))
     rows = []
-    for metric in metrics:
+    for metric in dict.fromkeys(name for seed in seeds for name in by_seed[seed]):
         found = {seed: by_seed[seed][metric] for seed in seeds if metric in by_seed[seed]}
         values = [measured.value for measured in found.values()]
         if not all(map(math.isfinite, values)):
             continue  # nothing could be measured, which the protocol has said
         first = next(iter(found.values()))
-        rows.append(
-            {
-                "model": origin.model,
-                "arm": origin.arm,
-                "protocol": origin.protocol,
-                "metric": metric,
-                "value": statistics.fmean(values),
-                "spread": {
-                    "std_over_seeds": statistics.stdev(values) if len(values) > 1 else None,
-                    "interval_95_over_images": list(first.interval) if first.interval else None,
-                },
-                "seeds": list(found),
-                "values": values,
-                "count": first.count,
-                "settings": dict(settings),
-                "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
-                "commit": origin.commit,
-                "data_hash": origin.data_hash,
-                "machine": machine(),
-                "label": origin.label,
-                "measured": now(),
-            }
-        )
+        row = {
+            "metric": metric,
+            "value": statistics.fmean(values),
+            "spread": {
+                "std_over_seeds": statistics.stdev(values) if len(values) > 1 else None,
+                "interval_95_over_images": list(first.interval) if first.interval else None,
+            },
+            "seeds": list(found),
+            "values": values,
+            "count": first.count,
+            "settings": dict(settings),
+            "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+            "machine": machine(),
+            "measured": now(),
+        }
+        rows.append(dict(origin) | row)
     return rows
 
 

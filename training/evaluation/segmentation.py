@@ -16,50 +16,28 @@ from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
 from training.evaluation.evaluation import Evaluation
-from training.evaluation.finetuning import build_backbone, flip_some, refuse_small_batch, share_buffers
-from training.evaluation.learning import learn
+from training.evaluation.finetuning import build_backbone, fine_tune
+from training.evaluation.pictures import Picture
 from training.evaluation.results import Measured
-from training.evaluation.segmentation_data import (
-    open_segmentation,
-    read_all,
-    score,
-    stack_labels,
-    stack_pixels,
-)
+from training.evaluation.segmentation_data import open_segmentation, score, stack_labels
 from training.evaluation.settings import UperNetSettings
 
 
 def run(evaluation: Evaluation, settings: UperNetSettings) -> Mapping[str, Measured]:
     """mIoU of one seed."""
-    data = open_segmentation(evaluation)
-    processes, size = evaluation.processes, evaluation.common.size_px
-    batch_size = min(settings.images_per_update, len(data.train))
-    refuse_small_batch("images_per_update", batch_size, processes, 2)  # a batch norm over one pooled cell needs two
+    data, size = open_segmentation(evaluation), evaluation.common.size_px
     net = build_segmenter(evaluation, data.classes, settings.head_width)
     optimizer = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
-    def part_loss(items: list[int], step: int) -> tuple[Tensor, Tensor]:
-        batch = read_all(evaluation, data.train, items)
-        pixels, flips = flip_some(stack_pixels(batch), evaluation.seed, step, items)
+    def loss(batch: list[Picture], pixels: Tensor, flips: list[bool]) -> tuple[Tensor, Tensor]:
         labels = stack_labels(batch, size, size)
         labels = torch.stack([p.flip(-1) if flip else p for p, flip in zip(labels, flips, strict=True)])
-        scores = net(evaluation.model.prepare(pixels)).logits
-        labels = labels.to(scores.device)
-        total = F.cross_entropy(scores, labels, ignore_index=SEGMENTATION_IGNORE, reduction="sum")
+        labels = labels.to(pixels.device)
+        total = F.cross_entropy(net(pixels).logits, labels, ignore_index=SEGMENTATION_IGNORE, reduction="sum")
         return total, (labels != SEGMENTATION_IGNORE).sum().cpu()
 
-    learn(
-        evaluation,
-        net.train(),
-        optimizer,
-        part_loss,
-        items=len(data.train),
-        steps=settings.steps,
-        batch_size=batch_size,
-        what="segmenter",
-        clip=1.0,
-    )
-    share_buffers(processes, net.eval())
+    # A batch norm over one pooled cell needs two images.
+    fine_tune(evaluation, net, optimizer, loss, data.train, settings, least=2, clip=1.0)
 
     @torch.no_grad()
     def predict(pixels: Tensor) -> Tensor:

@@ -85,8 +85,8 @@ def draw_swaps(
 ) -> Swaps:
     """The exchanges of one region per image: surroundings of, or content of, another image with such a region.
 
-    `regions` are at least two, at most one per image. `partners` say which of them lends each its surroundings, by default
-    the next.
+    `regions` are at least two, at most one per image. `partners` say which lends each its surroundings; by default the
+    next one.
     """
     boxes, owners = images.every_box, images.owners
     surroundings, content, moved, moved_boxes = [], [], [], []

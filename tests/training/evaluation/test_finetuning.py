@@ -97,7 +97,7 @@ def test_a_detector_of_any_backbone_takes_a_step(kind, squares):
     images = built.images("train")
     net = detection.build_detector(built, 3, settings)
     before = {name: value.clone() for name, value in net.named_parameters()}
-    detection.train_detector(built, net, images, 4, settings)
+    detection.train_detector(built, net, images, settings)
     moved = {name for name, value in net.named_parameters() if not torch.equal(value, before[name])}
     assert any("backbone" in name for name in moved)
     assert any("class_embed" in name for name in moved)

@@ -83,7 +83,7 @@ def measure_fine_tuned(data: str, processes: Processes) -> dict[str, Any]:
         if isinstance(getattr(module, "dropout", None), float):
             module.dropout = 0.0
     numbers["start"] = {name: value.clone() for name, value in net.state_dict().items()}
-    detection.train_detector(built, net, built.images("train"), 5, settings)
+    detection.train_detector(built, net, built.images("train"), settings)
     numbers["detector"] = {name: value.clone() for name, value in net.state_dict().items()}
     truth, found = detection.detect(built, net, built.images("validation"))
     numbers["truth"] = [vars(image) for image in truth]
