@@ -55,19 +55,10 @@ def diagnose(
 ) -> Diagnosis:
     """How much position and surroundings are in the features of some models, next to their controls.
 
-    Args:
-        models: What `load_model` takes: names and instances. One that cannot be read or measured is named in `failed`
-            of the result; if there is no other, that is an error.
-        data: scenes (drawn in memory), a folder of Parquet files in our contract or of pictures, or a Hub id.
-        images: Pictures in the gallery, and as many queries.
-        size_px: Side of the pictures; a model that cannot take it gets them resized.
-        seed: Of everything drawn by chance.
-        seeds: Repetitions with other data (of scenes; of photos, another draw) and other random weights.
-        layers: Layers of a ViT that are read.
-        measures: Comma-separated names; all by default.
-        device: Where the models run.
-        centre_cells: Read regions where a ResNet's cells have their centres; see `load_model`.
-        progress: Whether to show a progress bar.
+    Models are what `load_model` takes: names and instances. One that cannot be read or measured is named in `failed`
+    of the result; if there is no other, that is an error. One that cannot take pictures of `size_px` gets them
+    resized. Each of the `seeds` repeats all with other data (of photos, another draw) and other random weights.
+    `decodepos-diagnose --help` explains the rest.
     """
     if images < 4 or seeds < 1:
         raise ValueError(f"images is {images} and seeds {seeds}; expected at least 4 and at least 1.")
@@ -79,9 +70,11 @@ def diagnose(
         with failures.of(spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)):
             loaded.append(load_model(spec, size_px=size_px, layers=layers, device=device, centre_cells=centre_cells))
     failures.refuse_all(loaded)
-    draws = (
-        [data] if isinstance(data, ProbeData) else [build_data(data, images, size_px, seed + k) for k in range(seeds)]
-    )
+    if isinstance(data, ProbeData):
+        draws = [data]
+    else:
+        build = build_scene_data if data == "scenes" else functools.partial(build_photo_data, data)
+        draws = [build(images, size_px, seed + k) for k in range(seeds)]
     settings = {
         "data": draws[0].name,
         "images": len(draws[0].queries),
@@ -142,12 +135,6 @@ class _Failures:
             raise ValueError("\n".join(map(str, (first, *others)))) from first.__cause__
 
 
-def build_data(name: str, images: int, size_px: int, seed: int) -> ProbeData:
-    """Probe data by name: scenes, a folder, or a Hub id."""
-    build = build_scene_data if name == "scenes" else functools.partial(build_photo_data, name)
-    return build(images, size_px, seed)
-
-
 def _diagnose_one(
     model: FeatureModel, draws: Sequence[ProbeData], diagnosis: Diagnosis, bar: tqdm[Any]
 ) -> ModelResult:
@@ -170,26 +157,22 @@ def _diagnose_one(
             fresh.append(evaluate(untrained, draw, measures, control=True)[0])
             bar.update()
     assert first is not None
-    debias = None
-    if "debias" in measures and "debias" not in diagnosis.skipped and own[0][-1].verdict == "ok":
-        debias = _debias(own[0], first, draws[0])
+    wanted = "debias" in measures and "debias" not in diagnosis.skipped and own[0][-1].verdict == "ok"
     return ModelResult(
         name=model.name,
         model=model,
         stages=pool_results(own),
         random=pool_results(fresh) if fresh else None,
         statistics=pool_results(plain),
-        debias=debias,
+        debias=_debias(own[0], first, draws[0]) if wanted else None,
         features=first,
         seconds=time.perf_counter() - started,
     )
 
 
 def _debias(stages: list[StageResult], features: ProbeFeatures, data: ProbeData) -> Debias | None:
-    number = len(stages) - 1
-    subspace = stages[number].subspace
+    number, subspace = len(stages) - 1, stages[-1].subspace
     if subspace is None or not len(subspace.directions):
         return None
     count = choose_removal(stages[number], data)
-    changes = measure_debias(features, number, subspace, count, data)
-    return Debias(number, count, changes, build_layer(subspace, count))
+    return Debias(number, count, measure_debias(features, number, subspace, count, data), build_layer(subspace, count))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,13 +15,7 @@ from ...imagenet import MEAN_COLOUR
 from ...pictures import BrokenImage, decode_picture
 from ...schema import xywh_to_unit_xyxy
 from .exchange import draw_swaps, largest_regions, move_before_next, resize
-from .pictures import (
-    LEAST_SIDE,
-    Grid,
-    ProbeData,
-    RegionImages,
-    frequent_groups,
-)
+from .pictures import LEAST_SIDE, Grid, ProbeData, RegionImages, frequent_groups
 
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _MOST_REGIONS = 16  # per image: one crowded photo must not decide
@@ -30,8 +23,7 @@ _STREAM = 6
 _GRID_SIDE = 0.3  # longer side of a pasted region relative to the view
 
 
-@dataclass(frozen=True)
-class _Photo:
+class _Photo(NamedTuple):
     pixels: Tensor  # (3, S, S) uint8
     boxes: np.ndarray  # (R, 4)
     labels: np.ndarray | None
@@ -65,7 +57,7 @@ def build_photo_data(source: str, images: int, size_px: int, seed: int, objects:
     gallery, queries = _gather(photos), _gather(held)
     regions = largest_regions(queries)
     skipped = {}
-    swaps = grid = None
+    swaps = grid = groups = None
     if len(regions) > 1:
         swaps = draw_swaps(queries, regions, move_before_next(queries, regions), rng)
         grid = _paste_grid(queries, regions[:objects], size_px)
@@ -76,21 +68,9 @@ def build_photo_data(source: str, images: int, size_px: int, seed: int, objects:
             else "fewer than two pictures have a region between 10 % of the view's side and half of its area"
         )
         skipped = dict.fromkeys(("retrieval", "context", "influence", "object_knn", "neighbour", "debias"), reason)
-    groups = None
     if gallery.labels is not None and len(gallery.labels):
         groups = frequent_groups(gallery.labels, 1 + int(gallery.labels.max()))
-    return ProbeData(
-        name=source,
-        size_px=size_px,
-        seed=seed,
-        gallery=gallery,
-        queries=queries,
-        swaps=swaps,
-        grid=grid,
-        groups=groups,
-        skipped=skipped,
-        notes=tuple(notes),
-    )
+    return ProbeData(source, size_px, seed, gallery, queries, swaps, grid, (), groups, skipped, tuple(notes))
 
 
 # -------------------------------------------------------------------------------------------------------------- files
@@ -150,11 +130,9 @@ def _read(files: list[Path], rng: np.random.Generator, count: int, size_px: int)
         if len(photos) == count:
             break
         try:
-            photo = _decode(name, row, size_px, rng)
+            photos.append(_decode(name, row, size_px, rng))
         except BrokenImage:
             broken.append(f"{name}, image {row['image_id']}" if "image_id" in row else name)
-            continue
-        photos.append(photo)
     return photos, broken
 
 
@@ -168,18 +146,17 @@ def _table_rows(files: list[Path], rng: np.random.Generator) -> Iterator[tuple[s
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise ImportError("reading Parquet files needs pyarrow: pip install pyarrow (or datasets).") from error
-    tables = [parquet.ParquetFile(file) for file in files]
+    tables = [(file, parquet.ParquetFile(file)) for file in files]
     wanted = ("image", "image_id", "width", "height", "objects", "regions")
-    groups = [(t, k) for t, table in enumerate(tables) for k in range(table.num_row_groups)]
+    groups = [(file, table, group) for file, table in tables for group in range(table.num_row_groups)]
     for number in rng.permutation(len(groups)).tolist():
-        place, group = groups[number]
-        table = tables[place]
+        file, table, group = groups[number]
         columns = [name for name in wanted if name in table.schema_arrow.names]
         if "image" not in columns:
-            raise ValueError(f"{files[place]} has no column 'image'; its columns are {table.schema_arrow.names}.")
+            raise ValueError(f"{file} has no column 'image'; its columns are {table.schema_arrow.names}.")
         part = table.read_row_group(group, columns=columns)
         for row in rng.permutation(len(part)).tolist():
-            yield str(files[place]), part.slice(row, 1).to_pylist()[0]
+            yield str(file), part.slice(row, 1).to_pylist()[0]
 
 
 def _decode(file: str, row: Mapping[str, Any], size_px: int, rng: np.random.Generator) -> _Photo:

@@ -5,17 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..statistics.estimates import Estimate, estimate, nothing, ratio
+from ..statistics.estimates import Estimate, estimate_mean, nothing
 
 TIMES_MEDIAN = 4.0
 """A cell is an outlier if its feature is this many times as long as the median of its picture."""
-
-
-@torch.no_grad()
-def find_outliers(norms: Tensor) -> Tensor:
-    """(I, h, w), true for outliers, from the lengths of all cells' features."""
-    median = norms.flatten(1).median(1).values[:, None, None]
-    return (norms > TIMES_MEDIAN * median) & (median > 0)
 
 
 @torch.no_grad()
@@ -25,10 +18,9 @@ def count_outliers(norms: Tensor, *, seed: int = 0) -> dict[str, Estimate]:
     median = norms.flatten(1).median(1).values
     if norms[0].numel() < 4 or float(median.max()) == 0:
         return dict.fromkeys(names, nothing("fewer than four cells, or all features are zero"))
-    outliers = find_outliers(norms).flatten(1).double()
-    ones = torch.ones(len(norms), dtype=torch.float64)
+    outliers = (norms > TIMES_MEDIAN * median[:, None, None]) & (median[:, None, None] > 0)
     longest = norms.flatten(1).max(1).values.double() / median.clamp(min=torch.finfo(norms.dtype).tiny)
     return {
-        "norm_outliers": estimate(torch.stack([outliers.mean(1), ones], 1).numpy(), ratio, seed=seed),
-        "norm_ratio": estimate(torch.stack([longest, ones], 1).numpy(), ratio, seed=seed),
+        "norm_outliers": estimate_mean(outliers.flatten(1).double().mean(1), seed=seed),
+        "norm_ratio": estimate_mean(longest, seed=seed),
     }

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.pictures import RegionImages
-from ..statistics.estimates import Array, Estimate, estimate, nothing, ratio
+from ..statistics.estimates import Array, Estimate, estimate, estimate_mean, nothing, ratio
 from ..statistics.knn import knn_predict
 from ..statistics.ridge import ridge_predict
 from .context import exchange_cosines, leak_ratio
@@ -57,15 +57,14 @@ def measure_leak(
     rows = torch.stack([content, context, torch.ones_like(content)], 1).numpy()
 
     def leak(sums: Array) -> Array:
-        found = leak_ratio(torch.from_numpy(np.asarray(sums[..., 0])), torch.from_numpy(np.asarray(sums[..., 1])))
-        return np.asarray(found.numpy())
+        return leak_ratio(*torch.from_numpy(np.asarray(sums[..., :2])).unbind(-1)).numpy()
 
     return {
         "context_leak": estimate(
             rows, leak, seed=seed, reason="features follow neither content nor surroundings: both cosines are 0"
         ),
-        "context_content": estimate(rows[:, [0, 2]], ratio, seed=seed),
-        "context_context": estimate(rows[:, [1, 2]], ratio, seed=seed),
+        "context_content": estimate_mean(content, seed=seed),
+        "context_context": estimate_mean(context, seed=seed),
     }
 
 
@@ -79,14 +78,12 @@ def object_accuracy(
     # One mean for all, so that what every feature shares does not make all cosines alike.
     mean = gallery.double().mean(0)
     right = knn_predict((gallery - mean).float(), gallery_labels, (queries - mean).float(), k=k) == labels
-    rows = torch.stack([right.double(), torch.ones(len(labels))], 1).numpy()
-    return estimate(rows, ratio, seed=seed)
+    return estimate_mean(right, seed=seed)
 
 
 def naive_accuracy(gallery_labels: Tensor, labels: Tensor, *, seed: int = 0) -> Estimate:
     """Share of queries whose class is the most frequent one of the gallery: what knowing nothing gives."""
-    right = labels == gallery_labels.bincount().argmax()
-    return estimate(torch.stack([right.double(), torch.ones(len(labels))], 1).numpy(), ratio, seed=seed)
+    return estimate_mean(labels == gallery_labels.bincount().argmax(), seed=seed)
 
 
 @torch.no_grad()

@@ -98,16 +98,11 @@ def load_model(
     name: str | None = None,
     centre_cells: bool = False,
 ) -> FeatureModel:
-    """The model that a specification names, ready to give its maps.
+    """The model that a specification (or a `FeatureModel`) names, ready to give its maps.
 
-    Args:
-        spec: What `load_network` takes, or a `FeatureModel`.
-        size_px: Side that pictures should have; rounded to what the model can take.
-        layers: How many layers of a network with many equal ones (a ViT) are read, evenly spaced, with the last.
-        device: Where the model runs.
-        name: What to call it.
-        centre_cells: Read regions where the cells of padded, strided convolutions have their centres, as a checkpoint
-            of ours that was trained so is read in any case.
+    Pictures get sides of `size_px`, or the nearest that the model can take. Of many equal layers (a ViT's), `layers`
+    are read, evenly spaced, with the last. With `centre_cells`, regions are read where the cells of padded, strided
+    convolutions have their centres, as those of a checkpoint of ours that was trained so are in any case.
     """
     if layers < 1 or size_px < 8:
         raise ValueError(f"layers is {layers} and size_px {size_px}; expected at least 1 and at least 8.")
@@ -221,10 +216,7 @@ def _read(module: Any, pixels: Tensor) -> dict[str, Tensor]:
     last = getattr(output, "last_hidden_state", None)
     if last is not None and last.shape == states[-1].shape:
         states[-1] = last
-    found = {}
-    for number, state in enumerate(states[1:], start=1):
-        found[f"layer{number}"] = as_map(state, pixels, module.config)
-    return found
+    return {f"layer{n}": as_map(state, pixels, module.config) for n, state in enumerate(states[1:], start=1)}
 
 
 def _spaced(names: list[str], layers: int) -> list[str]:
@@ -238,7 +230,7 @@ def _sizes(config: Any, wanted: int) -> list[int]:
     """Sides to try: the wanted one rounded to whole patches, then the one the model was built for."""
     patch = patch_size(config)
     own = getattr(config, "image_size", None)
-    own = own if isinstance(own, int) or own is None else int(max(own))
+    own = max(own) if isinstance(own, list | tuple) else own
     rounded = max(patch, round(wanted / patch) * patch)
     if getattr(config, "window_size", None) and hasattr(config, "depths"):
         # A Swin whose last map is smaller than its window resizes the window, and its weights no longer fit.

@@ -86,6 +86,12 @@ def ratio(sums: Array) -> Array:
     return sums[..., 0] / sums[..., 1]
 
 
+def estimate_mean(values: Any, *, seed: int = 0) -> Estimate:
+    """The mean of numbers, one of each image, with its bootstrap interval."""
+    numbers = np.asarray(values, np.float64)
+    return estimate(np.stack([numbers, np.ones(len(numbers))], 1), ratio, seed=seed)
+
+
 def pool_seeds(estimates: Sequence[Estimate]) -> Estimate:
     """One estimate from those of several seeds: their mean, and the interval over seeds and images.
 
