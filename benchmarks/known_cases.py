@@ -31,7 +31,7 @@ from modeling_decodepos.diagnosis.measures.objects import (
 from modeling_decodepos.diagnosis.measures.padding import padded_with
 from modeling_decodepos.diagnosis.measures.position import divide_variance, probe_position, probe_regions
 from modeling_decodepos.diagnosis.models.features import read_features
-from modeling_decodepos.diagnosis.models.image_statistics import statistics_map
+from modeling_decodepos.diagnosis.models.image_statistics import pixel_statistics, pool_statistics
 from modeling_decodepos.diagnosis.models.load import FeatureModel, load_model
 
 SIZE_PX, IMAGES = 64, 24
@@ -103,7 +103,7 @@ def small_vit(position: float, seed: int = 0) -> PreTrainedModel:
 
 def own_pixels(pixels: Tensor) -> Tensor:
     """(B, 14, 8, 8): colours and edges of each cell, and nothing from elsewhere."""
-    return statistics_map(pixels, (8, 8))
+    return pool_statistics(pixel_statistics(pixels), (8, 8))
 
 
 def place_code(grid: int = 8) -> Tensor:

@@ -97,16 +97,15 @@ class Diagnosis:
         """The debias layer of every model that has one; names of the files."""
         files = []
         for number, result in enumerate(self.models):
-            if result.debias is not None:
-                file = f"debias_{number}.safetensors"
+            if (debias := result.debias) is not None:
                 about = {
                     "model": result.name,
-                    "stage": result.stages[result.debias.stage].name,
-                    "directions": result.debias.count,
+                    "stage": result.stages[debias.stage].name,
+                    "directions": debias.count,
                     "protocol": EXTRA_PROTOCOLS["debias"],
                     "data": self.data.name,
                     "seed": self.settings["seed"],
                 }
-                save_layer(result.debias.layer, output / file, about)
-                files.append(file)
+                files.append(f"debias_{number}.safetensors")
+                save_layer(debias.layer, output / files[-1], about)
         return files

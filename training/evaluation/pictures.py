@@ -196,6 +196,4 @@ def _open(path: str, split: str, objects: bool) -> ParquetImages:
 def _which_have_maps(rows: Any) -> np.ndarray:
     if "segmentation" not in rows.column_names:
         return np.zeros(len(rows), dtype=bool)
-    column = rows.data.column("segmentation")
-    found = [np.asarray(chunk.is_valid()) for chunk in column.chunks]
-    return np.concatenate(found) if found else np.zeros(0, dtype=bool)
+    return np.asarray(rows.data.column("segmentation").is_valid())

@@ -80,18 +80,14 @@ def _probed_scenes(seed: int, first: int, count: int, size_px: int) -> list[Scen
 
 def _draw(specs: list[SceneSpec]) -> tuple[RegionImages, list[int]]:
     """The pictures of scenes with their objects as regions, and the number of each scene's last region."""
-    pixels, boxes, labels, last = [], [], [], []
-    total = 0
-    for spec in specs:
-        scene = render_scene(spec)
-        sides = scene.boxes[:, 2:] - scene.boxes[:, :2]
-        kept = (sides >= LEAST_SIDE).all(1)
-        pixels.append(torch.from_numpy(scene.pixels).permute(2, 0, 1))
-        boxes.append(torch.from_numpy(scene.boxes[kept]))
-        labels.append(torch.from_numpy(scene.classes[kept]))
-        total += int(kept.sum())
-        last.append(total - 1)
-    return RegionImages(torch.stack(pixels), boxes, torch.cat(labels)), last
+    scenes = [render_scene(spec) for spec in specs]
+    kept = [(scene.boxes[:, 2:] - scene.boxes[:, :2] >= LEAST_SIDE).all(1) for scene in scenes]
+    images = RegionImages(
+        torch.stack([torch.from_numpy(scene.pixels).permute(2, 0, 1) for scene in scenes]),
+        [torch.from_numpy(scene.boxes[own]) for scene, own in zip(scenes, kept, strict=True)],
+        torch.cat([torch.from_numpy(scene.classes[own]) for scene, own in zip(scenes, kept, strict=True)]),
+    )
+    return images, (np.cumsum([len(rows) for rows in images.boxes]) - 1).tolist()
 
 
 def _draw_grid(rng: np.random.Generator, objects: int, size_px: int) -> Grid:
@@ -101,14 +97,10 @@ def _draw_grid(rng: np.random.Generator, objects: int, size_px: int) -> Grid:
     low = float(np.ceil(size / 2) + 1)
     places = [low, float(round(size_px / 2)), size_px - low]
     shapes = [k for k, name in enumerate(CLASS_NAMES) if name.split()[1] in OBJECT_SHAPES]
-    pixels, boxes = [], []
+    specs = []
     for class_index in rng.permutation(shapes)[:objects]:
         item = sample_object(rng, int(class_index), (0.0, 0.0), size)
-        for y, x in product(places, places):
-            scene = render_scene(SceneSpec(size_px, plain, (dataclasses.replace(item, center=(x, y)),)))
-            pixels.append(torch.from_numpy(scene.pixels).permute(2, 0, 1))
-            boxes.append(torch.from_numpy(scene.boxes[0]))
-    count = len(pixels) // len(places) ** 2
-    return Grid(
-        torch.stack(pixels).view(count, -1, 3, size_px, size_px), torch.stack(boxes).view(count, len(places) ** 2, 4)
-    )
+        centres = ((x, y) for y, x in product(places, places))
+        specs += [SceneSpec(size_px, plain, (dataclasses.replace(item, center=centre),)) for centre in centres]
+    drawn, _ = _draw(specs)
+    return Grid(drawn.pixels.view(-1, 9, 3, size_px, size_px), drawn.every_box.view(-1, 9, 4))

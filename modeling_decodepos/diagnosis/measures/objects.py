@@ -122,35 +122,22 @@ def name_neighbour(
 
 
 class NeighbourPairs:
-    """Regions with the group of the nearest region that does not touch them.
-
-    Attributes:
-        regions: Numbers of regions that have such a neighbour.
-        groups: Its group.
-        images: Number of their image.
-    """
+    """Regions, by number, with the group of the nearest region that does not touch them, and their images."""
 
     def __init__(self, images: RegionImages, groups: Tensor):
-        regions, found, owners = [], [], []
-        start = 0
+        found, start = [], 0
         for image, boxes in enumerate(images.boxes):
-            labels = None if images.labels is None else images.labels[start : start + len(boxes)]
-            for region in range(len(boxes)):
-                gap = _gaps(boxes[region], boxes)
-                gap[region] = float("inf")
-                gap[gap <= 0] = float("inf")  # what overlaps is content as well
-                if labels is None or not len(gap) or float(gap.min()) > _GAP:
+            for region, box in enumerate(boxes):
+                gap = _gaps(box, boxes)
+                gap[gap <= 0] = float("inf")  # what overlaps is content as well; the region itself does
+                if images.labels is None or float(gap.min()) > _GAP:
                     continue
-                label = int(labels[int(gap.argmin())])
-                group = int(groups[label]) if label < len(groups) else -1
-                if group >= 0:
-                    regions.append(start + region)
-                    found.append(group)
-                    owners.append(image)
+                label = int(images.labels[start + int(gap.argmin())])
+                if label < len(groups) and groups[label] >= 0:
+                    found.append((start + region, int(groups[label]), image))
             start += len(boxes)
-        self.regions = torch.tensor(regions, dtype=torch.long)
-        self.groups = np.array(found, np.int64)
-        self.images = np.array(owners, np.int64)
+        regions, self.groups, self.images = np.array(found, np.int64).reshape(-1, 3).T
+        self.regions = torch.from_numpy(regions.copy())
 
 
 def _gaps(box: Tensor, boxes: Tensor) -> Tensor:

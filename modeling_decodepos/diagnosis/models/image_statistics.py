@@ -18,11 +18,6 @@ ORIENTATIONS = 8
 CHANNELS = 6 + ORIENTATIONS
 
 
-def statistics_map(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, 14, h, w) of (B, 3, H, W) floats: mean and deviation of each colour, edges in 8 directions, per cell."""
-    return pool_statistics(pixel_statistics(pixels), grid)
-
-
 def pixel_statistics(pixels: Tensor) -> Tensor:
     """(B, 14, H, W): colours, their squares and edges of every pixel, to be averaged over cells of any grid."""
     grey = F.pad(pixels.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
@@ -36,7 +31,7 @@ def pixel_statistics(pixels: Tensor) -> Tensor:
 
 
 def pool_statistics(statistics: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The map of one grid, from `pixel_statistics`."""
+    """(B, 14, h, w) from `pixel_statistics`: mean and deviation of each colour, edges in 8 directions, per cell."""
     mean, square, edges = F.adaptive_avg_pool2d(statistics, grid).split([3, 3, ORIENTATIONS], 1)
     std = (square - mean.square()).clamp(min=0).add(1e-8).sqrt()
     return torch.cat([mean, std, edges], 1)

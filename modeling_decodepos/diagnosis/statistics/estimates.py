@@ -58,12 +58,9 @@ def estimate(
 ) -> Estimate:
     """The statistic of the sum of the rows, with a bootstrap interval over rows.
 
-    Args:
-        rows: (G, K), K sums of each image. Images with nothing to say have zeros.
-        statistic: Takes sums (…, K) and returns numbers (…); NaN where undefined.
-        seed: Of the bootstrap.
-        widen: Factor on the spread of the draws; 2 for rows that are projections of a statistic of pairs of images.
-        reason: What to say where the statistic is undefined.
+    Rows are (G, K): K sums of each image, zeros where it has nothing to say. The statistic takes sums (…, K) and gives
+    numbers (…), NaN where it is undefined, for which `reason` says why. The spread of the draws is multiplied by
+    `widen`: 2 for rows that are projections of a statistic of pairs of images.
     """
     rows = np.asarray(rows, np.float64)
     counted = int((rows != 0).any(1).sum())
