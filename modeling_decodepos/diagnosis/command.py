@@ -57,8 +57,7 @@ def build_parser() -> CommandParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a diagnosis; 1 where only some of the models could be measured, 2 where none, or the data cannot be used."""
     args = build_parser().parse_args(arguments)
-    images = args.images or (QUICK_IMAGES if args.quick else 96)
-    size_px = args.size_px or (QUICK_SIZE if args.quick else 160)
+    images, size_px = (QUICK_IMAGES, QUICK_SIZE) if args.quick else (96, 160)
     try:
         choose_measures(args.measures)
         import transformers
@@ -70,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = diagnose(
             args.models,
             args.data,
-            images=images,
-            size_px=size_px,
+            images=args.images or images,
+            size_px=args.size_px or size_px,
             seed=args.seed,
             seeds=args.seeds,
             layers=args.layers,

@@ -31,11 +31,6 @@ class Objects:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def have_elsewhere(self) -> Tensor:
-        """(N,) whether an object has surroundings, and room to move."""
-        return has_surroundings(self.boxes)
-
 
 @dataclass(frozen=True)
 class Shown:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from modeling_decodepos.diagnosis import effective_rank
+from modeling_decodepos.diagnosis.data.exchange import has_surroundings
 from modeling_decodepos.diagnosis.statistics.estimates import bootstrap_interval, jackknife_interval
 from modeling_decodepos.diagnosis.statistics.knn import knn_accuracy, knn_neighbours, knn_vote
 from training.evaluation.class_groups import class_groups
@@ -53,7 +54,7 @@ def run(evaluation: Evaluation, settings: ObjectKnnSettings) -> Mapping[str, Mea
         "recontextualised": show_recontextualised(query_images, evaluation.seed),
         "repositioned": show_repositioned(evaluation.seed),
     }
-    movable = queries.have_elsewhere
+    movable = has_surroundings(queries.boxes)
     if not movable.any():
         evaluation.note("no object covers at most half of its image: none can be re-contextualised or re-positioned.")
         return measures

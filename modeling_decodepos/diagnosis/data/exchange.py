@@ -89,7 +89,7 @@ def draw_swaps(
     next one.
     """
     boxes, owners = images.every_box, images.owners
-    surroundings, content, moved, moved_boxes = [], [], [], []
+    rows = []
     for number, region in enumerate(regions):
         following = regions[number + 1 :] + regions[:number]
         # Content of the same class would count as the same content.
@@ -97,21 +97,11 @@ def draw_swaps(
         pixels = images.pixels[owners[region]]
         background = images.pixels[owners[following[0] if partners is None else regions[partners[number]]]]
         box, other_box = boxes[region].numpy(), boxes[other].numpy()
-        surroundings.append(exchange_surroundings(pixels, box, background))
-        content.append(exchange_content(pixels, box, images.pixels[owners[other]], other_box))
-        picture, there = move(region, rng)
-        moved.append(picture)
-        moved_boxes.append(there)
+        exchanged = exchange_content(pixels, box, images.pixels[owners[other]], other_box)
+        rows.append((exchange_surroundings(pixels, box, background), exchanged, *move(region, rng)))
     chosen = torch.tensor(regions)
-    return Swaps(
-        regions=chosen,
-        images=owners[chosen],
-        boxes=boxes[chosen],
-        other_surroundings=torch.stack(surroundings),
-        other_content=torch.stack(content),
-        moved=torch.stack(moved),
-        moved_boxes=torch.stack(moved_boxes),
-    )
+    # Other surroundings, other content, moved, and the boxes of what is moved.
+    return Swaps(chosen, owners[chosen], boxes[chosen], *(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
 def _differs(images: RegionImages, region: int, other: int) -> bool:

@@ -220,16 +220,13 @@ def _object_numbers(seen: ProbeFeatures, number: int, data: ProbeData, wanted: S
     if "object_knn" in wanted and data.gallery.labels is not None and data.queries.labels is not None:
         labels = data.queries.labels[data.swaps.regions]
         found["knn_prior"] = naive_accuracy(data.gallery.labels, labels, seed=data.seed)
-        versions = {"clean": seen.queries, "recontextualised": seen.surroundings, "repositioned": seen.moved}
-        for name, features in versions.items():
-            rows = features[number].regions
-            found[f"knn_{name}"] = object_accuracy(
-                seen.gallery[number].regions,
-                data.gallery.labels,
-                rows[data.swaps.regions] if name == "clean" else rows,
-                labels,
-                seed=data.seed,
-            )
+        known = seen.gallery[number].regions, data.gallery.labels
+        versions = {
+            "clean": seen.queries[number].regions[data.swaps.regions],
+            "recontextualised": seen.surroundings[number].regions,
+            "repositioned": seen.moved[number].regions,
+        }
+        found |= {f"knn_{n}": object_accuracy(*known, rows, labels, seed=data.seed) for n, rows in versions.items()}
     return found
 
 

@@ -63,8 +63,8 @@ def measure_leak(
         "context_leak": estimate(
             rows, leak, seed=seed, reason="features follow neither content nor surroundings: both cosines are 0"
         ),
-        "context_content": estimate_mean(content, seed=seed),
-        "context_context": estimate_mean(context, seed=seed),
+        "context_content": estimate(rows[:, [0, 2]], ratio, seed=seed),
+        "context_context": estimate(rows[:, [1, 2]], ratio, seed=seed),
     }
 
 
