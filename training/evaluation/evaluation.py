@@ -47,8 +47,7 @@ class Evaluation:
     def read(self, images: AnnotatedImages, places: Sequence[int], make: Callable[[int], T]) -> Iterator[T | None]:
         """What `make` gives for each place, in order, from worker processes if wanted; None for unreadable images."""
         broken = []
-        order = {"batch_size": None, "shuffle": False}
-        for result in load_in_workers(_Work(make, list(places)), self.common.num_workers, **order):
+        for result in load_in_workers(_Work(make, list(places)), self.common.num_workers, batch_size=None):
             if isinstance(result, BrokenImage):
                 broken.append(result)
             yield None if isinstance(result, BrokenImage) else result
