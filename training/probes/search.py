@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -24,6 +24,7 @@ from modeling_decodepos.diagnosis.report.figures import colorize
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate, estimate, ratio
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from modeling_decodepos.scenes import Scene, render_scene
+from modeling_decodepos.sheet import BOX, Sheet
 from training.probes.before_after import sample_triplet
 from training.views.normalise import normalise
 
@@ -32,9 +33,6 @@ PLACES = 16
 
 OVERLAP = 0.5
 """Intersection over union from which on a box counts as the object."""
-
-_TILE, _GAP, _TOP, _SCALE = 190, 10, 62, 2
-_INK, _MUTED, _BOX, _ANSWER = "#1c2330", "#667085", "#ffd400", "#22d3ee"
 
 
 @dataclass(frozen=True)
@@ -133,27 +131,16 @@ def draw_searches(columns: Sequence[tuple[str, str, Sequence[Search]]], rows: in
         columns: Name, number and answers of each network, all on the same questions.
         rows: Questions to draw.
     """
-    titles = [("this object …", ""), ("… is where, in this scene?", ""), *((name, note) for name, note, _ in columns)]
-    width, height = _GAP + len(titles) * (_TILE + _GAP), _TOP + rows * (_TILE + _GAP)
-    sheet = Image.new("RGB", (width * _SCALE, height * _SCALE), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, (title, note) in enumerate(titles):
-        left = (_GAP + column * (_TILE + _GAP)) * _SCALE
-        for top, text, color, size in ((10, title, _INK, 15), (32, note, _MUTED, 13)):
-            draw.text((left, top * _SCALE), text, fill=color, font=ImageFont.load_default(size=size * _SCALE))
-    for row in range(rows):
-        first = columns[0][2][row]
-        tiles = [
-            _tile(first.object_scene.pixels, [(first.object_scene.boxes[-1], _BOX)]),
-            _tile(first.searched_scene.pixels, []),
-        ]
-        for _, _, searches in columns:
-            answer = searches[row].boxes[searches[row].similarity.argmax()].numpy()
-            marks = [(first.searched_scene.boxes[-1], _BOX), (answer, _ANSWER)]
-            tiles.append(_tile(_heat(searches[row]), marks))
-        for column, tile in enumerate(tiles):
-            sheet.paste(tile, ((_GAP + column * (_TILE + _GAP)) * _SCALE, (_TOP + row * (_TILE + _GAP)) * _SCALE))
-    return sheet
+    titles = ["this object …", "… is where, in this scene?", *(f"{name}\n{note}" for name, note, _ in columns)]
+    sheet = Sheet(titles, rows, tile=190, gap=10, left=10, top=54, below=10)
+    for row, first in enumerate(columns[0][2][:rows]):
+        target = (first.searched_scene.boxes[-1], BOX)
+        sheet.put(row, 0, first.object_scene.pixels, "", [(first.object_scene.boxes[-1], BOX)], smooth=True)
+        sheet.put(row, 1, first.searched_scene.pixels, smooth=True)
+        for column, (_, _, searches) in enumerate(columns, start=2):
+            answer = searches[row].boxes[searches[row].similarity.argmax()]
+            sheet.put(row, column, _heat(searches[row]), "", [target, (answer, "#22d3ee")], smooth=True)
+    return sheet.image
 
 
 def _heat(search: Search) -> np.ndarray:
@@ -169,14 +156,3 @@ def _heat(search: Search) -> np.ndarray:
     full = F.pad(middle, margins, mode="replicate")[0, 0]
     grey = np.asarray(picture)[:, :, None]
     return (0.35 * grey + 0.65 * colorize(full)).astype(np.uint8)
-
-
-def _tile(pixels: np.ndarray, marks: Sequence[tuple[np.ndarray, str]]) -> Image.Image:
-    side = _TILE * _SCALE
-    tile = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(tile)
-    for box, color in marks:
-        corners = [float(value) * side for value in box]
-        draw.rectangle(corners, outline=_INK, width=4 * _SCALE)
-        draw.rectangle(corners, outline=color, width=2 * _SCALE)
-    return tile

@@ -183,10 +183,10 @@ def test_picture_shows_the_first_triplets_and_refuses_two_different_probes():
     before = probe_model(Extractor(outside), seed=0, count=6, size_px=32)
     after = probe_model(Extractor(inside), seed=0, count=6, size_px=32)
     picture = draw_probe(before, after, rows=2)
-    assert picture.width == 1800
+    assert picture.width > picture.height > 1100
     assert np.array_equal(np.asarray(picture), np.asarray(draw_probe(before, after, rows=2)))
     # The anchor of triplet 0, as the network sees it, enlarged sixteen times.
-    top_left = np.asarray(picture)[116:628, 56:568][8::16, 8::16]
+    top_left = np.asarray(picture)[60:572, 60:572][8::16, 8::16]
     drawn = render_scene(sample_triplet(0, 0, 32).anchor).pixels
     assert (top_left == drawn).all(-1).mean() > 0.6  # the rest lies under the box
     with pytest.raises(ValueError, match="different probes"):
