@@ -62,6 +62,6 @@ def draw_sample(dataset: RegionDataset | RegionStream, epoch: int = 0, index: in
     if not 0 <= index < len(dataset):
         raise ValueError(f"index is {index}, but the split holds {len(dataset)} images (0 to {len(dataset) - 1}).")
     everything = dataclasses.replace(dataset.args, mixed_share=1.0)
-    sample = dataset.read_sample(epoch, index, list(VIEW_RULES), everything, {})
+    sample = dataset.read_sample(epoch, index, list(VIEW_RULES), everything)
     assert sample.donor is not None
     return draw_views(sample.image, sample.donor, dataset.source.boxes(sample.index, epoch), sample.views)
