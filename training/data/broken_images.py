@@ -39,8 +39,7 @@ class BrokenImages:
     def add(self, broken: Iterable[tuple[str, str]]) -> int:
         """Note images with their reasons, and how many of them were not known; a batch's list goes in as it is.
 
-        Raises:
-            TooManyBroken: There are more than the run allows. They are in the file all the same.
+        When there are more than the run allows, `TooManyBroken` is raised; they are in the file all the same.
         """
         new = {image_id: reason for image_id, reason in broken if image_id not in self.reasons}
         self.reasons |= new

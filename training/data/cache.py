@@ -269,10 +269,8 @@ def _write_index(folder: Path, settings: dict[str, Any], parts: list[_Part]) -> 
 
 def _load_index(folder: Path) -> dict[str, Any]:
     path = folder / "index.json"
-    if not path.is_file():
-        raise ValueError(f"cache {folder}: there is no finished cache (no index.json).")
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         index["settings"], index["files"], index["broken"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no index of a cache ({error!r}). Delete the folder; it is built again.") from None

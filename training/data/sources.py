@@ -42,19 +42,12 @@ class NoSuchSplit(ValueError):
 
 
 class ImageSource(Protocol):
-    """A split of a data set: pixels and regions by index.
+    """A split of a data set: pixels and regions by index."""
 
-    Attributes:
-        name: For messages.
-        split: Name of the split.
-        region_source: Where `boxes` come from: a key of `COLUMNS` or of `DRAWN`.
-        seed: Of drawn regions.
-    """
-
-    name: str
+    name: str  # for messages
     split: str
-    region_source: str
-    seed: int
+    region_source: str  # of `boxes`: a key of `COLUMNS` or of `DRAWN`
+    seed: int  # of drawn regions
 
     @property
     def fingerprint(self) -> str:

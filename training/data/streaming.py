@@ -103,12 +103,7 @@ class ImageStream:
 
 
 def open_stream(path: str, split: str, region_source: str, seed: int) -> ImageStream:
-    """The files of a split, their lengths known from their footers.
-
-    Raises:
-        FileNotFoundError: There is no such folder or repository, or no data in it.
-        ValueError: There is no such split, or its files are no Parquet.
-    """
+    """The files of a split, their lengths known from their footers."""
     files = datasets.load_dataset_builder(path).config.data_files or {}
     if split not in files:
         raise ValueError(f"{path} has no split {split!r} to stream; it has {', '.join(map(str, files)) or 'none'}.")
@@ -151,10 +146,6 @@ class Lane:
         if sizes[-1] == 1 and len(sizes) > 1:
             sizes[-2:] = [sizes[-2] + 1]
         return sizes
-
-    def visit_order(self, epoch: int, block: int, size: int) -> np.ndarray:
-        """The order in which a block is visited."""
-        return stream(self.seed, Purpose.BLOCK, epoch, self.number, block).permutation(size)
 
 
 class RegionStream(IterableDataset):
@@ -225,7 +216,7 @@ class RegionStream(IterableDataset):
             skip -= start
             tables = self.source.read(lane.own_shards(epoch), start, self.source.columns())
             for number, table in enumerate(_regroup(tables, sizes[first:]), start=first):
-                order = lane.visit_order(epoch, number, len(table))
+                order = stream(self.seed, Purpose.BLOCK, epoch, lane.number, number).permutation(len(table))
                 yield self._block(table, (lane.number, number)), epoch, order[skip:]
                 skip = 0
             epoch += 1

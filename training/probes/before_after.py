@@ -12,7 +12,7 @@ Content wins a triplet if the anchor's feature is closer to `same` than to `othe
 from __future__ import annotations
 
 import dataclasses
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +24,9 @@ from torch import nn
 from modeling_decodepos.diagnosis.data.scene_pairs import find_fitting, move_inside, sample_elsewhere, sample_other
 from modeling_decodepos.diagnosis.measures.context import exchange_cosines
 from modeling_decodepos.diagnosis.statistics.estimates import bootstrap_interval
-from modeling_decodepos.scenes import CLASS_NAMES, FIRST_INDEX, SceneSpec, render_scene, sample_scene
+from modeling_decodepos.scenes import CLASS_NAMES, FIRST_INDEX, Scene, SceneSpec, render_scene, sample_scene
 from modeling_decodepos.sheet import BOX, MUTED, SCALE, Sheet
-from training.probes.during import evaluating
-from training.views.normalise import normalise
+from training.probes.during import embed
 
 ROLES = ("anchor", "same", "other")
 # A stream of randomness beside the scenes' own [seed, index]. Above 1: that is the class stream of `scenes`.
@@ -48,26 +47,18 @@ class ProbeTriplet:
 class ProbeResult:
     """What a probe measured.
 
-    Attributes:
-        content_wins: Share of triplets in which the anchor is closer to `same` than to `other`; a tie counts half. 1:
-            features are about the object; 0.5: a coin toss; 0: about place and surroundings.
-        interval: 95 % bootstrap interval of `content_wins` over triplets.
-        cosine_same: Mean centred cosine of anchor and `same`.
-        cosine_other: Mean centred cosine of anchor and `other`.
-        cosines_same: That cosine of each triplet.
-        cosines_other: That cosine of each triplet.
-        seed: What the triplets were drawn from.
-        size_px: Side of the scenes.
+    `content_wins` is the share of triplets in which the anchor is closer to `same` than to `other`; a tie counts half.
+    1: features are about the object; 0.5: a coin toss; 0: about place and surroundings.
     """
 
     content_wins: float
-    interval: tuple[float, float]
-    cosine_same: float
+    interval: tuple[float, float]  # of it: 95 % bootstrap over triplets
+    cosine_same: float  # mean centred cosine of anchor and `same`
     cosine_other: float
-    cosines_same: tuple[float, ...]
+    cosines_same: tuple[float, ...]  # of each triplet
     cosines_other: tuple[float, ...]
-    seed: int
-    size_px: int
+    seed: int  # of the triplets
+    size_px: int  # side of the scenes
 
     @property
     def count(self) -> int:
@@ -81,10 +72,8 @@ class ProbeResult:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ProbeResult:
         """The result that `to_dict` wrote."""
-        fields: dict[str, Any] = {field.name: values[field.name] for field in dataclasses.fields(cls)}
-        for name in ("interval", "cosines_same", "cosines_other"):
-            fields[name] = tuple(fields[name])
-        return cls(**fields)
+        own = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
 
 
 # ---------------------------------------------------------------------------------------------------------- triplets
@@ -114,42 +103,30 @@ def sample_triplet(seed: int, index: int, size_px: int = 64) -> ProbeTriplet:
 # ------------------------------------------------------------------------------------------------------- measurement
 
 
-@torch.no_grad()
 def probe_model(
     model: nn.Module, *, seed: int = 0, count: int = 256, size_px: int = 64, batch_size: int = 128
 ) -> ProbeResult:
-    """The result of `count` triplets for a model that embeds regions.
+    """The result of the first `count` triplets of a seed, on scenes of the size that a model was trained on.
 
-    The model runs in evaluation mode and is left as it was found.
-
-    Args:
-        model: A `DecodePosModel`, or anything else that is called as `model(pixel_values, regions=boxes)` and returns
-            `region_embeddings` (B, R, D).
-        seed: The same seed gives the same triplets.
-        count: Number of triplets.
-        size_px: Side of the scenes; the size of the views the model was trained on.
-        batch_size: Images per forward pass.
+    The model is a `DecodePosModel`, or called as one: `embed` says how.
     """
     if count < 2 or batch_size < 1:
         raise ValueError(
             f"count is {count} and batch_size {batch_size}; a probe needs at least 2 triplets and 1 image."
         )
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    specs = [getattr(triplet, role) for triplet in sample_triplets(seed, count, size_px) for role in ROLES]
+    triplets = [sample_triplet(seed, index, size_px) for index in range(count)]
+    specs = [getattr(triplet, role) for triplet in triplets for role in ROLES]
     embeddings = []
-    with evaluating(model):
-        for start in range(0, len(specs), batch_size):
-            scenes = [render_scene(spec) for spec in specs[start : start + batch_size]]
-            pixels = torch.from_numpy(np.stack([scene.pixels for scene in scenes])).to(device).permute(0, 3, 1, 2)
-            boxes = torch.from_numpy(np.stack([scene.boxes[-1:] for scene in scenes])).to(device)
-            output = model(normalise(pixels), regions=boxes)
-            embeddings.append(output.region_embeddings[:, 0].double().cpu())
+    for start in range(0, len(specs), batch_size):
+        scenes = [render_scene(spec) for spec in specs[start : start + batch_size]]
+        boxes = [torch.from_numpy(scene.boxes[-1:]) for scene in scenes]
+        embeddings.append(embed(model, as_pixels(scenes), boxes, batch_size).double())
     return compare_triplets(torch.cat(embeddings).view(count, len(ROLES), -1), seed, size_px)
 
 
-def sample_triplets(seed: int, count: int, size_px: int) -> list[ProbeTriplet]:
-    """The first `count` triplets of the probe `seed`."""
-    return [sample_triplet(seed, index, size_px) for index in range(count)]
+def as_pixels(scenes: Sequence[Scene]) -> torch.Tensor:
+    """(I, 3, S, S) uint8."""
+    return torch.from_numpy(np.stack([scene.pixels for scene in scenes])).permute(0, 3, 1, 2)
 
 
 def compare_triplets(embeddings: torch.Tensor, seed: int, size_px: int) -> ProbeResult:
@@ -223,10 +200,3 @@ def _draw_bar(sheet: Sheet, left: int, top: int, name: str, cosine: float, color
     sheet.bar(min(zero, x), top + 4, max(zero, x), top + 13, color)
     sheet.bar(zero, top + 1, zero + 0.5, top + 16, MUTED)
     sheet.text(left + sheet.tile, top, f"{cosine:+.2f}", anchor="ra")
-
-
-if __name__ == "__main__":
-    sys.exit(
-        "This module is no command: a run makes this probe where its recipe sets probe_count. To measure any model:\n"
-        "  decodepos-diagnose MODEL --output DIR"
-    )

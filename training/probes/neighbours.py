@@ -16,10 +16,7 @@ def draw_neighbours(
 ) -> Image.Image:
     """Query regions with their nearest gallery regions as crops, and their classes where known.
 
-    Args:
-        online: The images that both were found in.
-        before: Neighbours by the weights a run started from; None if they were not kept.
-        after: Neighbours by the trained weights, of the same queries.
+    Both are of the same queries; one of them may be missing.
     """
     groups = [(name, found) for name, found in (("before training", before), ("after training", after)) if found]
     if not groups or len({found.queries for _, found in groups}) > 1:

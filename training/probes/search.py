@@ -25,8 +25,8 @@ from modeling_decodepos.diagnosis.statistics.estimates import Estimate, estimate
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from modeling_decodepos.scenes import Scene, render_scene
 from modeling_decodepos.sheet import BOX, Sheet
-from training.probes.before_after import sample_triplet
-from training.views.normalise import normalise
+from training.probes.before_after import as_pixels, sample_triplet
+from training.probes.during import embed
 
 PLACES = 16
 """Boxes per side that cover the second scene."""
@@ -37,21 +37,13 @@ OVERLAP = 0.5
 
 @dataclass(frozen=True)
 class Search:
-    """One question and its answer.
-
-    Attributes:
-        object_scene: The scene that shows the object, its last box.
-        searched_scene: The scene in which it is searched, the object its last box.
-        boxes: (PLACES ** 2, 4) unit boxes that cover it.
-        similarity: (PLACES ** 2,) centred cosine of each with the object.
-        overlap: (PLACES ** 2,) intersection over union of each with the object.
-    """
+    """One question and its answer. The object is the last box of both scenes."""
 
     object_scene: Scene
     searched_scene: Scene
-    boxes: Tensor
-    similarity: Tensor
-    overlap: Tensor
+    boxes: Tensor  # (PLACES ** 2, 4) unit boxes that cover the searched scene
+    similarity: Tensor  # (PLACES ** 2,) centred cosine of each with the object
+    overlap: Tensor  # (PLACES ** 2,) intersection over union of each with the object
 
     @property
     def is_found(self) -> bool:
@@ -59,20 +51,15 @@ class Search:
         return bool(self.overlap[self.similarity.argmax()] >= OVERLAP)
 
 
-@torch.no_grad()
 def search_objects(model: DecodePosModel, *, seed: int = 0, count: int = 100, size_px: int = 96) -> list[Search]:
     """The answers of a network, in evaluation mode, to the first `count` questions of a seed."""
-    device = next(model.parameters()).device
     searches = []
     for index in range(count):
         triplet = sample_triplet(seed, index, size_px)
         here, there = render_scene(triplet.anchor), render_scene(triplet.same)
         target = torch.from_numpy(there.boxes[-1])
         boxes = cover(target[2:] - target[:2])
-        pixels = torch.from_numpy(np.stack([here.pixels, there.pixels])).to(device).permute(0, 3, 1, 2)
-        own = torch.from_numpy(here.boxes[-1:])
-        output = model(normalise(pixels), regions=[own.to(device), boxes.to(device)])
-        rows = output.region_embeddings[output.valid_regions].double().cpu()
+        rows = embed(model, as_pixels([here, there]), [torch.from_numpy(here.boxes[-1:]), boxes]).double()
         centred = rows - rows[1:].mean(0)  # what all boxes of a scene share says nothing about any one
         similarity = F.cosine_similarity(centred[:1], centred[1:])
         searches.append(Search(here, there, boxes, similarity, overlaps(boxes, target)))
@@ -127,9 +114,7 @@ def untrained(model: DecodePosModel, seed: int) -> DecodePosModel:
 def draw_searches(columns: Sequence[tuple[str, str, Sequence[Search]]], rows: int = 3) -> Image.Image:
     """The first `rows` questions, never chosen ones: object, searched scene, and each network's similarity map.
 
-    Args:
-        columns: Name, number and answers of each network, all on the same questions.
-        rows: Questions to draw.
+    A column is name, number and answers of a network, all on the same questions.
     """
     titles = ["this object …", "… is where, in this scene?", *(f"{name}\n{note}" for name, note, _ in columns)]
     sheet = Sheet(titles, rows, tile=190, gap=10, left=10, top=54, below=10)
