@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 
@@ -61,7 +62,8 @@ def draw_sample(dataset: RegionDataset | RegionStream, epoch: int = 0, index: in
         dataset = dataset.first_block()
     if not 0 <= index < len(dataset):
         raise ValueError(f"index is {index}, but the split holds {len(dataset)} images (0 to {len(dataset) - 1}).")
-    everything = dataclasses.replace(dataset.args, mixed_share=1.0)
-    sample = dataset.read_sample(epoch, index, list(VIEW_RULES), everything)
+    everything = copy.copy(dataset)
+    everything.view_names, everything.args = list(VIEW_RULES), dataclasses.replace(dataset.args, mixed_share=1.0)
+    sample = everything.read_sample(epoch, index)
     assert sample.donor is not None
     return draw_views(sample.image, sample.donor, dataset.source.boxes(sample.index, epoch), sample.views)

@@ -95,15 +95,12 @@ class RegionDataset(Dataset):
 
     def __getitems__(self, keys: list[Key]) -> RegionBatch:
         """The batch of these (epoch, index) keys."""
-        return build_batch(self.read_samples(keys), len(keys), self.view_names, self.args)
+        samples = (self.read_sample(*key) for key in keys)
+        return build_batch(samples, len(keys), self.view_names, self.args)
 
-    def read_samples(self, keys: list[Key]) -> Iterator[Sample]:
-        """Decoded images and drawn parameters of these (epoch, index) keys."""
-        for epoch, index in keys:
-            yield self.read_sample(epoch, index, self.view_names, self.args)
-
-    def read_sample(self, epoch: int, index: int, names: list[str], args: ViewArguments) -> Sample:
-        """One decoded image with the parameters of its named views."""
+    def read_sample(self, epoch: int, index: int) -> Sample:
+        """One decoded image with the parameters of its views."""
+        names, args = self.view_names, self.args
         met: dict[int, Broken] = {}
         shown, image = self._next_readable(index, self.source.pixels, met)
         boxes = self.source.boxes(shown, epoch)

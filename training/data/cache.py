@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,31 +219,24 @@ def _new_parts(source: ImageSource, cache_px: int, folder: Path, num_workers: in
     """Write the pixels of all images from the first on; each file comes back when it has its name."""
     groups = BatchSampler(range(first, len(source)), _IMAGES_AT_ONCE, drop_last=False)
     loader = load_in_workers(_Shrunken(source, cache_px), num_workers, batch_sampler=groups)
-    writing = folder / "pixels.writing"
     images: Iterator[_Image] = itertools.chain.from_iterable(loader)
     waiting = next(images, None)
-    try:
-        with tqdm(total=len(source), initial=first, desc=f"cache of {cache_px} px", unit=" images") as progress:
-            while waiting is not None:
-                part = _Part(first, [], [], [], {}, 0)
-                with writing.open("wb") as file:
-                    while waiting is not None and (not part.bytes or part.bytes + waiting[0].size <= FILE_BYTES):
-                        pixels, original_size, reason = waiting
-                        if reason is not None:
-                            part.broken[str(part.stop)] = reason
-                        part.offsets.append(part.bytes)
-                        part.sizes.append(pixels.shape[:2])
-                        part.original_sizes.append(original_size)
-                        part.bytes += file.write(pixels.tobytes())
-                        progress.update()
-                        waiting = next(images, None)
-                    file.flush()
-                    os.fsync(file.fileno())
-                writing.replace(folder / part.pixels_name)
-                first = part.stop
-                yield part
-    finally:
-        writing.unlink(missing_ok=True)
+    with tqdm(total=len(source), initial=first, desc=f"cache of {cache_px} px", unit=" images") as progress:
+        while waiting is not None:
+            part = _Part(first, [], [], [], {}, 0)
+            with whole_file(folder / part.pixels_name) as temporary, temporary.open("wb") as file:
+                while waiting is not None and (not part.bytes or part.bytes + waiting[0].size <= FILE_BYTES):
+                    pixels, original_size, reason = waiting
+                    if reason is not None:
+                        part.broken[str(part.stop)] = reason
+                    part.offsets.append(part.bytes)
+                    part.sizes.append(pixels.shape[:2])
+                    part.original_sizes.append(original_size)
+                    part.bytes += file.write(pixels.tobytes())
+                    progress.update()
+                    waiting = next(images, None)
+            first = part.stop
+            yield part
 
 
 def _write_index(folder: Path, settings: dict[str, Any], parts: list[_Part]) -> None:
@@ -263,8 +255,8 @@ def _write_index(folder: Path, settings: dict[str, Any], parts: list[_Part]) -> 
         "broken": {number: reason for part in parts for number, reason in part.broken.items()},
     }
     write_text(folder / "index.json", json.dumps(index, indent=1) + "\n")
-    for left in (folder / "building.json", *folder.glob("part-*.json")):
-        left.unlink()
+    for left in (folder / "building.json", *folder.glob("part-*.json"), *folder.glob(".pixels-*.tmp")):
+        left.unlink()  # the last ones are of builds that were killed
 
 
 def _load_index(folder: Path) -> dict[str, Any]:

@@ -188,7 +188,7 @@ class RegionStream(IterableDataset):
                 if not len(left):
                     block, epoch, left = next(blocks)
                 taken, left = np.split(left, [size - len(samples)])
-                samples += block.read_samples([(epoch, int(index)) for index in taken])
+                samples += [block.read_sample(epoch, int(index)) for index in taken]
             yield build_batch(samples, size, self.view_names, self.args)
 
     def first_block(self) -> RegionDataset:
@@ -250,10 +250,9 @@ def check_lanes(source: ImageStream, processes: int, num_workers: int) -> None:
 
 def _regroup(tables: Iterator[pa.Table], sizes: list[int]) -> Iterator[pa.Table]:
     """The same rows in tables of these sizes."""
-    waiting: list[pa.Table] = []
+    waiting = next(tables)
     for size in sizes:
-        while sum(map(len, waiting)) < size:
-            waiting.append(next(tables))
-        joined = pa.concat_tables(waiting, promote_options="permissive")
-        yield joined.slice(0, size)
-        waiting = [joined.slice(size)]
+        while len(waiting) < size:
+            waiting = pa.concat_tables([waiting, next(tables)], promote_options="permissive")
+        yield waiting.slice(0, size)
+        waiting = waiting.slice(size)

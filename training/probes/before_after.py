@@ -72,8 +72,9 @@ class ProbeResult:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ProbeResult:
         """The result that `to_dict` wrote."""
-        own = {field.name: values[field.name] for field in dataclasses.fields(cls)}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
+        own: dict[str, Any] = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        own |= {name: tuple(value) for name, value in own.items() if isinstance(value, list)}
+        return cls(**own)
 
 
 # ---------------------------------------------------------------------------------------------------------- triplets
