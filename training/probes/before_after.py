@@ -12,6 +12,7 @@ Content wins a triplet if the anchor's feature is closer to `same` than to `othe
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -201,3 +202,10 @@ def _draw_bar(sheet: Sheet, left: int, top: int, name: str, cosine: float, color
     sheet.bar(min(zero, x), top + 4, max(zero, x), top + 13, color)
     sheet.bar(zero, top + 1, zero + 0.5, top + 16, MUTED)
     sheet.text(left + sheet.tile, top, f"{cosine:+.2f}", anchor="ra")
+
+
+if __name__ == "__main__":
+    sys.exit(
+        "This module is no command: a run makes this probe where its recipe sets probe_count. To measure any model:\n"
+        "  decodepos-diagnose MODEL --output DIR"
+    )
