@@ -72,9 +72,10 @@ def draw_influence(models: Sequence[ModelResult], data: ProbeData, columns: int 
         sheet.label(row, model.name, f"{model.last.name}: gradient energy")
         for column in range(columns):
             energy = model.features.gradients[column]
-            share = share_outside(energy, data.swaps.boxes[column])
+            box = data.swaps.boxes[column]
+            share = share_outside(energy, box)
             blend = heat_over(pictures[column], energy)
-            sheet.put(row, column, blend, f"{share:.0%} outside the box", data.swaps.boxes[column], smooth=True)
+            sheet.put(row, column, blend, f"{share:.0%} outside the box", [(box, BOX)], smooth=True)
     return sheet.image
 
 
