@@ -309,7 +309,7 @@ def _bars(diagnosis: Diagnosis, metric: Metric) -> Markup:
     # Or noise around nothing fills the bar.
     high = max(high, 0.2 if metric.percent else 0.0, (metric.chance or 0.0) * 1.15)
     head = Markup("<p><strong>{}</strong>, last stage. {}</p>").format(metric.title, metric.reading)
-    return head + bars(items, high, wide=True)
+    return head + bars(items, high)
 
 
 def _series(models: Sequence[ModelResult], points: Sequence[Points]) -> dict[str, Points]:
