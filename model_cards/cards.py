@@ -20,13 +20,10 @@ Facts = Mapping[str, Any]
 
 
 def render_card(facts: Facts, rows: Sequence[Row], folder: str = "", is_template: bool = False) -> str:
-    """The text of a card.
+    """The text of a card, from what `release.json` holds and rows that `refuse_unfounded` has checked.
 
-    Args:
-        facts: What `release.json` of the release holds.
-        rows: The model's numbers and those beside them, checked by `refuse_unfounded`.
-        folder: Where in a checkout the weights lie, if they are not published; else they load from the Hub.
-        is_template: Whether the card stands alone, without a release that was published or lies beside it.
+    `folder` is where in a checkout the weights lie, if they do not load from the Hub. A template stands alone, without
+    a release that was published or lies beside it.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

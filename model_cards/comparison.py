@@ -12,15 +12,10 @@ from modeling_decodepos.diagnosis.statistics.estimates import half_width_95
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of one arm.
+    """One number of one arm."""
 
-    Attributes:
-        values: By seed.
-        differences: From the baseline with the same seed, where both are known.
-    """
-
-    values: Mapping[int, float]
-    differences: Sequence[float]
+    values: Mapping[int, float]  # by seed
+    differences: Sequence[float]  # from the baseline with the same seed, where both are known
 
     @property
     def mean(self) -> float:

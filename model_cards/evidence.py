@@ -22,27 +22,19 @@ PAGE = Path("docs") / "evidence.md"
 FIGURES = Path("docs") / "evidence"
 
 # Short names of the numbers, and what they say.
+_CLASSES = {"": "classes", "shape_": "shapes", "texture_": "textures", "supercategory_": "supercategories"}
+_CHANGES = {"": "", "recontextualised_": ", other surroundings", "repositioned_": ", moved"}
 TITLES = {
-    "object_knn/class_mean_k20": "object k-NN, classes",
-    "object_knn/recontextualised_class_mean_k20": "object k-NN, classes, other surroundings",
-    "object_knn/repositioned_class_mean_k20": "object k-NN, classes, moved",
-    "object_knn/shape_class_mean_k20": "object k-NN, shapes",
-    "object_knn/recontextualised_shape_class_mean_k20": "object k-NN, shapes, other surroundings",
-    "object_knn/repositioned_shape_class_mean_k20": "object k-NN, shapes, moved",
-    "object_knn/texture_class_mean_k20": "object k-NN, textures",
-    "object_knn/recontextualised_texture_class_mean_k20": "object k-NN, textures, other surroundings",
-    "object_knn/repositioned_texture_class_mean_k20": "object k-NN, textures, moved",
-    "object_knn/supercategory_class_mean_k20": "object k-NN, supercategories",
-    "object_knn/recontextualised_supercategory_class_mean_k20": "object k-NN, supercategories, other surroundings",
-    "object_knn/repositioned_supercategory_class_mean_k20": "object k-NN, supercategories, moved",
+    f"object_knn/{change}{kind}class_mean_k20": f"object k-NN, {classes}{changed}"
+    for kind, classes in _CLASSES.items()
+    for change, changed in _CHANGES.items()
+} | {
     "object_knn/effective_rank": "effective rank of object features",
     "linear_segmentation/miou": "linear segmentation, mIoU",
     "diagnosis/content_wins": "same object elsewhere is nearer",
     "diagnosis/context_leak": "context leak, region embeddings",
     "diagnosis/context_leak_stage4": "context leak, stage 4 on the image",
-    "diagnosis/context_leak_stage3": "context leak, stage 3",
-    "diagnosis/context_leak_stage2": "context leak, stage 2",
-    "diagnosis/context_leak_stage1": "context leak, stage 1",
+    **{f"diagnosis/context_leak_stage{stage}": f"context leak, stage {stage}" for stage in (3, 2, 1)},
     "diagnosis/neighbour_advantage": "neighbour's class read out, over guessing",
     "diagnosis/position_regions": "position R², region embeddings",
     "diagnosis/position_natural": "position R², cells of pictures",

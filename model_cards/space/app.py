@@ -64,14 +64,8 @@ def look(
 ) -> tuple[Image.Image | None, str]:
     """The picture with its box, and what was found about it.
 
-    Args:
-        source: A scene, or the visitor's own picture.
-        upload: Path of that picture.
-        x: Centre of the box from the left, in per cent of the picture.
-        y: Centre of the box from the top.
-        side: Of the box.
-        choice: Which model.
-        typed: Hub id of the model, where the choice is another one.
+    `x` and `y` are the box's centre and `side` its size, in per cent of the picture; `upload` is the path of the
+    visitor's own picture, `typed` the Hub id of another model, where those are chosen.
     """
     shown = None
     try:
@@ -115,14 +109,8 @@ def build() -> gr.Blocks:
                 source = gr.Radio([*_SCENES, OWN], value=_SCENES[0], label="picture")
                 upload = gr.UploadButton("Upload a picture", file_types=[".jpg", ".jpeg", ".png", ".webp"], size="sm")
                 model = gr.Radio(offered, value=offered[0], label="model")
-                typed = gr.Textbox(
-                    label="id of a model on the Hub",
-                    value="",
-                    placeholder="facebook/dinov2-small",
-                    visible=False,
-                    max_length=200,
-                    submit_btn="Ask",
-                )
+                about_id: dict[str, Any] = {"value": "", "placeholder": "facebook/dinov2-small", "max_length": 200}
+                typed = gr.Textbox(label="id of a model on the Hub", visible=False, submit_btn="Ask", **about_id)
                 with gr.Accordion("box, by numbers", open=False):
                     sliders = [
                         gr.Slider(0, 100, value=x, step=1, label="centre from the left, %"),

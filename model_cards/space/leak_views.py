@@ -35,52 +35,30 @@ BESIDE = 3  # of them, those in a batch whose gradient is taken
 
 @dataclass(frozen=True)
 class CommonAnswers:
-    """What a model says about pictures that are the same for everybody.
-
-    Attributes:
-        model: The model.
-        regions: Of each stage, features of the references' regions,
-        surroundings: of the same in other surroundings,
-        content: and of other content in the same surroundings.
-        verdicts: Of each stage, as in the diagnosis: ok, collapsed or content-blind.
-        position: Of each stage, R² of the place read from blank pages.
-        drift: (h, w) of the last stage: how far each cell of a blank page is from the page's mean feature.
-        places: (h, w, 2) x and y that are read from the cells of a blank page at the last stage.
-    """
+    """What a model says about pictures that are the same for everybody; lists are by stage."""
 
     model: FeatureModel
-    regions: list[Tensor]
-    surroundings: list[Tensor]
-    content: list[Tensor]
-    verdicts: list[str]
-    position: list[Estimate]
-    drift: Tensor
-    places: Tensor
+    regions: list[Tensor]  # features of the references' regions,
+    surroundings: list[Tensor]  # of the same in other surroundings,
+    content: list[Tensor]  # and of other content in the same surroundings
+    verdicts: list[str]  # as in the diagnosis: ok, collapsed or content-blind
+    position: list[Estimate]  # R² of the place read from blank pages
+    drift: Tensor  # (h, w) of the last stage: how far each cell of a blank page is from the page's mean feature
+    places: Tensor  # (h, w, 2) x and y that are read from the cells of a blank page at the last stage
 
 
 @dataclass(frozen=True)
 class Leaks:
-    """What was found about one box.
+    """What was found about one box; lists are by stage."""
 
-    Attributes:
-        outside: Of each stage, the share of gradient energy outside the box; None where no gradient arrives.
-        heat: Of each stage, (S, S, 3) the picture under its gradient energy.
-        same_content: (stages, DONORS) centred cosine of the region with itself in other surroundings.
-        same_surroundings: (stages, DONORS) centred cosine of the region with other content in its surroundings.
-        leak: Of each stage, the context leak: 0 content alone, 1 surroundings alone; NaN if neither.
-        recontextualised: (DONORS, 3, S, S) the region in other surroundings.
-        refilled: (DONORS, 3, S, S) other content in the region's surroundings.
-        colors: Of each stage, the picture's features in false colours.
-    """
-
-    outside: list[float | None]
-    heat: list[np.ndarray]
-    same_content: Tensor
-    same_surroundings: Tensor
-    leak: list[float]
-    recontextualised: Tensor
-    refilled: Tensor
-    colors: list[np.ndarray]
+    outside: list[float | None]  # share of gradient energy outside the box; None where no gradient arrives
+    heat: list[np.ndarray]  # (S, S, 3) the picture under its gradient energy
+    same_content: Tensor  # (stages, DONORS) centred cosine of the region with itself in other surroundings
+    same_surroundings: Tensor  # (stages, DONORS) and with other content in its surroundings
+    leak: list[float]  # the context leak: 0 content alone, 1 surroundings alone; NaN if neither
+    recontextualised: Tensor  # (DONORS, 3, S, S) the region in other surroundings
+    refilled: Tensor  # (DONORS, 3, S, S) other content in the region's surroundings
+    colors: list[np.ndarray]  # the picture's features in false colours
 
 
 @lru_cache(maxsize=1)

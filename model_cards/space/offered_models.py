@@ -11,14 +11,16 @@ import os
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from transformers import AutoConfig, AutoModel, ResNetBackbone, ResNetConfig
+from transformers import AutoConfig, AutoModel, ResNetBackbone
 from visitor_pictures import VIEW_PX
 
+from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.diagnosis.models.load import FeatureModel, load_model
 
 RANDOM, OURS, TYPED = "random weights", "trained on scenes", "another model of the Hub"
@@ -65,7 +67,7 @@ def check_id(text: str) -> str:
 @lru_cache(maxsize=1)
 def _random_model() -> FeatureModel:
     """The network of the smoke recipe with fresh weights."""
-    config = ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 128, 256], depths=[1, 1, 1, 1], layer_type="basic")
+    config: Any = BACKBONES["resnet_tiny"]()
     config.out_features = list(config.stage_names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
