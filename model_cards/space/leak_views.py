@@ -20,12 +20,11 @@ from modeling_decodepos.diagnosis.data.scenes import build_scene_data
 from modeling_decodepos.diagnosis.measures.context import exchange_cosines, leak_ratio
 from modeling_decodepos.diagnosis.measures.evaluate import BLANKS, probe_halves
 from modeling_decodepos.diagnosis.measures.influence import measure_influence
-from modeling_decodepos.diagnosis.measures.position import divide_variance, is_constant
-from modeling_decodepos.diagnosis.models.features import StageFeatures, cell_centres, read_features
+from modeling_decodepos.diagnosis.measures.position import divide_variance
+from modeling_decodepos.diagnosis.models.features import read_features
 from modeling_decodepos.diagnosis.models.load import FeatureModel
 from modeling_decodepos.diagnosis.report.figures import false_colors, heat_over, page_drift, share_outside
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate
-from modeling_decodepos.diagnosis.statistics.ridge import ridge_predict
 
 SEED = 0
 REFERENCES = 8  # scenes that stand beside the visitor's picture
@@ -44,7 +43,6 @@ class CommonAnswers:
     verdicts: list[str]  # as in the diagnosis: ok, collapsed or content-blind
     position: list[Estimate]  # R² of the place read from blank pages
     drift: Tensor  # (h, w) of the last stage: how far each cell of a blank page is from the page's mean feature
-    places: Tensor  # (h, w, 2) x and y that are read from the cells of a blank page at the last stage
 
 
 @dataclass(frozen=True)
@@ -82,20 +80,7 @@ def ask_common(model: FeatureModel, size_px: int) -> CommonAnswers:
         [divide_variance(stage.cells, seed=SEED).verdict for stage in here],
         [probe_halves(stage, SEED) for stage in blank],
         page_drift(blank[-1])[0],
-        read_places(blank[-1]),
     )
-
-
-def read_places(pages: StageFeatures) -> Tensor:
-    """(h, w, 2) x and y that a linear read-out gives for each cell of a blank page, learned on the first half."""
-    half = len(pages.cells) // 2
-    known, asked = pages.cells[:half].double(), pages.cells[half:].double()
-    places = cell_centres(pages.grid).double()
-    if is_constant(known):
-        return torch.full((*pages.grid, 2), 0.5)
-    targets = places.repeat(len(known), 1)
-    read = ridge_predict(known.flatten(0, 1), targets, asked.flatten(0, 1), group_size=len(places))
-    return read.view(len(asked), *pages.grid, 2).mean(0).float()
 
 
 def ask(common: CommonAnswers, view: Tensor, box: Tensor) -> Leaks:
@@ -103,13 +88,9 @@ def ask(common: CommonAnswers, view: Tensor, box: Tensor) -> Leaks:
     data, swaps = _references(view.shape[1])
     donors = [data.queries.pixels[image] for image in swaps.images[:DONORS]]
     corners = box.numpy()
+    lent = zip(donors, swaps.boxes[:DONORS].numpy(), strict=True)
     recontextualised = torch.stack([exchange_surroundings(view, corners, donor) for donor in donors])
-    refilled = torch.stack(
-        [
-            exchange_content(view, corners, donor, there.numpy())
-            for donor, there in zip(donors, swaps.boxes[:DONORS], strict=True)
-        ]
-    )
+    refilled = torch.stack([exchange_content(view, corners, donor, there) for donor, there in lent])
     pixels = torch.cat([view[None], recontextualised, refilled])
     stages = read_features(common.model, pixels, [box[None]] * len(pixels))
     same_content, same_surroundings = _cosines(common, [stage.regions for stage in stages])

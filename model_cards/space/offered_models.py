@@ -11,16 +11,14 @@ import os
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from transformers import AutoConfig, AutoModel, ResNetBackbone
+from transformers import AutoConfig, AutoModel
 from visitor_pictures import VIEW_PX
 
-from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.diagnosis.models.load import FeatureModel, load_model
 
 RANDOM, OURS, TYPED = "random weights", "trained on scenes", "another model of the Hub"
@@ -67,11 +65,7 @@ def check_id(text: str) -> str:
 @lru_cache(maxsize=1)
 def _random_model() -> FeatureModel:
     """The network of the smoke recipe with fresh weights."""
-    config: Any = BACKBONES["resnet_tiny"]()
-    config.out_features = list(config.stage_names)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return load_model(ResNetBackbone(config), size_px=VIEW_PX, name="random weights")
+    return load_model("random:resnet_tiny", size_px=VIEW_PX, name=RANDOM)
 
 
 def load_from_hub(name: str) -> FeatureModel:
