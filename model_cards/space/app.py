@@ -127,19 +127,17 @@ def build() -> gr.Blocks:
             "concurrency_id": "model",
             "concurrency_limit": 1,  # a free machine has two cores: two visitors at once would both wait longer
         }
-        starts = {"fn": begin, "inputs": [source, upload], "outputs": sliders, "api_visibility": "private"}
         page.load(**everything, api_name="look")
-        source.input(**starts).then(**everything, api_visibility="private")
-        upload.upload(lambda: OWN, outputs=source, api_visibility="private").then(**starts).then(
-            **everything, api_visibility="private"
-        )
-        picture.select(tap, outputs=sliders[:2], api_visibility="private").then(**everything, api_visibility="private")
+        private: dict[str, Any] = {"api_visibility": "private"}
+        again = everything | private
+        starts = {"fn": begin, "inputs": [source, upload], "outputs": sliders} | private
+        source.input(**starts).then(**again)
+        upload.upload(lambda: OWN, outputs=source, **private).then(**starts).then(**again)
+        picture.select(tap, outputs=sliders[:2], **private).then(**again)
         for slider in sliders:
-            slider.release(**everything, api_visibility="private")
-        model.input(lambda choice: gr.update(visible=choice == TYPED), model, typed, api_visibility="private").then(
-            **everything, api_visibility="private"
-        )
-        typed.submit(**everything, api_visibility="private")
+            slider.release(**again)
+        model.input(lambda choice: gr.update(visible=choice == TYPED), model, typed, **private).then(**again)
+        typed.submit(**again)
     return page.queue(max_size=20)
 
 
