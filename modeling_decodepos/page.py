@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 from PIL import Image
 
@@ -31,7 +31,12 @@ TONES = ("plain", "good", "bad")
 
 
 _HERE = Path(__file__).parent
-_HOW: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+_HOW: dict[str, Any] = {
+    "autoescape": select_autoescape(["html.jinja"]),  # the default writes markup as it is
+    "undefined": StrictUndefined,  # the default writes nothing where a name is unknown, and says nothing
+    "trim_blocks": True,
+    "lstrip_blocks": True,
+}
 _PIECES: Any = Environment(loader=FileSystemLoader(_HERE), **_HOW).get_template("page_pieces.html.jinja").module
 
 
@@ -41,9 +46,9 @@ def page(title: str, sections: Iterable[tuple[str, Any]], *, lead: Any = "", foo
 
 
 def render(template: Path, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any) -> str:
-    """The document of a jinja2 template that extends `page.html.jinja`; every value (`title` is one) is escaped.
+    """The document of a jinja2 template; where its name ends in `.html.jinja`, every value is escaped.
 
-    The functions of this module that make pieces are known in the template.
+    The functions of this module that make pieces are known in it, and a page extends `page.html.jinja`.
     """
     environment = Environment(loader=FileSystemLoader([template.parent, _HERE]), **_HOW)
     environment.filters |= filters or {}

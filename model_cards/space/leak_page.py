@@ -165,8 +165,5 @@ STYLE = """
 .leaks .message { border: 1px solid var(--border-color-primary); border-left: 4px solid #c2410c; border-radius: 10px;
   padding: 10px 14px; }
 .leaks .scroll + .note { margin-top: 14px; }
-@media (max-width: 560px) { .leaks .views { grid-template-columns: 1fr 1fr; }
-  .leaks .tiles { grid-template-columns: 1fr; }
-  .leaks .tile { display: grid; grid-template-columns: 1fr auto; column-gap: 12px; }
-  .leaks .tile .value { grid-column: 2; grid-row: 1 / span 2; align-self: center; } }
+@media (max-width: 560px) { .leaks .views { grid-template-columns: 1fr 1fr; } }
 """
