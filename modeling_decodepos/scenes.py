@@ -10,7 +10,7 @@ move by whole pixels, or before another background, every pixel that an object f
 (`Scene.interior` marks these pixels). Only antialiased rims, about one pixel wide, mix two things.
 
 Reproducible bytes: drawing uses only `+ - * / sqrt floor abs min max` on float32 arrays, which IEEE 754 defines to the
-last bit, so two machines with different vector units draw the same pixels.
+last bit, so two machines with different vector units draw the same pixels. Literals beside an array are float32.
 
 Pixels are (H, W, 3) uint8 with H = W = `size_px`. Boxes are xyxy in [0, 1] of the scene. N counts objects.
 """
@@ -198,7 +198,7 @@ def render_scene(spec: SceneSpec) -> Scene:
         segmentation=np.concatenate([[0], classes + 1]).astype(np.uint8)[layout.front],
         instances=layout.front,
         interior=interior,
-        visible=layout.seen.astype(np.float32) / np.array(layout.areas, np.float32),
+        visible=np.divide(layout.seen, layout.areas, dtype=np.float32),
     )
 
 
@@ -240,7 +240,7 @@ def _outline(item: SceneObject) -> _Outline:
     whole = [math.floor(c) for c in snapped]
     offset, softness = _shadow_px(item)
     half = math.ceil(item.size_px / 2 + max(softness, offset)) + 2
-    steps = np.arange(-half, half + 1, dtype=np.float32) + np.float32(0.5)
+    steps = np.arange(-half, half + 1, dtype=np.float32) + 0.5
     dx = (steps - np.float32(snapped[0] - whole[0]))[None, :]
     dy = (steps - np.float32(snapped[1] - whole[1]))[:, None]
     cosine, sine = np.float32(math.cos(item.angle)) / radius, np.float32(math.sin(item.angle)) / radius
@@ -295,12 +295,12 @@ def _draw_surface(item: SceneObject, outline: _Outline) -> FloatArray:
         mix = _TEXTURES[item.texture](outline.u, outline.v, radius, np.random.default_rng(item.seed))
         colors = main + (second - main) * mix
     x, y = outline.dx / radius, outline.dy / radius
-    light = 1.0 - np.float32(0.11) * (x + y)
+    light = 1.0 - 0.11 * (x + y)
     depth = np.clip(outline.distance_px * np.float32(-1 / max(2.0, 0.11 * item.size_px)), 0.0, 1.0)
-    rim = np.float32(0.70) + np.float32(0.30) * (depth * (2.0 - depth))
-    gx, gy = (x + np.float32(0.36)) * 2, (y + np.float32(0.40)) * 2
+    rim = 0.70 + 0.30 * (depth * (2.0 - depth))
+    gx, gy = (x + 0.36) * 2, (y + 0.40) * 2
     gloss = np.maximum(0.0, 1.0 - gx * gx - gy * gy)
-    return colors * (light * rim) + gloss * gloss * np.float32(26.0)
+    return colors * (light * rim) + gloss * gloss * 26.0
 
 
 # ------------------------------------------------------------------------------------------------------------ shapes
@@ -353,7 +353,7 @@ def _star(u: FloatArray, v: FloatArray) -> FloatArray:
 def _heart(u: FloatArray, v: FloatArray) -> FloatArray:
     # A square on its corner with a disc on each of its two upper sides.
     half = np.float32(math.sqrt(0.5))
-    y = v - np.float32(0.16)
+    y = v - 0.16
     diamond = _rectangle((u + y) * half, (y - u) * half, 0.5, 0.5, corner=0.02)
     lobe_x, lobe_y = np.abs(u) - np.float32(0.5 * math.sqrt(0.5)), y + np.float32(0.5 * math.sqrt(0.5))
     return np.minimum(diamond, _disc(lobe_x, lobe_y, 0.5))
@@ -367,7 +367,7 @@ _DISTANCES: dict[str, Callable[[FloatArray, FloatArray], FloatArray]] = {
     "cross": lambda u, v: np.minimum(_rectangle(u, v, 0.92, 0.31), _rectangle(u, v, 0.31, 0.92)),
     "ring": lambda u, v: np.abs(_disc(u, v, 0.66)) - np.float32(0.25),
     "heart": _heart,
-    "crescent": lambda u, v: np.maximum(_disc(u, v, 0.92), -_disc(u - np.float32(0.46), v, 0.70)),
+    "crescent": lambda u, v: np.maximum(_disc(u, v, 0.92), -_disc(u - 0.46, v, 0.70)),
 }
 
 # ---------------------------------------------------------------------------------------------------------- textures
@@ -382,19 +382,19 @@ def _smooth(t: FloatArray) -> FloatArray:
 
 def _wave(x: FloatArray) -> FloatArray:
     """A smooth wave of period 1 between -1 and 1, made of parabolas so that no machine's sine is needed."""
-    t = 4.0 * np.abs(x - np.floor(x) - np.float32(0.5)) - 1.0
-    return t * (np.float32(1.5) - np.float32(0.5) * t * t)
+    t = 4.0 * np.abs(x - np.floor(x) - 0.5) - 1.0
+    return t * (1.5 - 0.5 * t * t)
 
 
 def _bands_px(x: FloatArray, radius: np.float32, per_radius: float, phase: float, share: float = 0.5) -> FloatArray:
     """Signed distance in pixels to the edges of bands across x that cover `share` of it; positive on a band."""
     turns = x * np.float32(per_radius) + np.float32(phase)
-    into = np.abs(turns - np.floor(turns) - np.float32(0.5)) - np.float32(0.5 - share / 2)
+    into = np.abs(turns - np.floor(turns) - 0.5) - np.float32(0.5 - share / 2)
     return into * (radius / np.float32(per_radius))
 
 
 def _edge(distance_px: FloatArray) -> FloatArray:
-    return np.clip(distance_px + np.float32(0.5), 0.0, 1.0)
+    return np.clip(distance_px + 0.5, 0.0, 1.0)
 
 
 def _striped(u: FloatArray, v: FloatArray, radius: np.float32, rng: np.random.Generator) -> FloatArray:
@@ -415,16 +415,16 @@ def _dotted(u: FloatArray, v: FloatArray, radius: np.float32, rng: np.random.Gen
     half = np.float32(math.sqrt(0.5))
     x = (u + v) * (half * per_radius) + np.float32(rng.random())
     y = (v - u) * (half * per_radius) + np.float32(rng.random())
-    x, y = x - np.floor(x) - np.float32(0.5), y - np.floor(y) - np.float32(0.5)
-    return _edge((np.float32(0.30) - np.sqrt(x * x + y * y)) * (radius / per_radius))
+    x, y = x - np.floor(x) - 0.5, y - np.floor(y) - 0.5
+    return _edge((0.30 - np.sqrt(x * x + y * y)) * (radius / per_radius))
 
 
 def _marbled(u: FloatArray, v: FloatArray, radius: np.float32, rng: np.random.Generator) -> FloatArray:
     (a, b, c, d), phases = rng.uniform(-0.6, 0.6, 4).astype(np.float32), rng.random(3).astype(np.float32)
-    bend = _wave(u * (np.float32(0.9) + a) + v * (np.float32(0.8) + b) + phases[0])
-    sway = _wave(v * (np.float32(1.1) + c) - u * (np.float32(0.7) + d) + phases[1])
-    veins = _wave(np.float32(0.68) * (u - v) + np.float32(0.42) * bend + np.float32(0.38) * sway + phases[2])
-    return _edge((veins - np.float32(0.05)) * (radius * np.float32(0.13)))  # about one pixel wide
+    bend = _wave(u * (0.9 + a) + v * (0.8 + b) + phases[0])
+    sway = _wave(v * (1.1 + c) - u * (0.7 + d) + phases[1])
+    veins = _wave(0.68 * (u - v) + 0.42 * bend + 0.38 * sway + phases[2])
+    return _edge((veins - 0.05) * (radius * 0.13))  # about one pixel wide
 
 
 _TEXTURES = {"striped": _striped, "dotted": _dotted, "checked": _checked, "marbled": _marbled}
@@ -435,7 +435,7 @@ _TEXTURES = {"striped": _striped, "dotted": _dotted, "checked": _checked, "marbl
 def _noise(rng: np.random.Generator, size: int, cells: int) -> FloatArray:
     """Smooth noise (size, size) in [-1, 1] with features of about size / cells pixels."""
     lattice = rng.random((cells + 1, cells + 1), dtype=np.float32) * 2.0 - 1.0
-    position = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / size)
+    position = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(cells / size)
     low = np.minimum(position.astype(np.int64), cells - 1)
     t = _smooth(position - low.astype(np.float32))
     rows = lattice[low] * (1.0 - t)[:, None] + lattice[low + 1] * t[:, None]
@@ -457,16 +457,16 @@ def _draw_background(background: Background, size: int) -> FloatArray:
     if background.kind == "uniform":
         return np.broadcast_to(low, (3, size, size)).copy()
     rng = np.random.default_rng(background.seed)
-    steps = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size) - np.float32(0.5)
+    steps = (np.arange(size, dtype=np.float32) + 0.5) / np.float32(size) - 0.5
     angle = rng.uniform(0, 2 * math.pi)
     slope = steps[None, :] * np.float32(math.cos(angle)) + steps[:, None] * np.float32(math.sin(angle))
     pattern = _BACKGROUND_PATTERNS[background.kind](rng, size, steps)
     # From the first colour to the second along the slope, and towards the accent where the pattern is.
-    ramp = np.clip(np.float32(0.5) + np.float32(0.75) * slope + np.float32(0.18) * _noise(rng, size, 3), 0.0, 1.0)
+    ramp = np.clip(0.5 + 0.75 * slope + 0.18 * _noise(rng, size, 3), 0.0, 1.0)
     colors = low + (high - low) * ramp
     colors += (accent - colors) * pattern
-    grain = rng.random((size, size), dtype=np.float32) - np.float32(0.5)
-    return colors + (grain * np.float32(3.0) + _noise(rng, size, size // 4) * np.float32(2.5))
+    grain = rng.random((size, size), dtype=np.float32) - 0.5
+    return colors + (grain * 3.0 + _noise(rng, size, size // 4) * 2.5)
 
 
 # A pattern takes a generator, the side in pixels and the unit axis (from -0.5 to 0.5), and returns the share of the
@@ -482,13 +482,13 @@ def _turned(rng: np.random.Generator, steps: FloatArray) -> tuple[FloatArray, Fl
 def _gradient_pattern(rng: np.random.Generator, size: int, steps: FloatArray) -> FloatArray:
     x, y = (steps - np.float32(rng.uniform(-0.5, 0.5)) for _ in range(2))
     spot = np.maximum(0.0, 1.0 - (x[None, :] * x[None, :] + y[:, None] * y[:, None]) * np.float32(rng.uniform(1.5, 4)))
-    return spot * np.float32(0.7)
+    return spot * 0.7
 
 
 def _stripes_pattern(rng: np.random.Generator, size: int, steps: FloatArray) -> FloatArray:
     across, _ = _turned(rng, steps)
     turns = across * np.float32(rng.uniform(3, 9)) + np.float32(rng.uniform(0, 0.3)) * _noise(rng, size, 4)
-    return np.float32(0.45) * np.clip(np.float32(0.5) + 2.0 * _wave(turns + np.float32(rng.random())), 0.0, 1.0)
+    return 0.45 * np.clip(0.5 + 2.0 * _wave(turns + np.float32(rng.random())), 0.0, 1.0)
 
 
 def _mosaic_pattern(rng: np.random.Generator, size: int, steps: FloatArray) -> FloatArray:
@@ -503,7 +503,7 @@ def _contours_pattern(rng: np.random.Generator, size: int, steps: FloatArray) ->
     levels = int(rng.integers(4, 7))
     height = (_clouds(rng, size, int(rng.integers(2, 5))) + 1.0) * np.float32(levels / 2)
     level = np.floor(height)
-    step = level + np.clip((height - level) * np.float32(8.0), 0.0, 1.0)
+    step = level + np.clip((height - level) * 8.0, 0.0, 1.0)
     return np.clip(step / np.float32(levels), 0.0, 1.0)
 
 
@@ -511,14 +511,12 @@ def _weave_pattern(rng: np.random.Generator, size: int, steps: FloatArray) -> Fl
     first, other = _turned(rng, steps)
     per_side = np.float32(rng.uniform(5, 14))
     threads = np.maximum(_wave(first * per_side), 0.0) + np.maximum(_wave(other * per_side), 0.0)
-    return np.clip(threads * np.float32(0.35) + np.float32(0.2) * _noise(rng, size, 5), 0.0, 1.0)
+    return np.clip(threads * 0.35 + 0.2 * _noise(rng, size, 5), 0.0, 1.0)
 
 
 _BACKGROUND_PATTERNS: dict[str, Callable[[np.random.Generator, int, FloatArray], FloatArray]] = {
     "gradient": _gradient_pattern,
-    "clouds": lambda rng, size, steps: _smooth(
-        np.clip(np.float32(0.5) + _clouds(rng, size, int(rng.integers(3, 8))), 0.0, 1.0)
-    ),
+    "clouds": lambda rng, size, steps: _smooth(np.clip(0.5 + _clouds(rng, size, int(rng.integers(3, 8))), 0.0, 1.0)),
     "stripes": _stripes_pattern,
     "mosaic": _mosaic_pattern,
     "contours": _contours_pattern,

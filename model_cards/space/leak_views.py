@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -114,6 +114,10 @@ def _cosines(common: CommonAnswers, stages: list[Tensor]) -> tuple[Tensor, Tenso
     return content, surroundings
 
 
+def _one_map(model: FeatureModel, stage: int, images: Tensor) -> list[Tensor]:
+    return [model.maps(images)[stage]]
+
+
 def _influence(model: FeatureModel, view: Tensor, box: Tensor) -> tuple[list[float | None], list[np.ndarray]]:
     """Of each stage, the share of gradient energy outside the box, and the picture under that energy."""
     data, swaps = _references(view.shape[1])
@@ -124,7 +128,7 @@ def _influence(model: FeatureModel, view: Tensor, box: Tensor) -> tuple[list[flo
     heat = []
     for number, stage in enumerate(model.stages):
         # A model that ends here: `measure_influence` keeps the map of the last stage only.
-        until = dataclasses.replace(model, stages=(stage,), maps=lambda images, k=number: [model.maps(images)[k]])
+        until = dataclasses.replace(model, stages=(stage,), maps=partial(_one_map, model, number))
         _, energy = measure_influence(until, pixels, boxes, seed=SEED)
         arrives = len(energy) > 0 and float(energy[0].sum()) > 0
         shares.append(share_outside(energy[0], box) if arrives else None)

@@ -195,8 +195,9 @@ def summarise(model: ModelResult) -> str:
 def is_guessing(stage: StageResult) -> bool:
     """Whether object k-NN cannot be told from knowing nothing."""
     clean, prior = stage.numbers.get("knn_clean"), stage.numbers.get("knn_prior")
-    known = clean is not None and prior is not None and clean.low is not None and prior.value is not None
-    return known and clean.low <= prior.value
+    if clean is None or prior is None or clean.low is None or prior.value is None:
+        return False
+    return clean.low <= prior.value
 
 
 def write(value: float | None, metric: Metric) -> str:
@@ -299,7 +300,7 @@ def _bars(diagnosis: Diagnosis, metric: Metric) -> Markup:
         whisker = None if value is None else _interval(estimate)
         items.append(Bar(model.name, value, _write_whole(estimate, metric), whisker, marks, number % 6))
     if not values:
-        reasons = {value.reason for model in diagnosis.models if (value := model.last.numbers.get(metric.key))}
+        reasons = {found.reason for model in diagnosis.models if (found := model.last.numbers.get(metric.key))}
         return message(f"{metric.title}: not measured. {'; '.join(sorted(reasons))}")
     high = 1.0 if metric.percent and max(values) > 0.35 else max(*values, 1e-9) * 1.15
     # Or noise around nothing fills the bar.
