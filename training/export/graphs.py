@@ -15,7 +15,7 @@ from torch.export import Dim
 
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from training.export.folders import Readme
-from training.export.pixel_forms import PIXEL_FORMS
+from training.export.layouts import PIXEL_FORMS
 
 OPSET = 18
 # Greatest difference in fp32, as a share of the greatest value: the runtimes order their sums differently.

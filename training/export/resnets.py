@@ -6,10 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ResNetConfig, ResNetModel
 
-from training.export.layouts import STAGES, STEM
+from training.export.layouts import PIXEL_FORMS, STAGES, STEM, PixelForm
 
 # Depth, kind of block and blocks per stage; all of them have a stem of 64 channels and double them at each stage.
 NAMED: dict[str, tuple[int, str, tuple[int, ...]]] = {
@@ -97,3 +98,18 @@ def infer_config(weights: Mapping[str, Tensor], stride_in_1x1: bool) -> ResNetCo
         layer_type="basic" if per_block == 2 else "bottleneck",
         downsample_in_bottleneck=stride_in_1x1 and per_block == 3,
     )
+
+
+def adapt_stem(weight: Tensor, form: PixelForm) -> Tensor:
+    """The (C, 3, 7, 7) stem of a network that took `form`, for pixels as ours.
+
+    All forms subtract the same mean, so a change of form is a permutation and a scale of the input channels, and
+    nothing happens at the zero padding.
+    """
+    ours = PIXEL_FORMS["imagenet"]
+    if form == ours:
+        return weight
+    scale, theirs = (torch.tensor(std, dtype=torch.float64) for std in (ours.std, form.std))
+    if form.channels == "BGR":
+        weight, theirs = weight.flip(1), theirs.flip(0)
+    return (weight.double() * (scale / theirs).view(1, 3, 1, 1)).to(weight.dtype)

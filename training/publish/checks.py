@@ -17,7 +17,7 @@ from transformers import AutoModel
 
 from dataset_scripts.hub.release import PLACEHOLDERS, card_problems
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining
-from training.export.checkpoint_files import OUTER_PREFIXES, check_finite
+from training.export.loading import OUTER_PREFIXES, check_finite
 from training.publish.folders import CARD, KINDS, WEIGHTS, Release
 
 TEXTS = {".json", ".jsonl", ".md", ".py", ".yaml", ".html", ".svg", ""}
