@@ -71,8 +71,7 @@ def build_releases(run: RunFiles, repo_id: str, about: About, rows: Sequence[Row
                 f"{folder} exists and is no release of this program. Give another --output, or remove it."
             )
         facts = release_facts(run, kind, repo_id, about)
-        shutil.rmtree(folder, ignore_errors=True)
-        with new_folder(folder) as building:
+        with new_folder(folder, replace=True) as building:
             _fill(building, run, facts, rows, about)
         releases.append(Release(kind, target, folder, facts))
     return releases

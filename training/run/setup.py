@@ -17,12 +17,12 @@ from torch import nn
 
 from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.losses import OBJECTIVES, Objective
-from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining
+from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
 from training.data.batches import StepBatches
 from training.data.sources import ImageSource, describe_regions
 from training.data.streaming import ImageStream, RegionStream, check_lanes
 from training.recipe import Recipe
-from training.run.anchor import START_FOLDER, FeatureAnchor, load_start, save_start
+from training.run.anchor import START_FOLDER, FeatureAnchor, save_start
 from training.run.checkpoints import find_checkpoint, load_checkpoint, saved_steps
 from training.run.dataset import Data, build_dataset, plan_batches
 from training.run.log import count_things
@@ -145,7 +145,8 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         save_start(net.decodepos, start, accelerator, resumed=checkpoint is not None)
     anchor = None
     if recipe.model.anchor_weight > 0:
-        anchor = FeatureAnchor(load_start(start).to(accelerator.device), objective, recipe.model.anchor_weight)
+        held = DecodePosModel.from_pretrained(start).to(accelerator.device)
+        anchor = FeatureAnchor(held, objective, recipe.model.anchor_weight)
     if recipe.model.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # it does not exist for CPUs
         if anchor is not None:
