@@ -22,13 +22,7 @@ Row = dict[str, Any]
 def release_rows(run: RunFiles, name: str, results: Sequence[Path]) -> tuple[list[Row], list[str]]:
     """Every number of a release, the run's own first, and the models in `results` that nobody else could find.
 
-    Args:
-        run: The run folder.
-        name: What the model is called from now on.
-        results: Results files of `python -m training.evaluation`.
-
-    Raises:
-        ValueError: A number does not say where it comes from.
+    The model is called `name` from now on. Raises if a number does not say where it comes from.
     """
     rows = _own_rows(run, name)
     refuse_unfounded(rows, f"{run.folder} (its probe and measures)")
