@@ -70,15 +70,10 @@ def load_network(name: str, network: Network) -> LoadedNetwork:
 def load_foreign(
     path: Path, layout: str, network: Network, stride_in: StridePlace | None, pixels: str | None
 ) -> LoadedNetwork:
-    """The network of a checkpoint in another layout.
+    """The network of a checkpoint in a layout of `READABLE`, or the average of it over training (the "teacher").
 
-    Args:
-        path: The file, or a folder with one file of weights.
-        layout: One of `READABLE`.
-        network: The network itself, or the average of it over training ("teacher"), if the file holds one.
-        stride_in: In which convolution of a bottleneck the stride is. Most layouts know; detectron2's files come in
-            both kinds, and one that is read wrong still loads, with worse features.
-        pixels: The form of pixels it was trained on, a name of `PIXEL_FORMS`; likewise.
+    The convolution of a bottleneck with the stride, and the form of the pixels, most layouts know; detectron2's files
+    come in several kinds, and one that is read wrong still loads, with worse features.
     """
     file = find_weights(path)
     if layout == "timm" and (file.parent / "config.json").is_file():

@@ -26,23 +26,17 @@ _CONVOLUTION = re.compile(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d+)\
 
 
 def check_exportable(backbone: PreTrainedModel, format_name: str) -> str:
-    """The name of a backbone that other libraries have too.
-
-    Raises:
-        ValueError: It is no ResNet, or one that they cannot build.
-    """
+    """The name of a backbone that other libraries have too; raises if it has none, or would compute something else."""
     config: Any = backbone.config
     otherwise = "Export it as backbone, onnx or torch_export."
     if config.model_type != "resnet":
         raise ValueError(f"{format_name} has no layout for a {config.model_type} backbone. {otherwise}")
-    sizes = (config.layer_type, tuple(config.depths), list(config.hidden_sizes), config.embedding_size)
-    name = next((name for name, (_, kind, depths) in NAMED.items() if sizes == (kind, depths, WIDTHS[kind], 64)), None)
+    blocks = (config.layer_type, tuple(config.depths))
+    name = next((name for name, (_, *known) in NAMED.items() if tuple(known) == blocks), None)
     if name is None:
-        raise ValueError(
-            f"{format_name} knows {', '.join(NAMED)}; this ResNet has {config.layer_type} blocks {config.depths}, "
-            f"widths {config.hidden_sizes} and a stem of {config.embedding_size}. {otherwise}"
-        )
-    usual = {"num_channels": 3, "hidden_act": "relu", "downsample_in_first_stage": False}
+        raise ValueError(f"{format_name} knows {', '.join(NAMED)}; this ResNet has blocks {blocks}. {otherwise}")
+    usual: dict[str, Any] = {"num_channels": 3, "hidden_act": "relu", "downsample_in_first_stage": False}
+    usual |= {"embedding_size": 64, "hidden_sizes": WIDTHS[config.layer_type]}
     if odd := {key: getattr(config, key) for key, value in usual.items() if getattr(config, key) != value}:
         raise ValueError(f"{format_name} knows {name} with {usual}; this one has {odd}. {otherwise}")
     norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]

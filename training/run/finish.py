@@ -13,9 +13,8 @@ from training.probes.before_after import ProbeResult, draw_probe, probe_model
 from training.probes.during import NearestRegions, OnlineMeasures, build_online
 from training.probes.neighbours import draw_neighbours
 from training.provenance import describe_data, describe_run, now
-from training.run.dataset import Data
 from training.run.report import write_report
-from training.run.setup import Run
+from training.run.setup import Data, Run
 
 
 def describe(run: Run, dataset: Data, online: OnlineMeasures | None = None) -> dict[str, Any]:

@@ -208,7 +208,7 @@ class Watch:
             accelerator.print(f"\n{added} cannot be read, {len(self.broken)} in all: broken_images.jsonl")
         self.moves = [self.moves[0] + immobile, self.moves[1] + mixed]
         if self.run.recipe.views.repositioning != "none":
-            stop_if_immobile(*self.moves, self.run.recipe.run.max_immobile_share)
+            stop_if_immobile(self.moves[0], self.moves[1], self.run.recipe.run.max_immobile_share)
         if "effective_rank" in line:
             rank, full_rank = line["effective_rank"], line["full_rank"]
             if warning := self.collapse.observe(self.run.step, line["embedding_std"], rank, full_rank):
