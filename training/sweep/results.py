@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,10 @@ def write_results(sweep: Sweep, output: Path, results: Path | None) -> int:
     write_page(output / "report.html", sweep, rows, command)
     cells = compare(_measured(rows), sweep.baseline, sweep.show)
     for name in sweep.show:
-        print(name)
+        print(f"{name}; differences are from {sweep.baseline}")
         for arm in sweep.arms:
             if cell := cells.get(arm, {}).get(name):
-                print(f"  {arm:<24} {_in_words(cell, sweep.baseline)}")
+                print(f"  {arm:<24} {_text(cell)}")
     print(f"results  {results or output / 'results.json'}\nreport   {output / 'report.html'}")
     return len(every) - len(rows)
 
@@ -84,22 +84,20 @@ def write_page(path: Path, sweep: Sweep, rows: Finished, command: str) -> None:
         figure = Markup('<figure><svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}</svg></figure>')
         parts.append(figure.format(WIDTH, height, name, STYLE, drawing))
 
-    def grid(heading: str, names: Sequence[str], arms: Sequence[str], show: Callable[[Cell], str]) -> Markup:
-        found = {name: [cells.get(arm, {}).get(name) for arm in arms] for name in names}
-        lines = [[name, *("-" if cell is None else show(cell) for cell in row)] for name, row in found.items()]
-        return table([heading, *(arm.replace("_", " ") for arm in arms)], lines)
-
-    means, others = "mean ± standard deviation over seeds", [arm for arm in sweep.arms if arm != sweep.baseline]
-    note = "Bold: the interval leaves zero out. Intervals are Student's t over paired seeds; with three they are wide."
+    arms = [arm.replace("_", " ") for arm in sweep.arms]
+    lines = {
+        name: [name, *(_text(own[name]) if name in own else "-" for own in (cells.get(arm, {}) for arm in sweep.arms))]
+        for name in dict.fromkeys([*names, *every])
+    }
+    note = (
+        f"Mean ± standard deviation over seeds; then the difference from {sweep.baseline}, paired by seed, with its "
+        "95 % interval (Student's t; with three seeds it is wide), and whether that leaves zero out."
+    )
     again = details("the training command of every run", code_block("\n".join(row["command"] for row in done)))
     sections: list[tuple[str, Any]] = [
         ("Every run", Markup("\n").join(parts)),
-        ("Means and spread", grid(means, names, list(sweep.arms), _mean)),
-        (
-            f"Differences from {sweep.baseline}",
-            grid("difference, 95 % interval over seeds", names, others, _difference) + message(note),
-        ),
-        ("All numbers", details("show", grid(means, every, list(sweep.arms), _mean))),
+        ("Means and differences", table(["", *arms], [lines[name] for name in names]) + message(note)),
+        ("All numbers", details("show", table(["", *arms], [lines[name] for name in every]))),
         ("How to run it again", code_block(command) + again),
     ]
     write_text(path, page(f"Sweep {sweep.name}", sections, lead=lead))
@@ -109,26 +107,13 @@ def _measured(rows: Finished) -> list[Mapping[str, Any]]:
     return [row for row in rows if "failure" not in row]
 
 
-def _mean(cell: Cell) -> str:
-    spread = "" if cell.deviation is None else f" ± {format_number(cell.deviation, 2)}"
-    return f"{format_number(cell.mean)}{spread}"
-
-
-def _difference(cell: Cell) -> str:
+def _text(cell: Cell) -> str:
+    text = format_number(cell.mean) + ("" if cell.deviation is None else f" ± {format_number(cell.deviation, 2)}")
     if cell.difference is None:
-        return "-"
-    if cell.half_width is None:
-        return f"{cell.difference:+.3f} (one seed)"
-    low, high = cell.difference - cell.half_width, cell.difference + cell.half_width
-    text = f"{cell.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
-    return Markup("<b>{}</b>").format(text) if cell.verdict in ("higher", "lower") else text
-
-
-def _in_words(cell: Cell, baseline: str) -> str:
-    text = f"{cell.mean:.3f}" + ("" if cell.deviation is None else f" ± {cell.deviation:.3f}")
-    if cell.difference is not None and cell.half_width is not None:
-        text += f"   {cell.difference:+.3f} ± {cell.half_width:.3f} against {baseline}: {cell.verdict}"
-    return text
+        return text
+    width = cell.half_width
+    interval = "" if width is None else f" [{cell.difference - width:+.3f}, {cell.difference + width:+.3f}]"
+    return f"{text}; {cell.difference:+.3f}{interval} {cell.verdict}"
 
 
 def _merge(sweep: Sweep, rows: Finished, arm: str, name: str) -> dict[str, Any] | None:

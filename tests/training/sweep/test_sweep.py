@@ -302,12 +302,12 @@ def test_a_command_that_cannot_run_says_why(write, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_stops_at_its_budget_and_goes_on(write, squares, tmp_path):
+def test_a_sweep_stops_at_its_budget_and_goes_on(write, scenes, tmp_path):
     """Two trained arms and the untrained network, on real processes; the second call does only what is left."""
     path = write(
         seeds=[0],
         keys={
-            "data": str(squares), "view_size_px": 64, "max_steps": 3, "global_batch_size": 4, "num_workers": 0,
+            "data": str(scenes), "view_size_px": 64, "max_steps": 3, "global_batch_size": 4, "num_workers": 0,
             "measure_steps": 0, "probe_count": 0, "save_steps": 1, "num_regions": 2,
         },
         measures={"object_knn": {"size_px": 32, "neighbours": [1]}},
