@@ -50,6 +50,8 @@ def new_folder(output: Path, replace: bool = False) -> Iterator[Path]:
     if not replace and (output.is_file() or (output.is_dir() and any(output.iterdir()))):
         raise ValueError(f"{output} exists. Give another --output, or remove it first.")
     output.parent.mkdir(parents=True, exist_ok=True)
+    for left in output.parent.glob(f".writing_{output.name}_*") if replace else ():  # by one that was killed
+        shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".writing_{output.name}_", dir=output.parent))
     temporary.chmod(0o755)  # a temporary folder is for its owner only
     old = output.with_name(f".replaced_{output.name}")

@@ -40,11 +40,7 @@ class ImageFeatures(nn.Module):
 
 
 def write_graph(extractor: DecodePosModel, form: str, folder: Path, place: str, image_size_px: int) -> Readme:
-    """Write `model.onnx` (form "onnx") or `model.pt2` ("torch_export"), and compare what it computes with the network.
-
-    Raises:
-        ValueError: It computes something else, or what writes and runs it is not installed.
-    """
+    """Write `model.onnx` (form "onnx") or `model.pt2` ("torch_export"); raises if it computes something else."""
     example = torch.zeros(2, 3, image_size_px, image_size_px)
     extractor.check_map_covers(example)
     network = ImageFeatures(extractor).float().eval()
@@ -57,7 +53,9 @@ def write_graph(extractor: DecodePosModel, form: str, folder: Path, place: str, 
             'last_hidden_state, pooler_output = session.run(None, {"pixel_values": pixel_values})  # float32, NumPy'
         )
     else:
-        graph = _torch_export(network, example, folder / "model.pt2")
+        program = torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False)
+        torch.export.save(program, folder / "model.pt2")
+        graph = torch.export.load(folder / "model.pt2").module()
         title, facts, runtime = "torch.export", {"torch": torch.__version__}, "torch.export"
         code = (
             f'import torch\n\nmodel = torch.export.load("{place}/model.pt2").module()\n'
@@ -115,12 +113,6 @@ def check_graph(network: nn.Module, graph: Graph, image_size_px: int) -> float:
                 )
             worst = max(worst, share)
     return worst
-
-
-def _torch_export(network: nn.Module, example: Tensor, file: Path) -> Graph:
-    program = torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False)
-    torch.export.save(program, file)
-    return torch.export.load(file).module()
 
 
 def _onnx(network: nn.Module, example: Tensor, file: Path) -> Graph:
