@@ -92,11 +92,7 @@ def run_onnx(file: Path) -> Graph:
 
 @torch.no_grad()
 def check_graph(network: nn.Module, graph: Graph, image_size_px: int) -> float:
-    """Greatest difference between a graph and its network, as a share of the greatest value.
-
-    Raises:
-        ValueError: It is more than `TOLERANCE`.
-    """
+    """Greatest difference between a graph and its network, as a share of the greatest value; `TOLERANCE` at most."""
     worst = 0.0
     for batch in BATCHES:
         generator = torch.Generator().manual_seed(batch)

@@ -126,11 +126,7 @@ def to_layout(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor
 
 
 def from_layout(weights: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], Counter[str]]:
-    """The tensors of a file under the names of transformers' ResNet, and how many it holds besides, by first name.
-
-    Raises:
-        ValueError: The network is not there, or the file holds a key that is neither its own nor a known leftover.
-    """
+    """The tensors of a file under the names of transformers' ResNet, and how many it holds besides, by first name."""
     layout = LAYOUTS[name]
     table = _matching_table(weights, layout)
     if table is None:

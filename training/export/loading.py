@@ -114,11 +114,7 @@ def find_weights(path: Path) -> Path:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """What a file holds, read without executing any of it.
-
-    Raises:
-        ValueError: It is no checkpoint, or one that only running foreign code could open.
-    """
+    """What a file holds, read without executing any of it; refused if that is not enough."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

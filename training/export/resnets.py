@@ -49,11 +49,7 @@ def check_exportable(backbone: PreTrainedModel, format_name: str) -> str:
 
 
 def build_resnet(weights: Mapping[str, Tensor], stride_in_1x1: bool) -> ResNetModel:
-    """A ResNet of exactly these tensors; counters of batches (`num_batches_tracked`) that are missing become zero.
-
-    Raises:
-        ValueError: The tensors are no whole ResNet that transformers can build.
-    """
+    """A ResNet of exactly these tensors; counters of batches (`num_batches_tracked`) that are missing become zero."""
     model = ResNetModel(infer_config(weights, stride_in_1x1))
     try:
         model.load_state_dict(dict(weights), strict=True)

@@ -118,13 +118,7 @@ def release_facts(run: RunFiles, kind: str, repo_id: str, about: About) -> dict[
         },
         "started_from": about.base_model or ("random weights" if is_fresh(run) else ""),
         "network": _network(exported, recipe),
-        "about": {
-            "license": about.license,
-            "data": about.data,
-            "biases": about.biases,
-            "base_model": about.base_model,
-            "hub_datasets": dict(about.hub_datasets),
-        },
+        "about": {name: value for name, value in vars(about).items() if name != "pictures"},
         "probe": probe_sentence(run),
         "diagnosis": (run.folder / "diagnosis" / "report.html").is_file(),
     }

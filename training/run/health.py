@@ -75,10 +75,9 @@ class CollapseWatch:
         return {name: getattr(self, name) for name in ("warned", "collapsed_lines", "healthy_step")}
 
     def observe(self, step: int, std: float, rank: float, full_rank: float) -> str | None:
-        """A warning to show, if it is time for one. A line without a number (too few regions) is passed over.
+        """A warning, if it is time for one; stops the run if the embeddings have been collapsed for too long.
 
-        Raises:
-            RunStopped: The embeddings have been collapsed for too long.
+        A line without a number (too few regions) is passed over.
         """
         if not math.isfinite(std):
             return None
@@ -123,10 +122,9 @@ class KnnWatchdog:
         return {name: getattr(self, name) for name in ("measure", "start", "healthy_step")}
 
     def observe(self, step: int, measures: Mapping[str, float]) -> str | None:
-        """Remember the first measures, compare later ones with them; a warning where no fall from them can be told.
+        """Compare measures with the first ones, and stop the run if the watched one fell below its share of that.
 
-        Raises:
-            RunStopped: The watched measure has fallen below the allowed share of its first value.
+        Returns a warning where no fall from the first can be told.
         """
         if self.measure is None:
             self.measure = next((name for name in WATCHED if name in measures), None)
@@ -194,11 +192,7 @@ class Watch:
         return {"collapse_watch": self.collapse.state(), "knn_watchdog": self.knn.state(), "moves": self.moves}
 
     def observe(self, line: Mapping[str, Any], can_move: list[bool], broken: list[Broken]) -> None:
-        """Look at a log line, and at what this process met since the one before.
-
-        Raises:
-            RunStopped: The run had better not go on.
-        """
+        """Look at a log line, and at what this process met since the one before; stops a run that went wrong."""
         accelerator = self.run.accelerator
         counts = torch.tensor([can_move.count(False), len(can_move), len(broken)], device=accelerator.device)
         immobile, mixed, met = accelerator.reduce(counts, "sum").tolist()
@@ -221,11 +215,7 @@ class Watch:
         return measures
 
     def judge(self, measures: Mapping[str, float]) -> bool:
-        """Whether the measures are the best since training began.
-
-        Raises:
-            RunStopped: They are much worse than at the start.
-        """
+        """Whether the measures are the best since training began; stops a run that lost what it began with."""
         if warning := self.knn.observe(self.run.step, measures):
             self.run.accelerator.print(f"\n{warning}")
         name = next((name for name in WATCHED if name in measures), None)

@@ -79,11 +79,7 @@ class Run:
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
-    """The processes and the device of a run, checked against what was asked for.
-
-    Raises:
-        ValueError: Fewer processes came up than were asked for, the port is taken, or the tracker is not installed.
-    """
+    """The processes and the device of a run, checked against what was asked for."""
     settings = recipe.run
     if settings.tracker != "none" and find_spec(settings.tracker) is None:
         raise ValueError(
