@@ -24,6 +24,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ class Queue:
         missing = [row for row in rows if not self.is_done(row)]
         for row in missing:
             refuse_other_run(row)
-        print(f"{self.sweep.name}: {len(rows)} rows, {len(rows) - len(missing)} of them done; {jobs} at a time")
+        done = len(rows) - len(missing)
+        print(f"{self.sweep.name}: {len(rows)} rows, {done} of them done; {jobs} at a time", flush=True)
         self.stop_when_asked(budget_minutes)
         self.write_architecture(rows)
         # The bar counts images, for those are what takes the time: so it can say how much is left.
@@ -92,17 +94,15 @@ class Queue:
         bar = tqdm(total=every, initial=every - left, unit="img", desc=self.sweep.name)
         with bar, ThreadPoolExecutor(jobs) as pool:
             futures = {pool.submit(self.finish_row, row): row for row in missing}
-            for future in as_completed(futures):
-                try:
-                    future.result()
-                except Stopped:
-                    continue
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-                row = futures[future]
-                bar.update(row.images)
-                bar.write(f"{row.name}: {_summary(row)}")
+            try:
+                for future in as_completed(futures):
+                    with suppress(Stopped):
+                        future.result()
+                        row = futures[future]
+                        bar.update(row.images)
+                        bar.write(f"{row.name}: {_summary(row)}")
+            finally:  # where one fails, those that have not begun are left
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def stop_when_asked(self, budget_minutes: float) -> None:
         """Ask all that runs to stop when time is up, and at Ctrl-C and SIGTERM; a second one ends this process."""
