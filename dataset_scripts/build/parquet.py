@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from modeling_decodepos.schema import SCHEMA_VERSION, build_features
 
 from ..files import DISK_FULL, file_sha256, lock_folder, whole_file, write_text
-from ..proposals import Proposals, add_regions, check_provider, recipe_of
+from ..proposals import Proposals, add_regions, recipe_of
 from .engines import ENGINES, Count, Unfinished
 from .work_folder import MANIFEST_NAME, holds_something
 
@@ -190,7 +190,6 @@ def build_dataset(
         raise ValueError(f"workers is {workers}, expected 0 (one per core) or more.")
     if engine not in ENGINES:
         raise ValueError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}.")
-    check_provider(source.proposals)
     recipe = {
         **source.recipe,
         "proposals": recipe_of(source.proposals),
