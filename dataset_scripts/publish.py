@@ -17,9 +17,10 @@ from huggingface_hub import HfApi
 
 from modeling_decodepos.settings import CommandParser
 
+from .build.engines import add_worker_flag, exit_code
 from .build.parquet import CARD_NAME, MANIFEST_NAME, load_manifest, recipe_differences
 from .check import inspect_dataset
-from .hub.release import LocalFile, Repository, Snapshot, Upload, card_problems, exit_code, publish_all
+from .hub.release import LocalFile, Repository, Snapshot, Upload, card_problems, publish_all
 
 
 def release_files(folder: Path) -> dict[str, LocalFile]:
@@ -96,14 +97,7 @@ def build_parser() -> CommandParser:
     parser.add_argument("--private", action="store_true", help="of a new repository")
     parser.add_argument("--revision_tag", metavar="TAG", help="name for this revision, such as v1; never moved")
     parser.add_argument("--overwrite", action="store_true", help="replace the data of another data set")
-    parser.add_argument(
-        "--num_workers",
-        "--workers",
-        dest="workers",
-        type=int,
-        default=0,
-        help="processes of the check; 0: one per core",
-    )
+    add_worker_flag(parser, "processes of the check; 0: one per core")
     return parser
 
 

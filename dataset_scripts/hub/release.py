@@ -9,9 +9,7 @@ is refused, and messages say what to do.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -312,22 +310,6 @@ def _refusal(error: BaseException) -> str:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def exit_code(command: Callable[[], object]) -> int:
-    """Runs a command: 0 done, 2 cannot be done as asked, 75 not finished and the same command goes on, 130 Ctrl-C."""
-    try:
-        command()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Unfinished as error:
-        print(f"error: {error}", file=sys.stderr)
-        return os.EX_TEMPFAIL
-    except KeyboardInterrupt:
-        print("Stopped. What was uploaded stays there: the same command goes on.", file=sys.stderr)
-        return 130
-    return 0
 
 
 def card_problems(text: str, kind: type[DatasetCard] | type[ModelCard] = DatasetCard) -> list[str]:
