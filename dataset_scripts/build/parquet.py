@@ -410,9 +410,9 @@ print(dataset[0]["objects"])
 
 def _tier_files(files: Mapping[str, Any], tier: Mapping[str, int]) -> dict[str, Any]:
     """Manifest entries of the shards of a tier; `plan_shards` ended one where the tier ends."""
-    chosen, rows = {}, dict.fromkeys(tier, 0)
+    chosen, left = {}, dict(tier)
     for path, entry in files.items():
-        if rows.get(entry["split"], 0) < tier.get(entry["split"], 0):
-            rows[entry["split"]] += entry["rows"]
+        if left.get(entry["split"], 0) > 0:
+            left[entry["split"]] -= entry["rows"]
             chosen[path] = entry
     return chosen

@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file to be released, and its hashes as the Hub names them."""
+    """A file to be released. It is hashed once."""
 
     path: Path
 
@@ -58,20 +58,15 @@ class LocalFile:
         return self.path.stat().st_size
 
     @cached_property
-    def sha256(self) -> str:
-        """What the Hub says of a file outside git (LFS, Xet)."""
+    def _sha256(self) -> str:
         return file_sha256(self.path)
-
-    @cached_property
-    def blob_id(self) -> str:
-        """What the Hub says of a file inside git."""
-        return hashlib.sha1(b"blob %d\0" % self.size + self.path.read_bytes()).hexdigest()
 
     def is_same(self, remote: Any) -> bool:
         """Whether a `RepoFile` of the Hub has this content."""
-        if remote.lfs is not None:
-            return bool(remote.lfs.size == self.size and remote.lfs.sha256 == self.sha256)
-        return bool(remote.size == self.size and remote.blob_id == self.blob_id)
+        if remote.lfs is not None:  # outside git: LFS or Xet
+            return bool(remote.lfs.size == self.size and remote.lfs.sha256 == self._sha256)
+        content = b"blob %d\0" % self.size + self.path.read_bytes()
+        return bool(remote.size == self.size and remote.blob_id == hashlib.sha1(content).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -122,11 +117,8 @@ class Repository:
 
     def files(self, revision: str) -> dict[str, Any]:
         """The `RepoFile` of every path at a revision."""
-        tree = reached(
-            lambda: list(
-                self.api.list_repo_tree(self.repo_id, recursive=True, revision=revision, repo_type=self.repo_type)
-            )
-        )
+        where: Any = {"repo_id": self.repo_id, "repo_type": self.repo_type, "revision": revision}
+        tree = reached(lambda: list(self.api.list_repo_tree(recursive=True, **where)))
         return {entry.path: entry for entry in tree if hasattr(entry, "blob_id")}
 
     def tagged_files(self, tag: str) -> dict[str, Any] | None:
@@ -134,26 +126,15 @@ class Repository:
         refs = reached(lambda: self.api.list_repo_refs(self.repo_id, repo_type=self.repo_type))
         return self.files(tag) if tag in {ref.name for ref in refs.tags} else None
 
-    def tag(self, name: str, commit: str) -> None:
-        """Names a commit."""
-        reached(lambda: self.api.create_tag(self.repo_id, tag=name, revision=commit, repo_type=self.repo_type))
-
 
 @dataclass(frozen=True)
 class Upload:
-    """Files, by path in the repository that is to hold them.
+    """Files, by path in the repository that is to hold them."""
 
-    Args:
-        repository: Made if it does not exist.
-        files: What it is to hold.
-        refuse_foreign: Raises if it holds somebody else's work.
-        find_stale: Which paths of it are to be removed; those of `files` stay.
-    """
-
-    repository: Repository
+    repository: Repository  # made if it does not exist
     files: Mapping[str, LocalFile]
-    refuse_foreign: Callable[[Snapshot], object]
-    find_stale: Callable[[Snapshot], Collection[str]]
+    refuse_foreign: Callable[[Snapshot], object]  # raises if it holds somebody else's work
+    find_stale: Callable[[Snapshot], Collection[str]]  # paths of it that are to be removed; those of `files` stay
 
     def changed(self, held: Mapping[str, Any]) -> list[str]:
         """Paths that a repository with these files lacks, or has with another content."""
@@ -169,13 +150,11 @@ def publish_all(
 ) -> dict[str, str]:
     """The commit of each repository, by its name, that holds the files, verified by hash; none after a dry run.
 
-    Every repository is looked at before one is changed, and all are whole before one is tagged.
+    Every repository is looked at before one is changed, and all are whole before one is tagged. A dry run goes without
+    the Hub where HF_HUB_OFFLINE is set or it does not answer.
 
-    Args:
-        uploads: In the order in which they are to arrive.
-        private: Of new repositories; refused if one exists and is public.
-        tag: Name of a revision; refused if it exists with other files.
-        dry_run: Only say what would be done; without the Hub where HF_HUB_OFFLINE is set or it does not answer.
+    Raises:
+        ValueError: One is to be private and exists as a public one, or the tag exists with other files.
     """
     silent = "the Hub was not asked" if dry_run and constants.HF_HUB_OFFLINE else ""
     try:
@@ -188,9 +167,7 @@ def publish_all(
         if held is not None:
             _refuse_unfit(upload, held, private, tag)
     for upload, held in pairs:
-        visible = "private" if (held.is_private if held else private) else "public"
-        new = silent or f"a new repository, {visible}"
-        _show(upload, held, visible if held else new, with_files=dry_run)
+        _show(upload, held, private, silent, with_files=dry_run)
     if dry_run:
         print("Nothing was changed: this was a dry run.")
         return {}
@@ -198,7 +175,8 @@ def publish_all(
     for upload, (repo_id, commit) in zip(uploads, commits.items(), strict=True):
         repository = upload.repository
         if tag is not None and repository.tagged_files(tag) is None:
-            repository.tag(tag, commit)
+            named = partial(repository.api.create_tag, tag=tag, revision=commit, repo_type=repository.repo_type)
+            reached(partial(named, repo_id))
         print(f"{repo_id}: {len(upload.files)} files, verified by hash, at commit {commit}.")
     return commits
 
@@ -219,7 +197,7 @@ def _refuse_unfit(upload: Upload, held: Snapshot, private: bool, tag: str | None
         )
 
 
-def _show(upload: Upload, held: Snapshot | None, state: str, with_files: bool) -> None:
+def _show(upload: Upload, held: Snapshot | None, private: bool, silent: str, with_files: bool) -> None:
     """What would be done with each file, and how much that is."""
     files, repo_id = upload.files, upload.repository.repo_id
     changed = set(upload.changed(held.files if held else {}))
@@ -229,6 +207,8 @@ def _show(upload: Upload, held: Snapshot | None, state: str, with_files: bool) -
             print(f"  {'upload' if path in changed else 'there '} {files[path].size:>14,}  {path}")
         for path in upload.stale(held) if held else []:
             print(f"  remove {'':>14}  {path}")
+    visible = "private" if (held.is_private if held else private) else "public"
+    state = visible if held else silent or f"a new repository, {visible}"
     megabytes = sum(files[path].size for path in changed) / 1e6
     print(f"{repo_id} ({state}): {len(changed)} of {len(files)} files to upload, {megabytes:,.1f} MB")
 
@@ -314,23 +294,17 @@ def _one_line(error: BaseException) -> str:
 
 def card_problems(text: str, kind: type[DatasetCard] | type[ModelCard] = DatasetCard) -> list[str]:
     """Why a card is not fit to be published; empty if it is."""
-    problems = []
     header = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
-    if header is None:
-        problems.append("it has no YAML header between two lines of ---")
-    elif trouble := _header_trouble(header[1], text, kind):
-        problems.append(trouble)
-    for number, line in enumerate(text.splitlines(), start=1):
-        problems += [f"line {number} still says {word}" for word in PLACEHOLDERS if word in line]
-    return problems
+    trouble = _header_trouble(header[1], text, kind) if header else "it has no YAML header between two lines of ---"
+    lines = enumerate(text.splitlines(), start=1)
+    marks = [f"line {number} still says {word}" for number, line in lines for word in PLACEHOLDERS if word in line]
+    return [trouble, *marks] if trouble else marks
 
 
 def _header_trouble(header: str, text: str, kind: type[DatasetCard] | type[ModelCard]) -> str:
     """How the header, read and written as the Hub's library does, would become another one; empty if it does not."""
     try:
-        written = yaml.safe_load(header)
-        card = kind(text)
-        again = yaml.safe_load(card.data.to_yaml())
+        written, again = yaml.safe_load(header), yaml.safe_load(kind(text).data.to_yaml())
     except Exception as error:  # yaml's, and whatever the library makes of a value it does not expect
         return f"its YAML header cannot be read ({_one_line(error)})"
     if not isinstance(written, dict) or not written:
