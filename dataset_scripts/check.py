@@ -27,6 +27,7 @@ from .build.engines import Count, run_local
 from .build.parquet import CARD_NAME, MANIFEST_NAME, data_sha256, load_manifest, recipe_sha256
 from .build.parquet_rows import class_names_of
 from .files import file_sha256
+from .pictures.listing import walk
 
 _MOST_SHOWN = 5  # a systematic fault would fill the screen
 _SHARD_NAME = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<count>\d{5})")
@@ -192,8 +193,7 @@ def _without_manifest(folder: Path, findings: Findings) -> tuple[list[_File], _C
 
 def parquet_files(folder: Path) -> list[Path]:
     """The Parquet files below a folder, but not hidden ones and not those in hidden folders."""
-    found = sorted(folder.rglob("*.parquet"))
-    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    return sorted(folder / name for name, _ in walk(folder) if name.endswith(".parquet"))
 
 
 def split_of(path: Path) -> str:

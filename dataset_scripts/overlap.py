@@ -140,9 +140,9 @@ def find_overlap(
     Their `kind` is "exact", byte for byte, or "near".
     """
     ours, theirs = ([image for image in images if image.hash is not None] for images in (first, second))
-    hashes = (np.array([image.hash for image in images], np.uint64) for images in (ours, theirs))
+    left, right = (np.array([image.hash for image in images], np.uint64) for images in (ours, theirs))
     matches = []
-    for i, j, bits in zip(*(part.tolist() for part in near_pairs(*hashes, threshold)), strict=True):
+    for i, j, bits in zip(*(part.tolist() for part in near_pairs(left, right, threshold)), strict=True):
         one, other = ours[i], theirs[j]
         if first is second and (i >= j or one.split == other.split):
             continue

@@ -42,8 +42,7 @@ def class_colour(category: int) -> Colour:
 def draw_row(row: dict[str, Any], class_names: Sequence[str]) -> list[Image.Image]:
     """One image three times, side by side: with its annotations, its map and its regions."""
     pixels = _small(row)
-    scale = pixels.width / row["width"]
-    return [_with_objects(pixels, row, scale, class_names), _with_map(pixels, row), _with_regions(pixels, row, scale)]
+    return [_with_objects(pixels, row, class_names), _with_map(pixels, row), _with_regions(pixels, row)]
 
 
 def draw_rows(rows: Sequence[dict[str, Any]], class_names: Sequence[str]) -> Image.Image:
@@ -140,8 +139,8 @@ def _small(row: dict[str, Any]) -> Image.Image:
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
-def _with_objects(pixels: Image.Image, row: dict[str, Any], scale: float, class_names: Sequence[str]) -> Image.Image:
-    tile = pixels.copy()
+def _with_objects(pixels: Image.Image, row: dict[str, Any], class_names: Sequence[str]) -> Image.Image:
+    tile, scale = pixels.copy(), pixels.width / row["width"]
     draw = ImageDraw.Draw(tile)
     objects = row["objects"]
     # Large ones first, so that the frames and names of small ones stay in sight.
@@ -156,8 +155,8 @@ def _with_objects(pixels: Image.Image, row: dict[str, Any], scale: float, class_
     return tile
 
 
-def _with_regions(pixels: Image.Image, row: dict[str, Any], scale: float) -> Image.Image:
-    tile = pixels.copy()
+def _with_regions(pixels: Image.Image, row: dict[str, Any]) -> Image.Image:
+    tile, scale = pixels.copy(), pixels.width / row["width"]
     draw = ImageDraw.Draw(tile)
     for k, box in enumerate(row["regions"]["bbox"][:MOST_REGIONS]):
         draw.rectangle(_corners(box, scale, tile.size), outline=class_colour(k), width=2)
@@ -182,9 +181,9 @@ def _with_map(pixels: Image.Image, row: dict[str, Any]) -> Image.Image:
 def _corners(box: Sequence[float], scale: float, size: tuple[int, int]) -> tuple[float, float, float, float]:
     """First and last pixel of a box in a tile, none of them outside."""
     x, y, w, h = (value * scale for value in box)
-    width, height = size
-    left, top = min(max(round(x), 0), width - 1), min(max(round(y), 0), height - 1)
-    return left, top, min(max(round(x + w) - 1, left), width - 1), min(max(round(y + h) - 1, top), height - 1)
+    right, bottom = size[0] - 1, size[1] - 1
+    left, top = min(max(round(x), 0), right), min(max(round(y), 0), bottom)
+    return left, top, min(max(round(x + w) - 1, left), right), min(max(round(y + h) - 1, top), bottom)
 
 
 def _tag(draw: ImageDraw.ImageDraw, corners: Sequence[float], text: str, colour: tuple[int, ...], width: int) -> None:

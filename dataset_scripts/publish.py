@@ -8,6 +8,7 @@ missing and verifies the rest by hash.
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +27,8 @@ from .hub.release import LocalFile, Repository, Snapshot, Upload, card_problems,
 def release_files(folder: Path) -> dict[str, LocalFile]:
     """What is to be published, by path."""
     manifest = load_manifest(folder)
-    beside = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.is_file() and not path.name.startswith(".") and path.name not in (MANIFEST_NAME, CARD_NAME)
-    )
-    return {path: LocalFile(folder / path) for path in [MANIFEST_NAME, *manifest["files"], *beside, CARD_NAME]}
+    beside = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return {path: LocalFile(folder / path) for path in [MANIFEST_NAME, *manifest["files"], *beside]}
 
 
 def refuse_unfit(folder: Path, workers: int) -> None:
@@ -65,11 +62,6 @@ def refuse_foreign(held: Snapshot, folder: Path) -> None:
         )
 
 
-def _shards(held: Snapshot) -> list[str]:
-    """What `load_dataset` would read."""
-    return [path for path in held.files if path.startswith("data/") and path.endswith(".parquet")]
-
-
 def _publish(arguments: argparse.Namespace) -> None:
     folder, repo_id = arguments.folder, arguments.repo
     if repo_id.count("/") != 1:
@@ -79,7 +71,8 @@ def _publish(arguments: argparse.Namespace) -> None:
         Repository(repo_id, "dataset", HfApi(library_name="decodepos")),
         release_files(folder),
         refuse_foreign=lambda held: None if arguments.overwrite else refuse_foreign(held, folder),
-        find_stale=_shards,
+        # What `load_dataset` would read.
+        find_stale=lambda held: [path for path in held.files if re.fullmatch(r"data/.*\.parquet", path)],
     )
     commits = publish_all([upload], arguments.private, arguments.revision_tag, arguments.dry_run)
     for commit in commits.values():

@@ -122,8 +122,8 @@ def load_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}). Build the data set again with --overwrite.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    if found != MANIFEST_FORMAT:
         raise ValueError(
             f"{path}: format is {found!r}, expected {MANIFEST_FORMAT}. It was written by another program."
         )
@@ -194,11 +194,11 @@ def build_dataset(
         with lock_folder(folder, "--output", "build"):
             # Once more: the folder may have changed hands between the look and the lock.
             manifest = _open_folder(folder, source, recipe, overwrite)
-            _remove_temporaries(folder)  # of a build that was killed
             try:
                 return _complete(folder, source, manifest, shards, workers, engine)
-            finally:
-                _remove_temporaries(folder)
+            finally:  # of this build, or of one that was killed
+                for path in [*(folder / "data").glob(".*.tmp"), *folder.glob(".*.tmp")]:
+                    path.unlink(missing_ok=True)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
@@ -259,11 +259,6 @@ def _wait_until_seen(folder: Path, path: str, entry: Mapping[str, Any]) -> None:
         time.sleep(0.2)
 
 
-def _remove_temporaries(folder: Path) -> None:
-    for path in [*(folder / "data").glob(".*.tmp"), *folder.glob(".*.tmp")]:
-        path.unlink(missing_ok=True)
-
-
 def _open_folder(folder: Path, source: DatasetPlan, recipe: Mapping[str, Any], overwrite: bool) -> dict[str, Any]:
     """The manifest to go on from: the folder's own if the recipe is the same, else a new one."""
     fresh = {
@@ -299,7 +294,7 @@ def _kept_shards(folder: Path, manifest: Mapping[str, Any], shards: Sequence[Pla
     kept = {
         path: entry
         for path, entry in manifest["files"].items()
-        if path in planned and (folder / path).is_file() and file_sha256(folder / path) == entry["sha256"]
+        if path in planned and _is_seen(folder, path, entry) and file_sha256(folder / path) == entry["sha256"]
     }
     for path in data.glob("*.parquet"):
         if path.relative_to(folder).as_posix() not in kept:

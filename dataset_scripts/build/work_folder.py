@@ -39,7 +39,7 @@ class WorkFolder:
         self._kept = self._made_output = False
 
     def open(self, keep: bool = False) -> Path:
-        """The folder, for this build alone; `keep` what is there, and what will be if the build fails, for a next try."""
+        """The folder, for this build alone; `keep` what is there, also if the build fails, for a next try."""
         if self._lock is None:
             holds_something(self.output, (MANIFEST_NAME, IDS_NAME))
             self._made_output = not self.output.exists()

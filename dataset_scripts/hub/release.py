@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,8 +80,8 @@ class Snapshot:
 
     def read(self, path: str) -> str:
         """The text of a small file."""
-        r = self.repository
-        stored = reached(lambda: r.api.hf_hub_download(r.repo_id, path, revision=self.commit, repo_type=r.repo_type))
+        repository = self.repository
+        stored = repository.ask(repository.api.hf_hub_download, filename=path, revision=self.commit)
         return Path(stored).read_text(encoding="utf-8")
 
     def refuse_unowned(self, owner_file: str, cure: str) -> bool:
@@ -107,24 +107,26 @@ class Repository:
     repo_type: str
     api: HfApi
 
+    def ask(self, method: Callable[..., T], **options: Any) -> T:
+        """What a method of the API gives for this repository."""
+        return reached(lambda: method(repo_id=self.repo_id, repo_type=self.repo_type, **options))
+
     def latest(self) -> Snapshot | None:
         """What it holds, or None if there is none that this token may see."""
         try:
-            info: Any = reached(lambda: self.api.repo_info(self.repo_id, repo_type=self.repo_type))
+            info: Any = self.ask(self.api.repo_info)
         except RepositoryNotFoundError:
             return None
         return Snapshot(self, info.sha, bool(info.private), self.files(info.sha))
 
     def files(self, revision: str) -> dict[str, Any]:
         """The `RepoFile` of every path at a revision."""
-        where: Any = {"repo_id": self.repo_id, "repo_type": self.repo_type, "revision": revision}
-        tree = reached(lambda: list(self.api.list_repo_tree(recursive=True, **where)))
+        tree = self.ask(lambda **where: list(self.api.list_repo_tree(recursive=True, revision=revision, **where)))
         return {entry.path: entry for entry in tree if hasattr(entry, "blob_id")}
 
     def tagged_files(self, tag: str) -> dict[str, Any] | None:
         """The files of a tag, or None if there is no such tag."""
-        refs = reached(lambda: self.api.list_repo_refs(self.repo_id, repo_type=self.repo_type))
-        return self.files(tag) if tag in {ref.name for ref in refs.tags} else None
+        return self.files(tag) if tag in {ref.name for ref in self.ask(self.api.list_repo_refs).tags} else None
 
 
 @dataclass(frozen=True)
@@ -175,8 +177,7 @@ def publish_all(
     for upload, (repo_id, commit) in zip(uploads, commits.items(), strict=True):
         repository = upload.repository
         if tag is not None and repository.tagged_files(tag) is None:
-            named = partial(repository.api.create_tag, tag=tag, revision=commit, repo_type=repository.repo_type)
-            reached(partial(named, repo_id))
+            repository.ask(repository.api.create_tag, tag=tag, revision=commit)
         print(f"{repo_id}: {len(upload.files)} files, verified by hash, at commit {commit}.")
     return commits
 
@@ -217,20 +218,19 @@ def _send(upload: Upload, held: Snapshot | None, private: bool) -> str:
     """The id of a commit that holds the files, one more only where something is missing or stale."""
     r = upload.repository
     if held is None:
-        reached(lambda: r.api.create_repo(r.repo_id, repo_type=r.repo_type, private=private, exist_ok=True))
+        r.ask(r.api.create_repo, private=private, exist_ok=True)
         held = r.latest()
         assert held is not None  # just made
     changed, stale = upload.changed(held.files), upload.stale(held)
-    if changed or stale:
-        named = changed or stale
+    if named := changed or stale:
         message = f"Publish {named[0]}" + (f" and {len(named) - 1} more" if named[1:] else "")
 
-        def commit() -> None:  # what was sent before a failure is known to the Hub by its hash, and not sent again
+        def commit(**where: Any) -> Any:  # what was sent before a failure is known to the Hub by its hash
             operations: list[Any] = [CommitOperationAdd(path, str(upload.files[path].path)) for path in changed]
             operations += [CommitOperationDelete(path) for path in stale]
-            r.api.create_commit(r.repo_id, operations, commit_message=message, repo_type=r.repo_type)
+            return r.api.create_commit(operations=operations, commit_message=message, **where)
 
-        reached(commit)
+        r.ask(commit)
         held = r.latest()
         assert held is not None
     if wrong := upload.changed(held.files):
@@ -255,12 +255,14 @@ def reached(call: Callable[[], T]) -> T:
             time.sleep(PAUSE_S * 2 ** (attempt - 1))
         try:
             return call()
+        except (RepositoryNotFoundError, RevisionNotFoundError):
+            raise
         except Exception as error:
             # The client wraps what befell a large file.
             cause = (error.__cause__ or error) if type(error) is RuntimeError else error
             if refusal := _refusal(cause):
                 raise ValueError(refusal) from error
-            if isinstance(cause, RepositoryNotFoundError | RevisionNotFoundError) or not isinstance(cause, _PASSING):
+            if not isinstance(cause, _PASSING):
                 raise
             status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
             trouble = f"{type(cause).__name__}: {_one_line(cause)}" if status is None else f"HTTP {status}"
@@ -273,8 +275,6 @@ def reached(call: Callable[[], T]) -> T:
 def _refusal(error: BaseException) -> str:
     """What to tell somebody whose request was understood and declined; empty if it was not declined."""
     match error:
-        case RepositoryNotFoundError() | RevisionNotFoundError():
-            return ""
         case OfflineModeIsEnabled():
             return "HF_HUB_OFFLINE is set: unset it to reach the Hub."
         case HFValidationError():
