@@ -140,12 +140,12 @@ def _from_manifest(folder: Path, findings: Findings) -> tuple[list[_File], _Cont
         )
 
     complete = manifest.get("complete")
+    data_fits = not complete or manifest.get("data_sha256") == data_sha256(manifest)
+    recipe_fits = manifest["recipe_sha256"] == recipe_sha256(manifest["recipe"])
     faults = {
         "the build is not finished: run the command that began it again": not complete,
-        "manifest.json: data_sha256 does not fit the hashes of the files; it was edited": complete
-        and manifest.get("data_sha256") != data_sha256(manifest),
-        "manifest.json: recipe_sha256 does not fit the recipe; it was edited": manifest["recipe_sha256"]
-        != recipe_sha256(manifest["recipe"]),
+        "manifest.json: data_sha256 does not fit the hashes of the files; it was edited": not data_fits,
+        "manifest.json: recipe_sha256 does not fit the recipe; it was edited": not recipe_fits,
         f"{CARD_NAME} is missing, so load_dataset would not know the splits": not (folder / CARD_NAME).is_file(),
     }
     findings.problems += [text for text, is_wrong in faults.items() if is_wrong]

@@ -110,7 +110,7 @@ def _hash_file(path: Path, count: Count) -> list[HashedImage]:
     images = []
     for batch in pq.ParquetFile(path).iter_batches(batch_size=100, columns=["image", "image_id"]):
         for row in batch.to_pylist():
-            encoded = (row["image"] or {}).get("bytes")
+            encoded = row["image"].get("bytes") if isinstance(row["image"], dict) else None
             try:
                 perceptual = perceptual_hash(encoded)
             except BrokenImage:
