@@ -24,11 +24,10 @@ from .index import INDEX_NAME, Index, ids_sha256, index_rows, read_index, write_
 from .masks import aspects, locate_masks
 from .photos import IMAGE_URL, Photo, fetch_photos
 from .rows import mini_row, save_rows
-from .selection import Rule, Selection, select
+from .selection import Rule, select
 from .tables import (
-    Boxes,
-    Ids,
-    is_image_id,
+    check_image_ids,
+    id_text,
     read_boxes,
     read_classes,
     read_image_list,
@@ -245,11 +244,16 @@ def choose(tables: Mapping[str, Path], rule: Rule) -> Index:
     counts["selection"] = selection.counts
     if len(selection.train) < rule.train_images:
         print(f"{len(selection.train):,} training images fulfil the rule, {rule.train_images:,} were asked for.")
-    chosen = {"train": selection.train, "validation": selection.validation}
-    rows = {
-        split: _rows_of(split, ids, boxes[split], selection, tables, class_index, counts)
-        for split, ids in chosen.items()
-    }
+    rows = {}
+    for split, ids in {"train": selection.train, "validation": selection.validation}.items():
+        texts = [id_text(number) for number in ids]
+        masks = attribution = None
+        if f"{split} masks" in tables:
+            masks, unknown = read_masks(tables[f"{split} masks"], texts, class_index)
+            counts[f"{split} masks"] = {"listed": sum(map(len, masks)), "unknown class": unknown}
+        if f"{split} images" in tables:
+            attribution, counts[f"{split} images"] = read_image_list(tables[f"{split} images"], texts)
+        rows[split] = index_rows(ids, boxes[split], selection.classes, masks, attribution)
     return Index(
         rule=rule,
         absent=tuple(name for name in TABLES if name not in tables),
@@ -258,24 +262,6 @@ def choose(tables: Mapping[str, Path], rule: Rule) -> Index:
         small=selection.small,
         **rows,
     )
-
-
-def _rows_of(
-    split: str,
-    ids: Ids,
-    boxes: Boxes,
-    selection: Selection,
-    tables: Mapping[str, Path],
-    class_index: Mapping[str, int],
-    counts: dict[str, dict[str, int]],
-) -> pa.Table:
-    masks = attribution = None
-    if f"{split} masks" in tables:
-        masks, unknown = read_masks(tables[f"{split} masks"], ids, class_index)
-        counts[f"{split} masks"] = {"listed": sum(map(len, masks)), "unknown class": unknown}
-    if f"{split} images" in tables:
-        attribution, counts[f"{split} images"] = read_image_list(tables[f"{split} images"], ids)
-    return index_rows(ids, boxes, selection, masks, attribution)
 
 
 def _in_words(counts: Mapping[str, int]) -> str:
@@ -298,12 +284,11 @@ def _write_ids(output: Path, index: Index, overwrite: bool) -> None:
 
 def _read_missing(path: Path) -> set[str]:
     try:
-        ids = set(path.read_text(encoding="utf-8").split())
+        ids = path.read_text(encoding="utf-8").split()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error}), expected one image id per line.") from error
-    if wrong := sorted(image_id for image_id in ids if not is_image_id(image_id)):
-        raise ValueError(f"{path}: {wrong[0]!r} is no image id, expected 16 digits of 0-9a-f per line.")
-    return ids
+    check_image_ids(pa.array(ids, pa.string()), str(path))
+    return set(ids)
 
 
 def _photos(index: Index, masks: Mapping[str, Path] | None, originals: bool) -> list[Photo]:

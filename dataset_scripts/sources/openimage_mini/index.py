@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from modeling_decodepos.settings import from_values
 
 from ...files import whole_file, write_text
-from .selection import Rule, Selection
-from .tables import Boxes, canonical_order, id_text, is_image_id
+from .selection import Rule
+from .tables import IMAGE_LIST, Boxes, Ids, check_image_ids, id_text
 
 INDEX_NAME = "index.json"
 INDEX_FORMAT = 1
@@ -45,7 +46,6 @@ SCHEMA = pa.schema(
         "original_md5": pa.string(),
     }
 )
-ATTRIBUTION = SCHEMA.names[5:]
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ def ids_sha256(ids: Sequence[str]) -> str:
 
 
 def index_rows(
-    ids: np.ndarray,
+    ids: Ids,
     boxes: Boxes,
-    selection: Selection,
+    classes: NDArray[np.intp],
     masks: Sequence[Sequence[tuple[str, int]]] | None,
     attribution: pa.Table | None,
 ) -> pa.Table:
@@ -103,35 +103,28 @@ def index_rows(
 
     Args:
         ids: of the images, in the order of the rows.
-        boxes: all usable boxes of the split; those of kept classes are taken.
-        selection: for its classes.
+        boxes: all usable boxes of the split, sorted; those of kept classes are taken.
+        classes: places of the kept classes, in the order of their new numbers.
         masks: name and class of the masks of every image, or None if they are not known.
         attribution: columns of the image list for every image, or None if they are not known.
     """
-    place_of = np.full(max(int(boxes.category.max(initial=0)), int(selection.classes.max())) + 1, -1, np.int64)
-    place_of[selection.classes] = np.arange(len(selection.classes))
-    mine = boxes[np.isin(boxes.image, ids) & (place_of[boxes.category] >= 0)]
-    mine = mine[canonical_order(mine)]
-    starts = np.searchsorted(mine.image, ids, side="left")
-    stops = np.searchsorted(mine.image, ids, side="right")
-    order = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)] or [np.zeros(0, np.intp)])
-    offsets = pa.array(np.concatenate([[0], np.cumsum(stops - starts)]), pa.int32())
-    corners = pa.FixedSizeListArray.from_arrays(pa.array(mine.corners[order].ravel()), 4)
-    categories = pa.array(place_of[mine.category[order]])
-    kept_masks = [
-        [(name, int(place_of[category])) for name, category in of_image if place_of[category] >= 0]
-        for of_image in (masks if masks is not None else [[]] * len(ids))
-    ]
+    number_of = {place: number for number, place in enumerate(classes.tolist())}
+    mine = boxes[np.isin(boxes["image"], ids) & np.isin(boxes["category"], classes)]
+    sorter = np.argsort(ids)
+    row = sorter[np.searchsorted(ids, mine["image"], sorter=sorter)]
+    mine = mine[np.argsort(row, kind="stable")]
+    offsets = pa.array(np.cumsum([0, *np.bincount(row, minlength=len(ids))]), pa.int32())
+    corners = pa.FixedSizeListArray.from_arrays(pa.array(mine["corners"].ravel()), 4)
+    kept = [[(name, number_of[place]) for name, place in found if place in number_of] for found in masks or []]
+    kept = kept or [[]] * len(ids)
     columns = {
-        "image_id": pa.array([id_text(number) for number in ids], pa.string()),
+        "image_id": [id_text(number) for number in ids],
         "boxes": pa.ListArray.from_arrays(offsets, corners),
-        "categories": pa.ListArray.from_arrays(offsets, categories),
-        "masks": pa.array([[name for name, _ in of_image] for of_image in kept_masks], SCHEMA.field("masks").type),
-        "mask_categories": pa.array(
-            [[category for _, category in of_image] for of_image in kept_masks], SCHEMA.field("mask_categories").type
-        ),
+        "categories": pa.ListArray.from_arrays(offsets, np.searchsorted(classes, mine["category"])),
+        "masks": pa.array([[name for name, _ in found] for found in kept], SCHEMA.field("masks").type),
+        "mask_categories": [[number for _, number in found] for found in kept],
     }
-    for name in ATTRIBUTION:
+    for name in IMAGE_LIST:
         columns[name] = pa.nulls(len(ids), SCHEMA.field(name).type) if attribution is None else attribution[name]
     return pa.table(columns).cast(SCHEMA)
 
@@ -196,10 +189,8 @@ def read_index(folder: Path) -> Index:
             f"{folder}: the ids have the hash {found[:12]}…, index.json says {facts['sha256'][:12]}…: a file is "
             "damaged or was edited. Get the folder again."
         )
-    if wrong := [
-        name for table in index.splits.values() for name in table["image_id"].to_pylist() if not is_image_id(name)
-    ]:
-        raise ValueError(f"{folder}: image_id {wrong[0]!r} is no Open Images id, expected 16 digits of 0-9a-f.")
+    for table in index.splits.values():
+        check_image_ids(table["image_id"], f"{folder}, image_id")
     return index
 
 
