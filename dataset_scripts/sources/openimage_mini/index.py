@@ -29,6 +29,7 @@ from .tables import IMAGE_LIST, Boxes, Ids, check_image_ids, id_text
 
 INDEX_NAME = "index.json"
 INDEX_FORMAT = 1
+FILES = ("data/train-small.parquet", "data/train-rest.parquet", "data/validation.parquet")
 
 SCHEMA = pa.schema(
     {
@@ -50,23 +51,13 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Index:
-    """The chosen images.
-
-    Attributes:
-        rule: what chose them.
-        absent: tables that were not there, so that what they tell is missing.
-        classes: (LabelName, readable name) in the order of `categories`.
-        counts: what was read and left out, for the record.
-        small: rows of `train` that are the small tier, from the first on.
-        train: rows in the form of `SCHEMA`.
-        validation: the same.
-    """
+    """The chosen images."""
 
     rule: Rule
-    absent: tuple[str, ...]
-    classes: tuple[tuple[str, str], ...]
-    counts: Mapping[str, Mapping[str, int]]
-    small: int
+    absent: tuple[str, ...]  # tables that were not there, so that what they tell is missing
+    classes: tuple[tuple[str, str], ...]  # (LabelName, readable name) in the order of `categories`
+    counts: Mapping[str, Mapping[str, int]]  # what was read and left out, for the record
+    small: int  # rows of `train` that are the small tier, from the first on
     train: pa.Table
     validation: pa.Table
 
@@ -134,32 +125,24 @@ def index_rows(
 
 def write_index(folder: Path, index: Index) -> None:
     """Writes the folder; `index.json` comes last, so a folder that has one is whole."""
-    data = folder / "data"
     (folder / INDEX_NAME).unlink(missing_ok=True)
-    for name, table in _files(index).items():
-        with whole_file(data / name) as temporary:
+    tables = (index.train.slice(0, index.small), index.train.slice(index.small), index.validation)
+    files = {name: table for name, table in zip(FILES, tables, strict=True) if table.num_rows}
+    for name, table in files.items():
+        with whole_file(folder / name) as temporary:
             pq.write_table(table, temporary, compression="zstd")
-    write_text(folder / "README.md", _card(index))
+    write_text(folder / "README.md", _card(index, list(files)))
     facts = {
         "format": INDEX_FORMAT,
         "rule": asdict(index.rule),
-        "absent": list(index.absent),
-        "classes": [list(pair) for pair in index.classes],
+        "absent": index.absent,
+        "classes": index.classes,
         "counts": index.counts,
         "small": index.small,
         "sha256": index.sha256,
         "ids_sha256": {split: ids_sha256(table["image_id"].to_pylist()) for split, table in index.splits.items()},
     }
     write_text(folder / INDEX_NAME, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-
-
-def _files(index: Index) -> dict[str, pa.Table]:
-    tables = {
-        "train-small.parquet": index.train.slice(0, index.small),
-        "train-rest.parquet": index.train.slice(index.small),
-        "validation.parquet": index.validation,
-    }
-    return {name: table for name, table in tables.items() if table.num_rows}
 
 
 def read_index(folder: Path) -> Index:
@@ -171,18 +154,18 @@ def read_index(folder: Path) -> Index:
         raise ValueError(f"{path} is not JSON ({error}). Write the ids again.") from error
     if not isinstance(facts, dict) or facts.get("format") != INDEX_FORMAT:
         raise ValueError(f"{path}: expected format {INDEX_FORMAT}. It was written by another program.")
-    parts = {}
-    for name in ("train-small", "train-rest", "validation"):
-        file = folder / "data" / f"{name}.parquet"
-        parts[name] = pq.read_table(file).cast(SCHEMA) if file.is_file() else SCHEMA.empty_table()
+    small, rest, validation = (
+        pq.read_table(folder / name).cast(SCHEMA) if (folder / name).is_file() else SCHEMA.empty_table()
+        for name in FILES
+    )
     index = Index(
         from_values(Rule, facts["rule"], "the rule"),
         tuple(facts["absent"]),
         tuple((label, name) for label, name in facts["classes"]),
         facts["counts"],
         facts["small"],
-        pa.concat_tables([parts["train-small"], parts["train-rest"]]),
-        parts["validation"],
+        pa.concat_tables([small, rest]),
+        validation,
     )
     if (found := index.sha256) != facts["sha256"]:
         raise ValueError(
@@ -194,7 +177,7 @@ def read_index(folder: Path) -> Index:
     return index
 
 
-def _card(index: Index) -> str:
+def _card(index: Index, files: Sequence[str]) -> str:
     from datasets import ClassLabel, DatasetInfo, Features, List, Value
     from datasets.info import DatasetInfosDict
     from huggingface_hub import DatasetCardData
@@ -202,13 +185,10 @@ def _card(index: Index) -> str:
     category = List(ClassLabel(names=[name for _, name in index.classes]))
     features = Features.from_arrow_schema(SCHEMA)
     features |= {"boxes": List(List(Value("float32"), length=4)), "categories": category, "mask_categories": category}
-    files = list(_files(index))
 
     def config(name: str, chosen: Sequence[str]) -> dict[str, Any]:
-        paths: dict[str, list[str]] = {}
-        for file in chosen:
-            paths.setdefault(file.partition("-")[0].partition(".")[0], []).append(f"data/{file}")
-        return {"config_name": name, "data_files": [{"split": split, "path": path} for split, path in paths.items()]}
+        paths = {split: [path for path in chosen if f"/{split}" in path] for split in ("train", "validation")}
+        return {"config_name": name, "data_files": [{"split": s, "path": path} for s, path in paths.items() if path]}
 
     data = DatasetCardData(
         pretty_name="OpenImage-MINI (our reconstruction), ids and boxes",

@@ -4,9 +4,8 @@ A folder `masks/` with the official zips (`train-masks-0.zip` …), or with the 
 whose names are in the mask table are opened, and a file taken out of a zip is named by the table, not by the zip.
 """
 
-import io
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,7 @@ def locate_masks(folder: Path, names: Sequence[str], cache: Path) -> dict[str, P
     if wrong := [name for name in names if not MASK_NAME.fullmatch(name)]:
         raise ValueError(f"{wrong[0]!r} is no name of a mask; nothing was opened.")
     wanted = set(names)
-    found = {path.name: path for path in folder.rglob("*.png") if path.name in wanted}
-    found |= {name: cache / name[:2] / name for name in wanted - set(found) if (cache / name[:2] / name).is_file()}
+    found = {path.name: path for place in (cache, folder) for path in place.rglob("*.png") if path.name in wanted}
     for archive in tqdm(sorted(folder.rglob("*.zip")), desc="masks", unit=" zips"):
         if len(found) < len(wanted):
             _take_out(archive, wanted - set(found), cache, found)
@@ -61,10 +59,10 @@ def _take_out(archive: Path, wanted: set[str], cache: Path, found: dict[str, Pat
         raise ValueError(f"{archive} is no whole zip file ({error}). Fetch it again.") from error
 
 
-def mask_size(path: Path) -> tuple[int, int]:
-    """Width and height of a mask, from its header."""
+def mask_aspect(path: Path) -> float:
+    """Width / height of a mask, from its header."""
     with _opened(path) as image:
-        return image.size
+        return image.width / image.height
 
 
 def _opened(path: Path) -> Image.Image:
@@ -97,16 +95,3 @@ def class_map(masks: Sequence[tuple[Path, int]], width: int, height: int) -> NDA
             mask = mask.resize((width, height), Image.Resampling.NEAREST)
         result[np.asarray(mask) > 0] = category + 1
     return result
-
-
-def map_png(labels: NDArray[np.uint8]) -> bytes:
-    """A class map as PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(labels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def aspects(first_masks: Mapping[str, Path]) -> dict[str, float]:
-    """Width / height by image id, from one mask of each."""
-    sizes = {image_id: mask_size(path) for image_id, path in first_masks.items()}
-    return {image_id: width / height for image_id, (width, height) in sizes.items()}
