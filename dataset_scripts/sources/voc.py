@@ -10,9 +10,9 @@ files beside them, as annotation programs write them.
 import argparse
 import math
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from ..build.parquet import DatasetPlan
 from ..build.work_folder import WorkFolder
@@ -38,12 +38,11 @@ that an object is neither asked for nor counted as a mistake. {maps} The files a
 """
 
 
-@dataclass(frozen=True)
-class _Annotated:
-    size: Size | None
-    names: list[str]
-    boxes: list[Box]
-    difficult: list[bool]
+class _Annotated(NamedTuple):
+    size: Size | None = None
+    names: Sequence[str] = ()
+    boxes: Sequence[Box] = ()
+    difficult: Sequence[bool] = ()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +78,7 @@ def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan:
 
     described = []
     for key in used:
-        annotated = read.get(key, _Annotated(None, [], [], []))
+        annotated = read.get(key, _Annotated())
         described.append(
             Described(
                 pictures[key],
@@ -141,9 +140,9 @@ def _image_sets(folder: Path) -> dict[str, str]:
     return {}
 
 
-def _listed(path: Path) -> Iterator[str]:
-    if path.is_file():
-        yield from (line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+def _listed(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [line.split()[0] for line in lines if line.strip()]
 
 
 def _read(path: Path) -> _Annotated:
