@@ -60,13 +60,9 @@ def open_source(arguments: argparse.Namespace) -> DatasetPlan:
 def parquet_source(
     folder: Path, origin: str, class_names: Sequence[str] | None = None, box_format: str = "auto"
 ) -> DatasetPlan:
-    """The data set in a folder of Parquet files.
+    """The data set in the Parquet files at any depth of a folder, which came from `origin`, as the card says.
 
-    Args:
-        folder: holds the files, at any depth.
-        origin: where they come from, for the card.
-        class_names: of the category numbers; None takes those in the files: of their features, or texts as categories.
-        box_format: "xywh", "xyxy", or "auto" to find out.
+    Without class names, those in the files are taken: of their features, or texts as categories.
     """
     files = _split_files(folder)
     every_file = [file for of_split in files.values() for file in of_split]

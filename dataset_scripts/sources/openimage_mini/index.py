@@ -90,14 +90,14 @@ def index_rows(
     masks: Sequence[Sequence[tuple[str, int]]] | None,
     attribution: pa.Table | None,
 ) -> pa.Table:
-    """Rows of a split.
+    """Rows of a split, one per id in that order, with what is known of its images.
 
     Args:
-        ids: of the images, in the order of the rows.
-        boxes: all usable boxes of the split, sorted; those of kept classes are taken.
+        ids: of the images.
+        boxes: all usable boxes of the split, sorted.
         classes: places of the kept classes, in the order of their new numbers.
-        masks: name and class of the masks of every image, or None if they are not known.
-        attribution: columns of the image list for every image, or None if they are not known.
+        masks: name and class of the masks of every image.
+        attribution: columns of the image list for every image.
     """
     number_of = {place: number for number, place in enumerate(classes.tolist())}
     mine = boxes[np.isin(boxes["image"], ids) & np.isin(boxes["category"], classes)]

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
 
+from modeling_decodepos.pictures import broken_if_it_fails, read_size
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
 
 from ...files import whole_file
 from .tables import MASK_NAME
 
 MOST_MASK_BYTES = 16 << 20
-MOST_MASK_PIXELS = 90_000_000
 
 
 def locate_masks(folder: Path, names: Sequence[str], cache: Path) -> dict[str, Path]:
@@ -61,19 +61,8 @@ def _take_out(archive: Path, wanted: set[str], cache: Path, found: dict[str, Pat
 
 def mask_aspect(path: Path) -> float:
     """Width / height of a mask, from its header."""
-    with _opened(path) as image:
-        return image.width / image.height
-
-
-def _opened(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path, formats=("PNG",))
-    except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{path} is no usable PNG ({error}). Delete it and put the right one there.") from error
-    if image.width * image.height > MOST_MASK_PIXELS:
-        image.close()
-        raise ValueError(f"{path} is {image.width} x {image.height} px, expected at most {MOST_MASK_PIXELS:,} pixels.")
-    return image
+    height, width = read_size(path, str(path), formats=("PNG",))
+    return width / height
 
 
 def class_map(masks: Sequence[tuple[Path, int]], width: int, height: int) -> NDArray[np.uint8]:
@@ -84,13 +73,8 @@ def class_map(masks: Sequence[tuple[Path, int]], width: int, height: int) -> NDA
     """
     result = np.full((height, width), SEGMENTATION_IGNORE, np.uint8)
     for path, category in masks:
-        with _opened(path) as image:
-            try:
-                mask = image.convert("L")
-            except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken chunks
-                raise ValueError(
-                    f"{path} does not decode ({error}). Delete it and put the right one there."
-                ) from error
+        with broken_if_it_fails(str(path), "mask"), Image.open(path, formats=("PNG",)) as image:
+            mask = image.convert("L")
         if mask.size != (width, height):
             mask = mask.resize((width, height), Image.Resampling.NEAREST)
         result[np.asarray(mask) > 0] = category + 1

@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
+
+from modeling_decodepos.pictures import broken_if_it_fails
 
 from ...files import whole_file
 from .downloads import Downloader, FetchError, GoneError, StoppedError
@@ -50,18 +52,12 @@ def verify_photo(content: bytes, photo: Photo) -> tuple[int, int]:
     md5 = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
     if photo.md5 and md5 != photo.md5:
         raise ValueError(f"MD5 is {md5}, the image list says {photo.md5}")
-    try:
-        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
-            width, height = image.size
-            if width * height > MOST_PIXELS:
-                raise ValueError(f"{width} x {height} px, expected at most {MOST_PIXELS:,} pixels")
-            image.load()
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"expected at most {MOST_PIXELS:,} pixels: {error}") from error
-    except UnidentifiedImageError as error:
-        raise ValueError(f"no JPEG: it begins with {content[:16]!r}") from error
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken headers
-        raise ValueError(f"the JPEG does not decode ({error})") from error
+    what = f"{len(content):,} bytes, beginning {content[:16]!r}"
+    with broken_if_it_fails(photo.image_id, what), Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+        width, height = image.size
+        if width * height > MOST_PIXELS:  # Pillow's own warning may get lost between threads
+            raise ValueError(f"{width} x {height} px, expected at most {MOST_PIXELS:,} pixels")
+        image.load()
     if photo.aspect is not None and abs(width / height / photo.aspect - 1) > ASPECT_TOLERANCE:
         raise ValueError(f"{width} x {height} px, its masks have the aspect {photo.aspect:.3f}: another picture")
     return width, height

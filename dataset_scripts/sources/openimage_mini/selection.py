@@ -74,15 +74,7 @@ class Selection(NamedTuple):
 
 
 def select(train: Boxes, validation: Boxes, allowed: NDArray[np.bool_], names: Sequence[str], rule: Rule) -> Selection:
-    """Applies the rule.
-
-    Args:
-        train: usable boxes of the training split.
-        validation: those of the validation split.
-        allowed: (classes,) which classes may be used.
-        names: of all classes, unique; they decide ties between classes.
-        rule: the thresholds.
-    """
+    """What the rule chooses among the usable boxes; the unique names of all classes decide ties between them."""
     classes = _kept_classes(train, validation, allowed, names, rule)
     if not len(classes):
         raise ValueError(

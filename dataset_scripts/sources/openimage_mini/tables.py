@@ -92,7 +92,7 @@ def stream_csv(
     """The named columns of a CSV file in blocks; order and further columns do not matter.
 
     Args:
-        path: the file; its first line names the columns.
+        path: its first line names the columns.
         types: of the columns wanted.
         optional: those of them that may be absent, and are null then.
         multiline: whether a quoted value may run over several lines.
@@ -129,13 +129,7 @@ def _header(path: Path) -> list[str]:
 
 
 def read_boxes(path: Path, class_index: Mapping[str, int], hand_drawn: bool = False) -> tuple[Boxes, dict[str, int]]:
-    """The usable boxes of a table, sorted by all they are; and how many rows there were and why some are left out.
-
-    Args:
-        path: a `…-annotations-bbox.csv`.
-        class_index: place of every class by its `LabelName`.
-        hand_drawn: keep only boxes whose `Source` is xclick.
-    """
+    """The usable boxes of a table, sorted by all they are; and how many rows there were and why some are left out."""
     types: dict[str, pa.DataType] = {"ImageID": pa.string(), "LabelName": pa.dictionary(pa.int32(), pa.string())}
     types |= dict.fromkeys(CORNERS, pa.float64()) | dict.fromkeys(FLAGS, pa.float32())
     if hand_drawn:
