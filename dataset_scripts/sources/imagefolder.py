@@ -80,7 +80,7 @@ def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan:
                 name,
                 split=splits.get(name),
                 boxes=[(float(x), float(y), float(w), float(h)) for x, y, w, h in to_xywh(found.boxes, box_format)],
-                categories=[category_number(category, names) for category in found.categories],
+                categories=found.categories,
                 crowds=found.crowds,
                 whole=category_number(entry["label"], names) if has_label else None,
             )

@@ -18,6 +18,7 @@ from PIL import Image
 from modeling_decodepos.pictures import broken_if_it_fails, read_size, turn_pixels
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
 
+from ..build.object_lists import category_number
 from ..build.parquet import DatasetPlan, Row
 from ..build.records import Records, write_records
 from ..build.work_folder import WorkFolder
@@ -38,7 +39,7 @@ class Described:
     image_id: str | None = None  # None takes the name
     split: str | None = None  # None goes by the name
     boxes: Sequence[Box] = ()  # xywh in pixels
-    categories: Sequence[int] = ()  # number of each box's class
+    categories: Sequence[int | str] = ()  # class of each box, by its number or its name
     crowds: Sequence[bool] = ()  # whether each box is to be ignored
     whole: int | None = None  # class of the picture as a whole, which becomes one box around it
     size: Size | None = None  # width and height that the boxes are for; None if for the picture as it is seen
@@ -87,7 +88,9 @@ def make_source(arguments: argparse.Namespace, work: WorkFolder, found: Collecti
     )
     faults = [box_faults(picture.boxes, *(picture.size or (0, 0))) for picture in pictures]
     dropped = count_faults(chain.from_iterable(faults))
-    pictures = [_without_faults(picture, found) for picture, found in zip(pictures, faults, strict=True)]
+    pictures = [
+        _without_faults(picture, fault, found.class_names) for picture, fault in zip(pictures, faults, strict=True)
+    ]
 
     folder = work.open()
     splits = {
@@ -187,10 +190,14 @@ def _with_size(folder: Path, picture: Described) -> Described:
     return replace(picture, size=(width, height))
 
 
-def _without_faults(picture: Described, faults: NDArray[np.str_]) -> Described:
-    crowds = picture.crowds or [False] * len(picture.boxes)
-    lists = {"boxes": picture.boxes, "categories": picture.categories, "crowds": crowds}
-    return replace(picture, **{name: list(compress(values, faults == "")) for name, values in lists.items()})
+def _without_faults(picture: Described, faults: NDArray[np.str_], class_names: Sequence[str]) -> Described:
+    usable = faults == ""
+    return replace(
+        picture,
+        boxes=list(compress(picture.boxes, usable)),
+        categories=[category_number(category, class_names) for category in compress(picture.categories, usable)],
+        crowds=list(compress(picture.crowds or [False] * len(picture.boxes), usable)),
+    )
 
 
 def _splits(pictures: Sequence[Described], share: float) -> dict[str, list[Described]]:

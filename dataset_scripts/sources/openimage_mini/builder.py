@@ -52,15 +52,14 @@ class Table(NamedTuple):
         return (Path(self.address).name, *filter(None, [self.other_name]))
 
 
-_V4 = "2018_04"
 TABLES = {
     "classes": Table("v5/class-descriptions-boxable.csv", other_name="oidv7-class-descriptions-boxable.csv"),
     "train boxes": Table("v6/oidv6-train-annotations-bbox.csv", other_name="train-annotations-bbox.csv"),
     "validation boxes": Table("v5/validation-annotations-bbox.csv"),
-    "hierarchy": Table(f"{_V4}/bbox_labels_600_hierarchy.json", "hierarchy"),
+    "hierarchy": Table("2018_04/bbox_labels_600_hierarchy.json", "hierarchy"),
     "mask classes": Table("v5/classes-segmentation.txt", "mask-classes"),
-    "train images": Table(f"{_V4}/train/train-images-boxable-with-rotation.csv", "images"),
-    "validation images": Table(f"{_V4}/validation/validation-images-with-rotation.csv", "images"),
+    "train images": Table("2018_04/train/train-images-boxable-with-rotation.csv", "images"),
+    "validation images": Table("2018_04/validation/validation-images-with-rotation.csv", "images"),
     "train masks": Table("v5/train-annotations-object-segmentation.csv", "masks"),
     "validation masks": Table("v5/validation-annotations-object-segmentation.csv", "masks"),
 }
