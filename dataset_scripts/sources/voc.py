@@ -63,11 +63,10 @@ def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan:
     used = list(sets) if sets else [key for key in pictures if key in annotations]
     if missing := [key for key in (used if sets else annotations) if key not in pictures]:
         raise ValueError(f"{len(missing):,} annotated pictures are not in {folder}; the first is {missing[0]}.")
-    described = [Described(pictures[key], key, sets.get(key)) for key in used]
-    described = [
-        _with_objects(picture, folder / annotations[key]) if key in annotations else picture
-        for key, picture in zip(used, described, strict=True)
-    ]
+    described = []
+    for key in used:
+        picture = Described(pictures[key], key, sets.get(key))
+        described.append(_with_objects(picture, folder / annotations[key]) if key in annotations else picture)
     found_names = {name for picture in described for name in picture.categories}
     class_names = VOC_CLASSES if found_names <= set(VOC_CLASSES) else tuple(sorted(map(str, found_names)))
     has_maps = bool(maps) and class_names == VOC_CLASSES  # in other data nobody says what the numbers of a map mean

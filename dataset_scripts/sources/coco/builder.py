@@ -114,9 +114,8 @@ def coco_source(folder: Path, work: Path, allow_missing: bool = False) -> Datase
 
     is_official = list(categories) == OFFICIAL_CATEGORIES
     complete = is_official and all(_completeness(recipe) == "" for recipe in recipes.values())
-    recipe = {"source": "coco", "coco_version": VERSION, "complete": complete, "parts": recipes}
     return DatasetPlan(
-        recipe=recipe,
+        recipe={"source": "coco", "coco_version": VERSION, "complete": complete, "parts": recipes},
         splits={split: place.records.count for split, place in splits.items()},
         class_names=list(categories.values()),
         make_row=partial(coco_row, splits=splits),
@@ -214,8 +213,11 @@ def _open_split(
             f"{len(missing):,} of the {len(contents.images):,} pictures in {path.name} are not in {pictures}; "
             f"the first is {missing[0]}. {cure}."
         )
-    records = write_records(work, (_record(image, contents.annotations.get(image.id, [])) for image in used))
-    recipe: dict[str, Any] = {
+    # JSON of the image's values and, as the last one, its annotations, which are JSON already.
+    texts = (b",".join(contents.annotations.get(image.id, [])) for image in used)
+    rows = (json.dumps(image).encode()[:-1] + b",[" + text + b"]]" for image, text in zip(used, texts, strict=True))
+    records = write_records(work, rows)
+    recipe = {
         "name": name,
         "images": records.count,
         "missing": len(missing),
@@ -233,11 +235,6 @@ def _open_split(
         has_maps=contents.has_outlines and len(contents.categories) <= LARGEST_CLASS_COUNT,
     )
     return split, recipe
-
-
-def _record(image: CocoImage, annotations: list[bytes]) -> bytes:
-    """JSON of the image's values and, as the last one, its annotations."""
-    return json.dumps(image).encode()[:-1] + b",[" + b",".join(annotations) + b"]]"
 
 
 # --------------------------------------------------------------------------------------------------------------- card

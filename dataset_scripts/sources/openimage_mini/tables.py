@@ -255,23 +255,20 @@ def read_classes(path: Path) -> dict[str, str]:
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = [row for row in csv.reader(file) if row]
-    header = rows[0] if rows else []
-    if {"LabelName", "DisplayName"} <= set(header):
-        first, second = header.index("LabelName"), header.index("DisplayName")
-        rows = rows[1:]
-    else:
-        first, second = 0, 1
+    columns = ["LabelName", "DisplayName"]
+    if rows and set(columns) <= set(rows[0]):
+        columns = rows.pop(0)
     classes: dict[str, str] = {}
     for row in rows:
-        if len(row) <= max(first, second) or not row[first].startswith("/"):
+        entry = dict(zip(columns, row, strict=False))
+        label, name = entry.get("LabelName", ""), entry.get("DisplayName")
+        if name is None or not label.startswith("/"):
             raise ValueError(
                 f"{path}: found the row {','.join(row)!r}, expected an id such as /m/01g317 and a name, "
                 "or columns LabelName and DisplayName."
             )
-        if classes.setdefault(row[first], row[second]) != row[second]:
-            raise ValueError(
-                f"{path}: {row[first]} is {classes[row[first]]!r} and {row[second]!r}, expected one name."
-            )
+        if classes.setdefault(label, name) != name:
+            raise ValueError(f"{path}: {label} is {classes[label]!r} and {name!r}, expected one name.")
     if not classes:
         raise ValueError(f"{path} is empty, expected one class per line.")
     shared = Counter(classes.values())
