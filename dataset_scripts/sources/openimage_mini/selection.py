@@ -132,16 +132,16 @@ def _candidates(
     boxes: Boxes, kept: NDArray[np.bool_], rule: Rule, without: Ids | Sequence[int] = ()
 ) -> tuple[_Candidates, int]:
     """The images that fulfil the rule, and how many more would if they were not among those to do without."""
-    boxes = boxes[kept[boxes["category"]]]
-    ids, image = np.unique(boxes["image"], return_inverse=True)
+    mine = kept[boxes["category"]]
+    ids, image = np.unique(boxes["image"][mine], return_inverse=True)
     class_count = len(kept)
-    pairs = np.sort(image * class_count + boxes["category"])  # np.unique would hash them, many times slower
+    pairs = np.sort(image * class_count + boxes["category"][mine])  # np.unique would hash them, many times slower
     pairs = pairs[np.diff(pairs, prepend=-1) > 0]  # one per image and class
     place, category = np.divmod(pairs, class_count)
     good = (
         (np.bincount(image, minlength=len(ids)) >= rule.least_boxes)
         & (np.bincount(place, minlength=len(ids)) >= rule.least_classes)
-        & (np.bincount(image[_have_sides(boxes["corners"], rule)], minlength=len(ids)) > 0)
+        & (np.bincount(image[_have_sides(boxes["corners"][mine], rule)], minlength=len(ids)) > 0)
     )
     fresh = good & ~np.isin(ids, np.unique(without))
     of_rank = np.flatnonzero(fresh)
