@@ -352,10 +352,10 @@ def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
 
 def build_recipe(values: Mapping[str, Any], name: str = "run", source: str = "the recipe") -> Recipe:
     """A validated recipe from flat keys; keys left out take their defaults."""
-    for name, value in RETIRED.items():
-        if values.get(name, value) != value:
-            raise ValueError(f"{source}: {name} is {values[name]!r}, which is gone (CHANGELOG.md); leave it out.")
-    values = {name: value for name, value in values.items() if name not in RETIRED}
+    for gone, value in RETIRED.items():
+        if values.get(gone, value) != value:
+            raise ValueError(f"{source}: {gone} is {values[gone]!r}, which is gone (CHANGELOG.md); leave it out.")
+    values = {key: value for key, value in values.items() if key not in RETIRED}
     refuse_unknown(values, origins(), source)
     data, views, model, run = (
         from_values(group, {name: value for name, value in values.items() if name in fields(group)}, source)
