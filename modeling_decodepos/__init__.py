@@ -52,6 +52,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 # ------------------------------------------------------------------------------------------------------ registration
 
 # What is imported after each of these; our files register their classes.

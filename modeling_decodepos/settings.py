@@ -159,6 +159,8 @@ class _Loader(yaml.SafeLoader):
         """The values by key; plain YAML keeps the last of two and says nothing."""
         lines: dict[str, int] = {}
         for name, _ in node.value:
+            if not isinstance(name, yaml.ScalarNode):
+                continue  # the parent class refuses it
             line = name.start_mark.line + 1
             if (first := lines.setdefault(name.value, line)) != line:
                 raise ValueError(
