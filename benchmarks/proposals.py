@@ -39,7 +39,7 @@ from benchmarks.timing import (
     time_interleaved,
 )
 from dataset_scripts.proposals import add_regions
-from dataset_scripts.proposals.filtering import keep_useful
+from dataset_scripts.proposals.selective import keep_useful
 
 PEER = "selectivesearch 0.4"
 OURS = ("selective", "selective_320", "felzenszwalb", "masks", "grid", "random")

@@ -6,6 +6,7 @@ A folder without a manifest, as others write and upload them, is held against th
 import hashlib
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +27,7 @@ from .build.engines import Count, run_local
 from .build.parquet import CARD_NAME, MANIFEST_NAME, data_sha256, load_manifest, recipe_sha256
 from .build.parquet_rows import class_names_of
 from .files import file_sha256
+from .pictures.listing import walk
 
 _MOST_SHOWN = 5  # a systematic fault would fill the screen
 _SHARD_NAME = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<count>\d{5})")
@@ -38,14 +40,7 @@ _NEW_COLUMNS = {2: ("landing_url",)}
 
 @dataclass
 class Findings:
-    """What a check found.
-
-    Attributes:
-        problems: what is wrong, one line each.
-        notes: what is worth knowing and not wrong.
-        summary: what is in the folder.
-        files, images: how many were looked at.
-    """
+    """What a check found, in lines: what is wrong, what is worth knowing and not wrong, what is in the folder."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -72,12 +67,13 @@ class _Contract:
 
 @dataclass(frozen=True)
 class _File:
-    """A file to look at; `entry` is what the manifest says of it, if there is one."""
+    """A file to look at, and its size and hash if a manifest vouches for it."""
 
     path: str
     split: str
     rows: int
-    entry: Mapping[str, Any] | None
+    bytes: int | None = None
+    sha256: str = ""
 
 
 @dataclass
@@ -87,7 +83,7 @@ class _Contents:
     problems: list[str] = field(default_factory=list)
     extra_columns: list[str] = field(default_factory=list)
     ids: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    objects: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    objects: Counter[int] = field(default_factory=Counter)
     regions: int = 0
     without_regions: int = 0
 
@@ -100,22 +96,20 @@ def check_dataset(folder: Path, workers: int = 1) -> list[str]:
 def inspect_dataset(folder: Path, workers: int = 1) -> Findings:
     """What is wrong with a data set folder, and what it holds. The findings do not depend on the number of workers."""
     findings = Findings()
-    if not folder.is_dir():
-        findings.problems.append(f"{folder} is not a folder")
+    try:
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is not a folder")
+        plan = _from_manifest if (folder / MANIFEST_NAME).exists() else _without_manifest
+        files, contract = plan(folder, findings)
+    except ValueError as error:
+        findings.problems.append(str(error))
         return findings
-    plan = _from_manifest if (folder / MANIFEST_NAME).exists() else _without_manifest
-    planned = plan(folder, findings)
-    if planned is None:
-        return findings
-    files, contract = planned
-
     look = partial(_contents, folder=folder, contract=contract)
     total = sum(file.rows for file in files)
     with tqdm(total=total, desc="checking", unit=" images", mininterval=0.5) as progress:
-        seen = {file.path: content for file, content in run_local(files, look, workers, progress.update)}
-    contents = [seen[file.path] for file in files]
-    for file, content in zip(files, contents, strict=True):
-        findings.problems += [f"{file.path}: {text}" for text in content.problems]
+        seen = dict(run_local(files, look, workers, progress.update))
+    contents = [seen[file] for file in files]
+    findings.problems += [f"{file.path}: {text}" for file in files for text in seen[file].problems]
     if extra := sorted({name for content in contents for name in content.extra_columns}):
         findings.notes.append(f"columns beyond the contract, which nothing here reads: {', '.join(extra)}")
     findings.problems += _repeated_ids(folder, files, contents)
@@ -127,25 +121,17 @@ def inspect_dataset(folder: Path, workers: int = 1) -> Findings:
 # ------------------------------------------------------------------------------------------------- what is to be there
 
 
-def _from_manifest(folder: Path, findings: Findings) -> tuple[list[_File], _Contract] | None:
-    problems = findings.problems
-    try:
-        manifest = load_manifest(folder)
-    except ValueError as error:
-        problems.append(str(error))
-        return None
-    if missing := [
-        key for key in ("recipe", "recipe_sha256", "splits", "class_names", "files") if key not in manifest
-    ]:
-        problems.append(f"manifest.json has no {', '.join(missing)}")
-        return None
+def _from_manifest(folder: Path, findings: Findings) -> tuple[list[_File], _Contract]:
+    manifest = load_manifest(folder)
+    keys = ("recipe", "recipe_sha256", "splits", "class_names", "files")
+    if missing := [key for key in keys if key not in manifest]:
+        raise ValueError(f"manifest.json has no {', '.join(missing)}")
     version = manifest["recipe"].get("schema_version", 1)
     if version > SCHEMA_VERSION:
-        problems.append(
+        raise ValueError(
             f"schema_version is {version}, this program knows up to {SCHEMA_VERSION}: the folder was built by a newer "
             "one; update this checkout"
         )
-        return None
     new = tuple(name for number, names in _NEW_COLUMNS.items() if number > version for name in names)
     if version < SCHEMA_VERSION:
         findings.notes.append(
@@ -153,35 +139,35 @@ def _from_manifest(folder: Path, findings: Findings) -> tuple[list[_File], _Cont
             "Training reads it as it is; build it again to have what is new"
         )
 
-    if not manifest.get("complete"):
-        problems.append("the build is not finished: run the command that began it again")
-    elif manifest.get("data_sha256") != data_sha256(manifest):
-        problems.append("manifest.json: data_sha256 does not fit the hashes of the files; it was edited")
-    if manifest["recipe_sha256"] != recipe_sha256(manifest["recipe"]):
-        problems.append("manifest.json: recipe_sha256 does not fit the recipe; it was edited")
-    if not (folder / CARD_NAME).is_file():
-        problems.append(f"{CARD_NAME} is missing, so load_dataset would not know the splits")
-    for path in sorted((folder / "data").glob("*.parquet")):
-        if path.relative_to(folder).as_posix() not in manifest["files"]:
-            problems.append(f"data/{path.name} is not in manifest.json, but load_dataset may read it")
-
-    rows = dict.fromkeys(manifest["splits"], 0)
+    complete = manifest.get("complete")
+    data_fits = not complete or manifest.get("data_sha256") == data_sha256(manifest)
+    recipe_fits = manifest["recipe_sha256"] == recipe_sha256(manifest["recipe"])
+    faults = {
+        "the build is not finished: run the command that began it again": not complete,
+        "manifest.json: data_sha256 does not fit the hashes of the files; it was edited": not data_fits,
+        "manifest.json: recipe_sha256 does not fit the recipe; it was edited": not recipe_fits,
+        f"{CARD_NAME} is missing, so load_dataset would not know the splits": not (folder / CARD_NAME).is_file(),
+    }
+    findings.problems += [text for text, is_wrong in faults.items() if is_wrong]
+    foreign = {path.relative_to(folder).as_posix() for path in folder.glob("data/*.parquet")} - {*manifest["files"]}
+    findings.problems += [f"{path} is not in manifest.json, but load_dataset may read it" for path in sorted(foreign)]
+    rows = Counter[str]()
     for entry in manifest["files"].values():
-        rows[entry["split"]] = rows.get(entry["split"], 0) + entry["rows"]
-    if manifest.get("complete"):
-        for split, expected in manifest["splits"].items():
-            if rows[split] != expected:
-                problems.append(f"split {split} has {rows[split]} rows, expected {expected}")
-    files = [_File(path, entry["split"], entry["rows"], entry) for path, entry in manifest["files"].items()]
+        rows[entry["split"]] += entry["rows"]
+    findings.problems += [
+        f"split {split} has {rows[split]} rows, expected {expected}"
+        for split, expected in manifest["splits"].items()
+        if complete and rows[split] != expected
+    ]
+    facts = ("split", "rows", "bytes", "sha256")
+    files = [_File(path, *(entry[fact] for fact in facts)) for path, entry in manifest["files"].items()]
     return files, _Contract(tuple(manifest["class_names"]), may_lack=new)
 
 
-def _without_manifest(folder: Path, findings: Findings) -> tuple[list[_File], _Contract] | None:
-    problems = findings.problems
+def _without_manifest(folder: Path, findings: Findings) -> tuple[list[_File], _Contract]:
     paths = parquet_files(folder)
     if not paths:
-        problems.append(f"{folder} has neither {MANIFEST_NAME} nor Parquet files")
-        return None
+        raise ValueError(f"{folder} has neither {MANIFEST_NAME} nor Parquet files")
     findings.notes.append(
         f"no {MANIFEST_NAME}: whether files are those that somebody wrote, and all of them, cannot be told. Every "
         "image is decoded instead, and held against the contract"
@@ -196,10 +182,10 @@ def _without_manifest(folder: Path, findings: Findings) -> tuple[list[_File], _C
             metadata = pq.read_metadata(path)
             names = names or class_names_of(metadata.schema.to_arrow_schema())
         except (OSError, pa.ArrowException) as error:
-            problems.append(f"{name}: cannot be read as Parquet ({str(error).splitlines()[0]})")
+            findings.problems.append(f"{name}: cannot be read as Parquet ({str(error).splitlines()[0]})")
             continue
-        files.append(_File(name, split_of(path), metadata.num_rows, None))
-    problems += _missing_shards(folder, paths)
+        files.append(_File(name, split_of(path), metadata.num_rows))
+    findings.problems += _missing_shards(folder, paths)
     if names is None:
         findings.notes.append("no class names are stored with objects.category")
     return files, _Contract(None if names is None else tuple(names))
@@ -207,8 +193,7 @@ def _without_manifest(folder: Path, findings: Findings) -> tuple[list[_File], _C
 
 def parquet_files(folder: Path) -> list[Path]:
     """The Parquet files below a folder, but not hidden ones and not those in hidden folders."""
-    found = sorted(folder.rglob("*.parquet"))
-    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    return sorted(folder / name for name, _ in walk(folder) if name.endswith(".parquet"))
 
 
 def split_of(path: Path) -> str:
@@ -233,26 +218,21 @@ def _missing_shards(folder: Path, paths: Sequence[Path]) -> list[str]:
 
 def _contents(file: _File, count: Count, folder: Path, contract: _Contract) -> _Contents:
     path, contents = folder / file.path, _Contents()
+    problems = contents.problems
     if not path.is_file():
-        contents.problems.append("the file is missing; run the command that built the folder again")
-    elif file.entry is not None and (problem := _damage(path, file.entry)):
-        contents.problems.append(f"{problem}; delete it and build again")
+        problems.append("the file is missing; run the command that built the folder again")
+    elif file.bytes is not None and (size := path.stat().st_size) != file.bytes:
+        problems.append(f"{size} bytes, expected {file.bytes}: cut off or replaced; delete it and build again")
+    elif file.sha256 and (found := file_sha256(path)) != file.sha256:
+        hashes = f"sha256 is {found[:12]}…, expected {file.sha256[:12]}…"
+        problems.append(f"{hashes}: damaged; delete it and build again")
     else:
         try:
             _read(path, file, contract, contents, count)
         except (OSError, pa.ArrowException) as error:
-            contents.problems.append(f"cannot be read as Parquet ({str(error).splitlines()[0]})")
-    contents.problems = _first_few(contents.problems, "problems more")
+            problems.append(f"cannot be read as Parquet ({str(error).splitlines()[0]})")
+    contents.problems = _first_few(problems, "problems more")
     return contents
-
-
-def _damage(path: Path, entry: Mapping[str, Any]) -> str:
-    """How a file differs from its entry in the manifest; nothing if it does not."""
-    if (size := path.stat().st_size) != entry["bytes"]:
-        return f"{size} bytes, expected {entry['bytes']}: cut off or replaced"
-    if (digest := file_sha256(path)) != entry["sha256"]:
-        return f"sha256 is {digest[:12]}…, expected {entry['sha256'][:12]}…: damaged"
-    return ""
 
 
 def _first_few(problems: list[str], rest: str) -> list[str]:
@@ -280,25 +260,21 @@ def _read(path: Path, file: _File, contract: _Contract, contents: _Contents, cou
     absent: dict[str, Any] = dict.fromkeys(lacking)
     if "regions" in absent:
         absent["regions"] = {"bbox": [], "score": None, "source": []}
-    ids: list[Any] = []
-    objects: list[int | None] = []
+    ids = []
     for batch in parquet.iter_batches(batch_size=100, columns=[name for name in COLUMNS if name in found.names]):
         for row in batch.to_pylist():
             row |= absent
-            ids.append(row["image_id"])
-            objects += (row["objects"] or {}).get("category") or []
+            ids.append(_id_hash(row["image_id"]))
+            categories = (row["objects"] or {}).get("category") or []
+            contents.objects.update(k for k in categories if k is not None and 0 <= k < contract.class_count)
             regions = len((row["regions"] or {}).get("bbox") or [])
             contents.regions += regions
             contents.without_regions += not regions
-            problems = [
-                *row_problems(row, contract.class_count),
-                *_image_problems(row, contract.class_count, decode=file.entry is None),
-            ]
-            contents.problems += [f"{row['image_id']}: {text}" for text in problems]
+            texts = row_problems(row, contract.class_count)
+            texts += _image_problems(row, contract.class_count, decode=not file.sha256)
+            contents.problems += [f"{row['image_id']}: {text}" for text in texts]
         count(batch.num_rows)
-    contents.ids = np.array([_id_hash(image_id) for image_id in ids], np.uint64)
-    known = [category for category in objects if category is not None and 0 <= category < contract.class_count]
-    contents.objects = np.bincount(np.array(known, np.int64))
+    contents.ids = np.array(ids, np.uint64)
 
 
 def _differences(found: pa.Schema, expected: pa.Schema, name: str) -> list[tuple[str, str, str]]:
@@ -308,13 +284,9 @@ def _differences(found: pa.Schema, expected: pa.Schema, name: str) -> list[tuple
         return []
     if not (pa.types.is_struct(have) and pa.types.is_struct(want)):
         return [(name, str(have), str(want))]
-    types = {have.field(i).name: have.field(i).type for i in range(have.num_fields)}
-    inside = [want.field(i) for i in range(want.num_fields)]
-    return [
-        (f"{name}.{part.name}", str(types.get(part.name, "not there")), str(part.type))
-        for part in inside
-        if types.get(part.name) != part.type
-    ]
+    types = {part.name: part.type for part in have}
+    wrong = [part for part in want if types.get(part.name) != part.type]
+    return [(f"{name}.{part.name}", str(types.get(part.name, "not there")), str(part.type)) for part in wrong]
 
 
 def _image_problems(row: Mapping[str, Any], class_count: int, decode: bool) -> Iterable[str]:
@@ -360,10 +332,10 @@ def _repeated_ids(folder: Path, files: Sequence[_File], contents: Sequence[_Cont
         if not suspects.size:
             continue
         for image_id in pq.read_table(folder / file.path, columns=["image_id"])["image_id"].take(suspects).to_pylist():
-            if image_id not in first:
+            earlier = first.get(image_id)
+            if earlier is None:
                 first[image_id] = file
                 continue
-            earlier = first[image_id]
             also = "" if earlier is file else f", also in {earlier.path}"
             between = f": once in {earlier.split}, once in {file.split}" if earlier.split != file.split else ""
             problems.append(f"{file.path}: {image_id}: image_id appears twice{also}{between}")
@@ -377,23 +349,19 @@ def _summary(files: Sequence[_File], contents: Sequence[_Contents], class_names:
         images = sum(len(content.ids) for content in own)
         if not images:
             continue
-        objects, regions = sum(int(content.objects.sum()) for content in own), sum(content.regions for content in own)
+        objects, regions = sum(content.objects.total() for content in own), sum(content.regions for content in own)
         without = sum(content.without_regions for content in own)
         lines.append(
             f"{split}: {images:,} images; {objects:,} objects ({objects / images:.1f} per image); {regions:,} regions "
             f"({regions / images:.1f} per image), {without / images:.1%} of the images have none"
         )
-    counts = np.zeros(max([len(class_names or ()), *(len(content.objects) for content in contents)]), np.int64)
-    for content in contents:
-        counts[: len(content.objects)] += content.objects
-    if counts.any():
-        order = np.argsort(-counts, kind="stable")
-        order = order[counts[order] > 0]
-
-        def named(categories: NDArray[np.intp]) -> str:
-            names = class_names or [str(k) for k in range(len(counts))]
-            return ", ".join(f"{names[k]} {counts[k]:,} ({counts[k] / counts.sum():.1%})" for k in categories)
-
-        lines.append(f"classes: {len(order)} of {len(class_names or counts)} occur; most often: {named(order[:3])}")
-        lines.append(f"least often: {named(order[-3:])}")
+    counts = sum((content.objects for content in contents), Counter[int]())
+    if counts:
+        shares = [
+            f"{class_names[k] if class_names else k} {number:,} ({number / counts.total():.1%})"
+            for k, number in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        ]
+        classes = len(class_names) if class_names else max(counts) + 1
+        lines.append(f"classes: {len(shares)} of {classes} occur; most often: {', '.join(shares[:3])}")
+        lines.append(f"least often: {', '.join(shares[-3:])}")
     return lines

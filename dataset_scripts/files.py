@@ -24,9 +24,8 @@ def file_sha256(path: Path) -> str:
 def whole_file(path: Path, sync: bool = True) -> Iterator[Path]:
     """A path to write to, which becomes `path` when the block ends well and is removed otherwise; makes the folder.
 
-    Args:
-        path: what the file is to be called. Readers see an older file of this name, or the whole new one.
-        sync: Also survive a crash of the machine. Costs milliseconds per file; do without for what is made again.
+    Readers see an older file of this name, or the whole new one. `sync`, which costs milliseconds per file, makes it
+    survive a crash of the machine as well; do without for what is made again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside it, hidden, and a name that nobody else has on any machine.
@@ -66,12 +65,8 @@ def lock_folder(
 ) -> IO[str]:
     """An open file that marks the folder as in use until it is closed, or this process ends in whatever way.
 
-    Args:
-        folder: made if it is not there.
-        key: what the user calls the folder, for messages.
-        user: what else may hold it, for messages.
-        wait: until it is free, instead of an error.
-        name: of the file that is locked.
+    The folder is made if it is not there. Messages speak of it as `key`, and of what else may hold it as a `user`.
+    `wait` waits until it is free, instead of an error.
     """
     path = folder / name
     while True:

@@ -25,6 +25,7 @@ COLUMNS = ("image", "image_id", "width", "height", "objects", "regions", "segmen
 TILE_PX = 288  # longer side of a picture
 MOST_REGIONS = 40  # more of them hide the picture, and each other
 _GAP_PX, _FONT_PX = 10, 13
+_LINE_PX, _PITCH_PX = _FONT_PX + 6, TILE_PX + 4
 _CROWD = "#b0b0b0"
 _HEADINGS = ("annotations", "map (striped: ignored)", "regions")
 
@@ -41,53 +42,59 @@ def class_colour(category: int) -> Colour:
 def draw_row(row: dict[str, Any], class_names: Sequence[str]) -> list[Image.Image]:
     """One image three times, side by side: with its annotations, its map and its regions."""
     pixels = _small(row)
-    scale = pixels.width / row["width"]
-    return [_with_objects(pixels, row, scale, class_names), _with_map(pixels, row), _with_regions(pixels, row, scale)]
+    return [_with_objects(pixels, row, class_names), _with_map(pixels, row), _with_regions(pixels, row)]
 
 
 def draw_rows(rows: Sequence[dict[str, Any]], class_names: Sequence[str]) -> Image.Image:
     """All images, two in a line, each with its id, its size and how much there is of everything."""
-    font = ImageFont.load_default(_FONT_PX)
-    drawn = [draw_row(row, class_names) for row in rows]
-    pairs = [list(range(start, min(start + 2, len(rows)))) for start in range(0, len(rows), 2)]
-    line_px = _FONT_PX + 6
-    tops = [_GAP_PX + line_px]
-    for pair in pairs:
-        tops.append(tops[-1] + max(drawn[k][0].height for k in pair) + line_px + _GAP_PX)
-    entry_px = 3 * (TILE_PX + 4) + _GAP_PX
-    canvas = Image.new("RGB", (_GAP_PX + entry_px * max(map(len, pairs)), tops[-1]), "white")
-    draw = ImageDraw.Draw(canvas)
-    for top, pair in zip(tops, pairs, strict=False):
-        for column, k in enumerate(pair):
-            left = _GAP_PX + column * entry_px
-            for place, tile in enumerate(drawn[k]):
-                x = left + place * (TILE_PX + 4)
-                canvas.paste(tile, (x, top))
-                if pair is pairs[0]:
-                    draw.text((x, _GAP_PX - 2), _HEADINGS[place], fill="#666666", font=font)
-            text = _fit(describe_row(rows[k]), 3 * TILE_PX, font)
-            draw.text((left, top + drawn[k][0].height + 2), text, fill="black", font=font)
+    entries = [_entry(row, class_names) for row in rows]
+    lines = [entries[k : k + 2] for k in range(0, len(entries), 2)]
+    heights = [max(entry.height for entry in line) + _GAP_PX for line in lines]
+    width = _GAP_PX + len(lines[0]) * (entries[0].width + _GAP_PX)
+    top = _GAP_PX + _LINE_PX
+    canvas = Image.new("RGB", (width, top + sum(heights)), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT_PX)
+    for line, height in zip(lines, heights, strict=True):
+        for column, entry in enumerate(line):
+            left = _GAP_PX + column * (entry.width + _GAP_PX)
+            canvas.paste(entry, (left, top))
+            if line is lines[0]:
+                for place, heading in enumerate(_HEADINGS):
+                    draw.text((left + place * _PITCH_PX, _GAP_PX - 2), heading, fill="#666666", font=font)
+        top += height
     return canvas
+
+
+def _entry(row: dict[str, Any], class_names: Sequence[str]) -> Image.Image:
+    """The three tiles of an image with its description below, which is cut off where it is too long."""
+    tiles = draw_row(row, class_names)
+    entry = Image.new("RGB", (len(tiles) * _PITCH_PX, tiles[0].height + _LINE_PX), "white")
+    for place, tile in enumerate(tiles):
+        entry.paste(tile, (place * _PITCH_PX, 0))
+    font = ImageFont.load_default(_FONT_PX)
+    ImageDraw.Draw(entry).text((0, tiles[0].height + 2), describe_row(row), fill="black", font=font)
+    return entry
 
 
 def describe_row(row: dict[str, Any]) -> str:
     """How much there is of everything in one image, and its id."""
+
+    def count(number: int, thing: str) -> str:
+        return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
     crowds = sum(row["objects"]["iscrowd"])
     objects = len(row["objects"]["bbox"]) - crowds
     regions, sources = len(row["regions"]["bbox"]), sorted(set(row["regions"]["source"]))
-    shown = f" ({MOST_REGIONS} shown)" if regions > MOST_REGIONS else ""
     parts = [
         f"{row['width']} x {row['height']} px",
-        _count(objects, "object") + (f" and {_count(crowds, 'crowd')}" if crowds else ""),
+        count(objects, "object") + (f" and {count(crowds, 'crowd')}" if crowds else ""),
         "map" if row["segmentation"] else "no map",
-        f"{_count(regions, 'region')}{shown}" + (f" from {', '.join(sources)}" if sources else ""),
+        count(regions, "region")
+        + (f" ({MOST_REGIONS} shown)" if regions > MOST_REGIONS else "")
+        + (f" from {', '.join(sources)}" if sources else ""),
         row["image_id"],
     ]
     return " · ".join(parts)
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def choose_rows(folder: Path, count: int) -> tuple[list[dict[str, Any]], list[str]]:
@@ -132,10 +139,9 @@ def _small(row: dict[str, Any]) -> Image.Image:
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
-def _with_objects(pixels: Image.Image, row: dict[str, Any], scale: float, class_names: Sequence[str]) -> Image.Image:
-    tile = pixels.copy()
+def _with_objects(pixels: Image.Image, row: dict[str, Any], class_names: Sequence[str]) -> Image.Image:
+    tile, scale = pixels.copy(), pixels.width / row["width"]
     draw = ImageDraw.Draw(tile)
-    font = ImageFont.load_default(_FONT_PX - 2)
     objects = row["objects"]
     # Large ones first, so that the frames and names of small ones stay in sight.
     order = sorted(range(len(objects["bbox"])), key=lambda k: -objects["bbox"][k][2] * objects["bbox"][k][3])
@@ -145,12 +151,12 @@ def _with_objects(pixels: Image.Image, row: dict[str, Any], scale: float, class_
         corners = _corners(objects["bbox"][k], scale, tile.size)
         draw.rectangle(corners, outline=colour, width=1 if crowd else 2)
         name = class_names[category] if category < len(class_names) else str(category)
-        _tag(draw, corners, f"crowd: {name}" if crowd else name, colour, tile.size, font)
+        _tag(draw, corners, f"crowd: {name}" if crowd else name, colour, tile.width)
     return tile
 
 
-def _with_regions(pixels: Image.Image, row: dict[str, Any], scale: float) -> Image.Image:
-    tile = pixels.copy()
+def _with_regions(pixels: Image.Image, row: dict[str, Any]) -> Image.Image:
+    tile, scale = pixels.copy(), pixels.width / row["width"]
     draw = ImageDraw.Draw(tile)
     for k, box in enumerate(row["regions"]["bbox"][:MOST_REGIONS]):
         draw.rectangle(_corners(box, scale, tile.size), outline=class_colour(k), width=2)
@@ -175,37 +181,21 @@ def _with_map(pixels: Image.Image, row: dict[str, Any]) -> Image.Image:
 def _corners(box: Sequence[float], scale: float, size: tuple[int, int]) -> tuple[float, float, float, float]:
     """First and last pixel of a box in a tile, none of them outside."""
     x, y, w, h = (value * scale for value in box)
-    width, height = size
-    left, top = min(max(round(x), 0), width - 1), min(max(round(y), 0), height - 1)
-    return left, top, min(max(round(x + w) - 1, left), width - 1), min(max(round(y + h) - 1, top), height - 1)
+    right, bottom = size[0] - 1, size[1] - 1
+    left, top = min(max(round(x), 0), right), min(max(round(y), 0), bottom)
+    return left, top, min(max(round(x + w) - 1, left), right), min(max(round(y + h) - 1, top), bottom)
 
 
-def _tag(
-    draw: ImageDraw.ImageDraw,
-    corners: tuple[float, float, float, float],
-    text: str,
-    colour: tuple[int, ...],
-    size: tuple[int, int],
-    font: Any,
-) -> None:
-    """A name above its box, or inside it where there is no room above."""
+def _tag(draw: ImageDraw.ImageDraw, corners: Sequence[float], text: str, colour: tuple[int, ...], width: int) -> None:
+    """A name above its box, or at the top inside it where there is no room above."""
+    font = ImageFont.load_default(_FONT_PX - 2)
     *_, text_width, text_height = draw.textbbox((0, 0), text, font=font)
-    left = max(0, min(corners[0], size[0] - text_width - 4))
+    left = max(0, min(corners[0], width - text_width - 4))
     top = corners[1] - text_height - 1
-    if top < 0:
-        top = min(corners[1], size[1] - text_height - 1)
+    top = corners[1] if top < 0 else top
     draw.rectangle([left, top, left + text_width + 3, top + text_height], fill=colour)
     is_bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
     draw.text((left + 2, top - 1), text, fill="black" if is_bright else "white", font=font)
-
-
-def _fit(text: str, width: int, font: Any) -> str:
-    """Text cut at its end to a width."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

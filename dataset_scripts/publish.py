@@ -8,6 +8,7 @@ missing and verifies the rest by hash.
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,20 +18,17 @@ from huggingface_hub import HfApi
 
 from modeling_decodepos.settings import CommandParser
 
+from .build.engines import add_worker_flag, exit_code
 from .build.parquet import CARD_NAME, MANIFEST_NAME, load_manifest, recipe_differences
 from .check import inspect_dataset
-from .hub.release import LocalFile, Repository, Snapshot, Upload, card_problems, exit_code, publish_all
+from .hub.release import LocalFile, Repository, Snapshot, Upload, card_problems, publish_all
 
 
 def release_files(folder: Path) -> dict[str, LocalFile]:
     """What is to be published, by path."""
     manifest = load_manifest(folder)
-    beside = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.is_file() and not path.name.startswith(".") and path.name not in (MANIFEST_NAME, CARD_NAME)
-    )
-    return {path: LocalFile(folder / path) for path in [MANIFEST_NAME, *manifest["files"], *beside, CARD_NAME]}
+    beside = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return {path: LocalFile(folder / path) for path in [MANIFEST_NAME, *manifest["files"], *beside]}
 
 
 def refuse_unfit(folder: Path, workers: int) -> None:
@@ -64,11 +62,6 @@ def refuse_foreign(held: Snapshot, folder: Path) -> None:
         )
 
 
-def _shards(held: Snapshot) -> list[str]:
-    """What `load_dataset` would read."""
-    return [path for path in held.files if path.startswith("data/") and path.endswith(".parquet")]
-
-
 def _publish(arguments: argparse.Namespace) -> None:
     folder, repo_id = arguments.folder, arguments.repo
     if repo_id.count("/") != 1:
@@ -78,7 +71,8 @@ def _publish(arguments: argparse.Namespace) -> None:
         Repository(repo_id, "dataset", HfApi(library_name="decodepos")),
         release_files(folder),
         refuse_foreign=lambda held: None if arguments.overwrite else refuse_foreign(held, folder),
-        find_stale=_shards,
+        # What `load_dataset` would read.
+        find_stale=lambda held: [path for path in held.files if re.fullmatch(r"data/.*\.parquet", path)],
     )
     commits = publish_all([upload], arguments.private, arguments.revision_tag, arguments.dry_run)
     for commit in commits.values():
@@ -96,14 +90,7 @@ def build_parser() -> CommandParser:
     parser.add_argument("--private", action="store_true", help="of a new repository")
     parser.add_argument("--revision_tag", metavar="TAG", help="name for this revision, such as v1; never moved")
     parser.add_argument("--overwrite", action="store_true", help="replace the data of another data set")
-    parser.add_argument(
-        "--num_workers",
-        "--workers",
-        dest="workers",
-        type=int,
-        default=0,
-        help="processes of the check; 0: one per core",
-    )
+    add_worker_flag(parser, "processes of the check; 0: one per core")
     return parser
 
 

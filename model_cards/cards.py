@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from model_cards.results import Row, measured_on, protocol_name
 from model_cards.tables import cell, code, metric_list, number_table, origin_table
+from modeling_decodepos.page import render
 
-TEMPLATE = "model_card.md.jinja"
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 MISSING = "[More Information Needed]"
 TASK = "image-feature-extraction"
 
@@ -20,24 +20,14 @@ Facts = Mapping[str, Any]
 
 
 def render_card(facts: Facts, rows: Sequence[Row], folder: str = "", is_template: bool = False) -> str:
-    """The text of a card.
+    """The text of a card, from what `release.json` holds and rows that `refuse_unfounded` has checked.
 
-    Args:
-        facts: What `release.json` of the release holds.
-        rows: The model's numbers and those beside them, checked by `refuse_unfounded`.
-        folder: Where in a checkout the weights lie, if they are not published; else they load from the Hub.
-        is_template: Whether the card stands alone, without a release that was published or lies beside it.
+    `folder` is where in a checkout the weights lie, if they do not load from the Hub. A template stands alone, without
+    a release that was published or lies beside it.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,  # the default writes nothing where a name is unknown, and says nothing
-        autoescape=False,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"cell": cell, "code": code, "or_missing": lambda text: text or MISSING}
-    return environment.get_template(TEMPLATE).render(
+    text = render(
+        TEMPLATE,
+        {"cell": cell, "code": code, "or_missing": lambda text: text or MISSING},
         header=card_data(facts, rows).to_yaml(),
         numbers=number_table(rows) if rows else "",
         meanings=metric_list(rows),
@@ -47,6 +37,7 @@ def render_card(facts: Facts, rows: Sequence[Row], folder: str = "", is_template
         is_template=is_template,
         **facts,
     )
+    return text + "\n"
 
 
 def card_data(facts: Facts, rows: Sequence[Row]) -> ModelCardData:

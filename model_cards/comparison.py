@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,15 +13,10 @@ from modeling_decodepos.diagnosis.statistics.estimates import half_width_95
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of one arm.
+    """One number of one arm."""
 
-    Attributes:
-        values: By seed.
-        differences: From the baseline with the same seed, where both are known.
-    """
-
-    values: Mapping[int, float]
-    differences: Sequence[float]
+    values: Mapping[int, float]  # by seed
+    differences: Sequence[float]  # from the baseline with the same seed, where both are known
 
     @property
     def mean(self) -> float:
@@ -55,11 +51,9 @@ class Cell:
 def compare(rows: Sequence[Mapping[str, Any]], baseline: str, names: Sequence[str]) -> dict[str, dict[str, Cell]]:
     """Arm -> name of the number -> what is known of it."""
     found: dict[str, dict[str, dict[int, float]]] = {}
-    for row in rows:
-        for name in names:
-            value = find_value(row["results"], name)
-            if value is not None:
-                found.setdefault(row["arm"], {}).setdefault(name, {})[row["seed"]] = value
+    for row, name in itertools.product(rows, names):
+        if (value := find_value(row["results"], name)) is not None:
+            found.setdefault(row["arm"], {}).setdefault(name, {})[row["seed"]] = value
     table: dict[str, dict[str, Cell]] = {}
     for arm, by_name in found.items():
         for name, values in by_name.items():

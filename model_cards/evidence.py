@@ -22,27 +22,19 @@ PAGE = Path("docs") / "evidence.md"
 FIGURES = Path("docs") / "evidence"
 
 # Short names of the numbers, and what they say.
+_CLASSES = {"": "classes", "shape_": "shapes", "texture_": "textures", "supercategory_": "supercategories"}
+_CHANGES = {"": "", "recontextualised_": ", other surroundings", "repositioned_": ", moved"}
 TITLES = {
-    "object_knn/class_mean_k20": "object k-NN, classes",
-    "object_knn/recontextualised_class_mean_k20": "object k-NN, classes, other surroundings",
-    "object_knn/repositioned_class_mean_k20": "object k-NN, classes, moved",
-    "object_knn/shape_class_mean_k20": "object k-NN, shapes",
-    "object_knn/recontextualised_shape_class_mean_k20": "object k-NN, shapes, other surroundings",
-    "object_knn/repositioned_shape_class_mean_k20": "object k-NN, shapes, moved",
-    "object_knn/texture_class_mean_k20": "object k-NN, textures",
-    "object_knn/recontextualised_texture_class_mean_k20": "object k-NN, textures, other surroundings",
-    "object_knn/repositioned_texture_class_mean_k20": "object k-NN, textures, moved",
-    "object_knn/supercategory_class_mean_k20": "object k-NN, supercategories",
-    "object_knn/recontextualised_supercategory_class_mean_k20": "object k-NN, supercategories, other surroundings",
-    "object_knn/repositioned_supercategory_class_mean_k20": "object k-NN, supercategories, moved",
+    f"object_knn/{change}{kind}class_mean_k20": f"object k-NN, {classes}{changed}"
+    for kind, classes in _CLASSES.items()
+    for change, changed in _CHANGES.items()
+} | {
     "object_knn/effective_rank": "effective rank of object features",
     "linear_segmentation/miou": "linear segmentation, mIoU",
     "diagnosis/content_wins": "same object elsewhere is nearer",
     "diagnosis/context_leak": "context leak, region embeddings",
     "diagnosis/context_leak_stage4": "context leak, stage 4 on the image",
-    "diagnosis/context_leak_stage3": "context leak, stage 3",
-    "diagnosis/context_leak_stage2": "context leak, stage 2",
-    "diagnosis/context_leak_stage1": "context leak, stage 1",
+    **{f"diagnosis/context_leak_stage{stage}": f"context leak, stage {stage}" for stage in (3, 2, 1)},
     "diagnosis/neighbour_advantage": "neighbour's class read out, over guessing",
     "diagnosis/position_regions": "position R², region embeddings",
     "diagnosis/position_natural": "position R², cells of pictures",
@@ -54,11 +46,8 @@ LESS_IS_BETTER = re.compile(r"diagnosis/(context_leak|neighbour|position)")
 
 def load_sweeps(results: Path) -> dict[str, dict[str, Any]]:
     """The sweeps among the results files, by name; their rows are checked."""
-    found = {}
-    for path in sorted(results.glob("*.json")):
-        if is_sweep(path):
-            found[path.stem] = {**json.loads(path.read_text(encoding="utf-8")), "results": load_rows(path)}
-    return found
+    paths = filter(is_sweep, sorted(results.glob("*.json")))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) | {"results": load_rows(path)} for path in paths}
 
 
 def is_sweep(path: Path) -> bool:
@@ -104,9 +93,8 @@ def describe(values: Mapping[str, Any]) -> str:
         f"({sweep['train_hours']:.1f} training, {per_row}; {sweep['measure_hours']:.1f} measuring), torch "
         f"{machine['torch']}. Commit {', '.join(code(commit[:12]) for commit in commits)}."
     )
-    failed = [
-        f"Without a result: {cell(name)}: {cell(reason.split('. ')[0])}." for name, reason in sweep["failed"].items()
-    ]
+    reasons = {name: reason.split(". ")[0] for name, reason in sweep["failed"].items()}
+    failed = [f"Without a result: {cell(name)}: {cell(reason)}." for name, reason in reasons.items()]
     arms = [
         f"- {code(arm)}: {code(_keys(keys)) if keys else 'the network as it starts' if keys is None else 'the recipe'}"
         for arm, keys in sweep["arms"].items()
@@ -132,14 +120,10 @@ def _table(values: Mapping[str, Any]) -> str:
     arms = [arm for arm in sweep["arms"] if arm in cells]
     heads = {name: f"{TITLES.get(name, name)} {'↓' if LESS_IS_BETTER.match(name) else '↑'}" for name in names}
     written = {(arm, name): _written(cells[arm].get(name)) for arm in arms for name in names}
-    if len(arms) <= 8:
-        return markdown_table(
-            ["", *map(code, arms)], [[cell(heads[name]), *(written[arm, name] for arm in arms)] for name in names]
-        )
-    return markdown_table(
-        ["", *(cell(heads[name]) for name in names)],
-        [[code(arm), *(written[arm, name] for name in names)] for arm in arms],
-    )
+    table = [["", *map(code, arms)]]
+    table += [[cell(heads[name]), *(written[arm, name] for arm in arms)] for name in names]
+    head, *lines = table if len(arms) <= 8 else zip(*table, strict=True)
+    return markdown_table(head, lines)
 
 
 def _written(found: Cell | None) -> str:

@@ -20,19 +20,12 @@ MEANINGS = {
 }
 
 
+_WRITTEN = str.maketrans({"&": "&amp;", "<": "&lt;", "|": "&#124;", "`": "&#96;", "[": "&#91;", "]": "&#93;"})
+
+
 def cell(value: Any) -> str:
     """Text that stays in its cell and starts no markup, whatever it is."""
-    text = " ".join(str(value).split())
-    for sign, written in (
-        ("&", "&amp;"),
-        ("<", "&lt;"),
-        ("|", "&#124;"),
-        ("`", "&#96;"),
-        ("[", "&#91;"),
-        ("]", "&#93;"),
-    ):
-        text = text.replace(sign, written)
-    return text
+    return " ".join(str(value).split()).translate(_WRITTEN)
 
 
 def code(value: Any) -> str:

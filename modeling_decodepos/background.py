@@ -14,13 +14,7 @@ from .regions import rasterise
 
 
 def replace_background(pixels: Tensor, background: Tensor, foreground: Tensor | np.ndarray) -> Tensor:
-    """`pixels` where the foreground mask is true, `background` elsewhere.
-
-    Args:
-        pixels: (…, C, H, W).
-        background: The donor image, same shape.
-        foreground: (…, H, W), boolean; see `foreground_mask`.
-    """
+    """`pixels` (…, C, H, W) where the foreground mask (…, H, W) is true, `background` of the same shape elsewhere."""
     if pixels.shape != background.shape:
         raise ValueError(
             f"background has shape {tuple(background.shape)}, expected {tuple(pixels.shape)} like pixels: resize it."
@@ -30,12 +24,9 @@ def replace_background(pixels: Tensor, background: Tensor, foreground: Tensor | 
 
 
 def foreground_mask(pixel_boxes: np.ndarray, size: tuple[int, int], cut: np.ndarray | None = None) -> np.ndarray:
-    """(H, W) boolean union of integer boxes, without the pixels that region augmentation cut.
+    """(H, W) boolean union of integer boxes, without the pixels that `sample_region_cut` cut.
 
-    Args:
-        pixel_boxes: (R, 4), from `boxes_to_pixels`, or from `placed_pixel_boxes` when the regions were moved.
-        size: Height and width of the view.
-        cut: (H, W) mask from `sample_region_cut`; the donor shows through there.
+    The boxes come from `boxes_to_pixels`, or from `placed_pixel_boxes` when the regions were moved.
     """
     mask = rasterise(pixel_boxes, size)
     return mask if cut is None else mask & ~cut

@@ -116,3 +116,7 @@ def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> P
     if not getattr(backbone_config, "stage_names", None):
         raise ValueError(NO_FEATURE_MAPS.format(backbone_config.model_type))
     return backbone_config
+
+
+if __package__ == "modeling_decodepos":  # transformers itself registers a copy of this file that it loads from a Hub
+    AutoConfig.register(DecodePosConfig.model_type, DecodePosConfig)

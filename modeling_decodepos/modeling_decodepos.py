@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoBackbone, AutoConfig, PreTrainedModel
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
@@ -33,41 +33,27 @@ from .regions import Regions, View, check_regions
 
 @dataclass
 class DecodePosModelOutput(ModelOutput):
-    """Features of a batch of images, and of their regions if any were given.
+    """Features of a batch of images, and of their regions if any were given."""
 
-    Args:
-        feature_map: (B, C, H, W), the map regions are pooled from: stage 3 of a ResNet, else the backbone's last map.
-        region_embeddings: (B, R, D), zero in the padding rows.
-        valid_regions: (B, R), true for the real rows.
-        last_hidden_state: (B, D, H, W), the last stage on the whole image. Left out when regions are given: a ResNet's
-            last stage then ran on the regions instead.
-        pooler_output: (B, D), its mean. Left out when regions are given.
-    """
-
+    # (B, C, H, W), the map regions are pooled from: stage 3 of a ResNet, else the backbone's last map
     feature_map: Tensor | None = None
-    region_embeddings: Tensor | None = None
-    valid_regions: Tensor | None = None
+    region_embeddings: Tensor | None = None  # (B, R, D), zero in the padding rows
+    valid_regions: Tensor | None = None  # (B, R), true for the real rows
+    # (B, D, H, W), the last stage on the whole image, and (B, D), its mean. Both are left out when regions are given:
+    # a ResNet's last stage then ran on the regions instead.
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
 
 
 @dataclass
 class DecodePosForPreTrainingOutput(ModelOutput):
-    """Loss of a batch of views.
+    """Loss of a batch of views, and by view name what it compared."""
 
-    Args:
-        loss: Weighted sum of the terms.
-        terms: Each loss term by name: detached, unweighted.
-        features: Student region features (B, R, C) by view name, before its heads.
-        predictions: Student predictions (B, R, D) by view name.
-        targets: Teacher projections (B, R, D) by view name.
-    """
-
-    loss: Tensor | None = None
-    terms: dict[str, Tensor] | None = None
-    features: dict[str, Tensor] | None = None
-    predictions: dict[str, Tensor] | None = None
-    targets: dict[str, Tensor] | None = None
+    loss: Tensor | None = None  # weighted sum of the terms
+    terms: dict[str, Tensor] | None = None  # each loss term by name: detached, unweighted
+    features: dict[str, Tensor] | None = None  # (B, R, C) of the student's regions, before its heads
+    predictions: dict[str, Tensor] | None = None  # (B, R, D) of the student
+    targets: dict[str, Tensor] | None = None  # (B, R, D) projections of the teacher
 
 
 @torch.no_grad()
@@ -100,12 +86,8 @@ class ProjectionHead(nn.Sequential):
     """Linear, batch norm, ReLU, linear: the shape of both projector and predictor."""
 
     def __init__(self, in_size: int, hidden_size: int, out_size: int):
-        super().__init__(
-            nn.Linear(in_size, hidden_size),
-            RegionBatchNorm(hidden_size),
-            nn.ReLU(),
-            nn.Linear(hidden_size, out_size),
-        )
+        first, last = nn.Linear(in_size, hidden_size), nn.Linear(hidden_size, out_size)
+        super().__init__(first, RegionBatchNorm(hidden_size), nn.ReLU(), last)
 
 
 class DecodePosPreTrainedModel(PreTrainedModel):
@@ -140,11 +122,9 @@ class DecodePosPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_backbone(cls, backbone: str | Path | PreTrainedModel, **config_kwargs: Any) -> Self:
-        """This class around the weights of an existing checkpoint of any backbone, with fresh heads.
+        """This class around the weights of any backbone, with fresh heads and further fields of `DecodePosConfig`.
 
-        Args:
-            backbone: A Hub id, a local folder, or an already loaded model with a backbone class.
-            **config_kwargs: Further fields of `DecodePosConfig`.
+        The backbone is a Hub id, a local folder, or an already loaded model with a backbone class.
         """
         loaded = backbone if isinstance(backbone, PreTrainedModel) else _load_backbone(backbone)
         backbone_config = copy.deepcopy(loaded.config)
@@ -186,13 +166,7 @@ class DecodePosModel(DecodePosPreTrainedModel):
         valid_regions: Tensor | None = None,
         **kwargs: Any,
     ) -> DecodePosModelOutput:
-        """Features of the images, or of their regions.
-
-        Args:
-            pixel_values: (B, 3, H, W) normalised images.
-            regions: Boxes or masks, ragged (a list with one tensor per image) or padded; see `check_regions`.
-            valid_regions: (B, R), true for the real rows of padded regions.
-        """
+        """Features of normalised (B, 3, H, W) images, or of their regions in a form that `check_regions` takes."""
         if regions is None:
             feature_map = self.feature_map(pixel_values)
             last = self.apply_region_stage(feature_map)
@@ -345,12 +319,10 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
         num_pairs: Mapping[tuple[str, str], Tensor | float] | None = None,
         **kwargs: Any,
     ) -> DecodePosForPreTrainingOutput:
-        """Loss between student and teacher views.
+        """Loss between student and teacher views, each with the same regions in the same order.
 
-        Args:
-            views: Every view the objective names, each with the same regions in the same order.
-            objective: The table of (student view, teacher view) pairs; both modules of the paper by default.
-            num_pairs: Global number of matched regions per pair; see `region_similarity_loss`.
+        The objective is both modules of the paper by default. `num_pairs` is the global number of matched regions per
+        pair; see `region_similarity_loss`.
         """
         objective = objective or OBJECTIVES["both"]
         missing = [name for name in objective.views if name not in views]
@@ -482,3 +454,9 @@ def _side_unit(config: Any) -> int:
     if "swin" in config.model_type:  # halved between stages, padded to whole windows
         return _patch_size(config) * 2 ** (len(config.depths) - 1)
     return _patch_size(config)
+
+
+if __package__ == "modeling_decodepos":  # not where transformers loads a copy of this file from a Hub
+    AutoModel.register(DecodePosConfig, DecodePosModel)
+    AutoBackbone.register(DecodePosConfig, DecodePosBackbone)
+    AutoModelForPreTraining.register(DecodePosConfig, DecodePosForPreTraining)

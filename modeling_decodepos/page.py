@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 from PIL import Image
 
@@ -31,29 +31,24 @@ TONES = ("plain", "good", "bad")
 
 
 _HERE = Path(__file__).parent
-_HOW: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+_HOW: dict[str, Any] = {
+    "autoescape": select_autoescape(["html.jinja"]),  # the default writes markup as it is
+    "undefined": StrictUndefined,  # the default writes nothing where a name is unknown, and says nothing
+    "trim_blocks": True,
+    "lstrip_blocks": True,
+}
 _PIECES: Any = Environment(loader=FileSystemLoader(_HERE), **_HOW).get_template("page_pieces.html.jinja").module
 
 
 def page(title: str, sections: Iterable[tuple[str, Any]], *, lead: Any = "", footer: Any = "") -> str:
-    """A whole HTML document.
-
-    Args:
-        title: Heading and window title.
-        sections: Heading and content of each part.
-        lead: What to read first, below the title.
-        footer: A last line.
-    """
+    """A whole HTML document: a title, what to read first, headings with their content, and a last line."""
     return render(_HERE / "page.html.jinja", title=title, sections=sections, lead=lead, footer=footer)
 
 
 def render(template: Path, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any) -> str:
-    """The document of a jinja2 template that extends `page.html.jinja`; every value is escaped.
+    """The document of a jinja2 template; where its name ends in `.html.jinja`, every value is escaped.
 
-    Args:
-        template: The file. The functions of this module that make pieces are known in it.
-        filters: Further filters by name.
-        values: Variables of the template; `title` is one.
+    The functions of this module that make pieces are known in it, and a page extends `page.html.jinja`.
     """
     environment = Environment(loader=FileSystemLoader([template.parent, _HERE]), **_HOW)
     environment.filters |= filters or {}
@@ -72,8 +67,7 @@ def format_number(value: float | None, digits: int = 3) -> str:
     size = math.floor(math.log10(abs(value)))
     if size < -4 or size > 9:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
-        text = f"{mantissa}e{int(exponent)}"
+        text = f"{float(mantissa):g}e{int(exponent)}"
     elif float(value).is_integer() or size >= digits - 1:
         text = f"{value:,.0f}"
     else:
@@ -134,11 +128,9 @@ def _check_tone(tone: str) -> str:
 
 
 def image_data_uri(image: bytes | Image.Image, quality: int | None = None) -> Markup:
-    """A picture as a `data:` address.
+    """A picture as a `data:` address, from a Pillow image or the bytes of a PNG, JPEG or WebP file.
 
-    Args:
-        image: The bytes of a PNG, JPEG or WebP file, or a Pillow image.
-        quality: Of the JPEG that a Pillow image becomes; None makes a PNG, which keeps every pixel.
+    A Pillow image becomes a JPEG of the given quality; without one a PNG, which keeps every pixel.
     """
     if isinstance(image, Image.Image):
         buffer = io.BytesIO()
@@ -159,34 +151,24 @@ def picture(image: bytes | Image.Image, alt: str, caption: Any = "", quality: in
 
 @dataclass(frozen=True)
 class Bar:
-    """A value of an axis that begins at 0.
-
-    Attributes:
-        name: Written before the bar.
-        value: None where there is nothing to draw.
-        text: Written behind the bar.
-        interval: Ends of a whisker.
-        marks: Class and place of other values: mark is a dashed line, control a circle, control square a diamond.
-        color: Number of the colour of a series.
-    """
+    """A value of an axis that begins at 0, between its name and a text."""
 
     name: str
-    value: float | None
+    value: float | None  # None where there is nothing to draw
     text: str
-    interval: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = None  # ends of a whisker
+    # Class and place of other values: mark is a dashed line, control a circle, control square a diamond.
     marks: Sequence[tuple[str, float]] = ()
-    color: int = 0
+    color: int = 0  # number of the colour of a series
 
 
-def bars(
-    items: Iterable[Bar], high: float = 1.0, axis: Mapping[str, float] | None = None, wide: bool = False
-) -> Markup:
-    """Bars on one axis from 0 to `high`, with named values of the axis below them; `wide` leaves room for names."""
+def bars(items: Iterable[Bar], high: float = 1.0, axis: Mapping[str, float] | None = None) -> Markup:
+    """Bars on one axis from 0 to `high`, with named values of the axis below them."""
 
     def place(value: float) -> float:
         return round(100 * min(max(value / high, 0.0), 1.0), 2)
 
-    return _PIECES.bars(list(items), place, dict(axis or {}), wide)
+    return _PIECES.bars(list(items), place, dict(axis or {}))
 
 
 # ------------------------------------------------------------------------------------------------------------ charts
@@ -194,7 +176,7 @@ def bars(
 _WIDTH, _HEIGHT = 440, 236  # small on purpose: a phone shows the same drawing with text that can still be read
 _RIGHT, _TOP, _BOTTOM = _WIDTH - 14, 12, _HEIGHT - 36
 _CHARACTER = 7  # width of a digit of a tick's label
-_MAX_POINTS, _MAX_STRIPS = 400, 60
+_MAX_POINTS, _MAX_NAMED = 400, 60  # of a series: that are drawn, and that tell their value
 _SERIES_COLORS = 6
 _LARGEST = 1e300  # differences of larger numbers overflow; false for NaN too
 
@@ -211,19 +193,11 @@ def line_chart(
     y_range: tuple[float | None, float | None] = (None, None),
     note: str = "",
 ) -> Markup:
-    """A line chart as inline SVG with a legend that tells each series' last value; hovering tells all values at an x.
+    """A line chart as inline SVG with a legend that tells each series' last value; points tell theirs when hovered.
 
     Gaps (None, NaN, infinite) are left open, lone points are dots, a constant series is a line in the middle, and a
-    chart without any value says so.
-
-    Args:
-        series: x and y values by name.
-        title: What is drawn.
-        y_label: Unit or meaning of y.
-        x_label: Unit or meaning of x.
-        references: Values of horizontal lines by their name in the legend; the axis is extended to show them.
-        y_range: Ends of the y axis that must be in it; None leaves an end to the data.
-        note: A sentence below the chart.
+    chart without any value says so. The axis is extended to show `references`, horizontal lines by name, and the ends
+    in `y_range`; None leaves an end to the data.
     """
     lines = {name: _clean(*points) for name, points in series.items()}
     references = references or {}
@@ -275,18 +249,22 @@ def _plot(
     def place_y(y: float) -> float:
         return round(_BOTTOM - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (_BOTTOM - _TOP), 1)
 
-    paths, dots = [], []
-    for number, line in enumerate(lines.values()):
+    paths, dots, named = [], [], []
+    for number, (name, line) in enumerate(lines.items()):
         color, path = number % _SERIES_COLORS, ""
         for _, stretch in itertools.groupby(_thin(line), lambda point: point[1] is None):
             points = [(place_x(x), place_y(y)) for x, y in stretch if y is not None]
             path += "M" + "L".join(f"{x} {y}" for x, y in points) if len(points) > 1 else ""
             dots += [(color, *points[0])] if len(points) == 1 else []
         paths += [(color, path)] if path else []
+        for x, y in line[:: math.ceil(len(line) / _MAX_NAMED) or 1]:
+            if y is not None:
+                text = f"{x_label} {format_number(x, 6)}\n{name}: {format_number(y, 4)}"
+                named.append((color, place_x(x), place_y(y), text))
     return {
         "width": _WIDTH,
         "height": _HEIGHT,
-        "frame": {"left": left, "right": _RIGHT, "top": _TOP, "bottom": _BOTTOM},
+        "frame": {"left": left, "right": _RIGHT, "bottom": _BOTTOM},
         "y_ticks": [(place_y(tick), label) for tick, label in zip(y_ticks, y_labels, strict=True)],
         # The last label would stick out of the drawing if it were centred.
         "x_ticks": [
@@ -297,48 +275,22 @@ def _plot(
         "references": [place_y(value) for value in references.values()],
         "paths": paths,
         "dots": dots,
-        "strips": _hover_strips(lines, x_label, [left, _RIGHT], place_x, place_y),
+        "named": named,
     }
 
 
 def _thin(points: Series) -> Series:
     """About `_MAX_POINTS` points at most: the least, the greatest and a gap of each stretch, so no spike is lost."""
-    if len(points) <= _MAX_POINTS:
-        return points
     length = math.ceil(2 * len(points) / _MAX_POINTS)
-    kept: Series = []
+    if length <= 2:
+        return points
+    kept: set[int] = set()
     for start in range(0, len(points), length):
-        stretch = list(enumerate(points[start : start + length]))
-        values = [(y, k) for k, (_, y) in stretch if y is not None]
-        numbers = {min(values)[1], max(values)[1]} if values else set()
-        numbers |= set([k for k, (_, y) in stretch if y is None][:1])
-        kept += [points[start + k] for k in sorted(numbers)]
-    return kept
-
-
-def _hover_strips(
-    lines: Mapping[str, Series],
-    x_label: str,
-    ends: list[float],
-    place_x: Callable[[float], float],
-    place_y: Callable[[float], float],
-) -> list[dict[str, Any]]:
-    """Invisible columns that show a line and, as a tooltip, every series' value at their x."""
-    values = {name: dict(line) for name, line in lines.items()}
-    xs = sorted({x for line in lines.values() for x, _ in line if ends[0] <= place_x(x) <= ends[1]})
-    if len(xs) > _MAX_STRIPS:
-        xs = [xs[round(k * (len(xs) - 1) / (_MAX_STRIPS - 1))] for k in range(_MAX_STRIPS)]
-    centers = [place_x(x) for x in xs]
-    edges = [ends[0], *((a + b) / 2 for a, b in itertools.pairwise(centers)), ends[1]]
-    strips = []
-    for x, center, (left, right) in zip(xs, centers, itertools.pairwise(edges), strict=True):
-        found = {name: at.get(x) for name, at in values.items()}
-        text = [f"{x_label} {format_number(x, 6)}", *(f"{name}: {format_number(y, 4)}" for name, y in found.items())]
-        dots = [(k % _SERIES_COLORS, place_y(y)) for k, y in enumerate(found.values()) if y is not None]
-        strips.append(
-            {"left": left, "width": round(right - left, 1), "x": center, "dots": dots, "text": "\n".join(text)}
-        )
-    return strips
+        stretch = range(start, min(start + length, len(points)))
+        values = [(y, k) for k in stretch if (y := points[k][1]) is not None]
+        kept |= {min(values)[1], max(values)[1]} if values else set()
+        kept |= set([k for k in stretch if points[k][1] is None][:1])
+    return [points[k] for k in sorted(kept)]
 
 
 def _ticks(low: float, high: float, count: int) -> list[float]:
@@ -358,6 +310,6 @@ def _tick_labels(ticks: Sequence[float]) -> list[str]:
     largest = max((abs(tick) for tick in ticks), default=0.0)
     if 0 < largest < 1e-3 or largest >= 1e6:
         return [format_number(tick, 2) for tick in ticks]
-    exact = (n for n in range(8) if all(abs(round(tick, n) - tick) <= 1e-6 * largest for tick in ticks))
+    exact = (n for n in range(7) if all(abs(round(tick, n) - tick) <= 1e-6 * largest for tick in ticks))
     decimals = next(exact, 7)
     return [f"{tick:,.{decimals}f}".replace("-", MINUS) if tick else "0" for tick in ticks]

@@ -44,8 +44,11 @@ def decode_picture(
 ) -> np.ndarray:
     """(H, W, 3) uint8 RGB pixels, turned as their EXIF orientation says; colour only, alpha is dropped.
 
+    Of an animation, the first picture is taken; 16-bit values lose their lower byte. `BrokenImage` is raised for a
+    file that is cut short, of no known kind, far too large, or of another size.
+
     Args:
-        data: The encoded file; of an animation, the first picture is taken. 16-bit values lose their lower byte.
+        data: The encoded file.
         name: For the message.
         size: Height and width that annotations refer to. Where they are those of the pixels before the EXIF rotation,
             that is what comes back.
@@ -54,9 +57,6 @@ def decode_picture(
         formats: Pillow's names of the kinds of file that are read; None reads them all.
         decode_jpeg: A faster decoder of whole 8-bit JPEG files, grey or colour, that leaves them unturned. Where it
             returns None, Pillow decodes.
-
-    Raises:
-        BrokenImage: The file is cut short, of no known kind, far too large, or of another size.
     """
     if not data:
         raise BrokenImage(name, "has no bytes: the `image` column must hold the encoded file, not its path")

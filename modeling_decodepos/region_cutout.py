@@ -34,15 +34,10 @@ def sample_region_cut(
     rng: np.random.Generator,
     form: str = "collaborative",
 ) -> np.ndarray:
-    """(H, W) boolean mask, true where region augmentation removes the pixel.
+    """(H, W) boolean mask, true where region augmentation removes the pixel: a share of each region, in [0, 1).
 
-    Args:
-        boxes: (R, 4) unit xyxy boxes of the view as it will be seen (after its flip). Boxes without area are ignored.
-        size: Height and width of the mask in cells: the view's pixels for a CNN, its patch grid for a ViT (then
-            enlarge the mask with `enlarge_cut`).
-        ratio: Share of each region to remove, in [0, 1).
-        rng: Source of randomness.
-        form: A key of `CUT_FORMS`.
+    Boxes are those of the view as it will be seen (after its flip); those without area are ignored. The mask has the
+    view's pixels for a CNN, its patch grid for a ViT (then enlarge the mask with `enlarge_cut`).
     """
     if form not in CUT_FORMS:
         raise ValueError(f"cut form {form!r} is unknown; expected one of {', '.join(CUT_FORMS)}.")
@@ -60,12 +55,9 @@ def sample_region_cut(
 
 
 def cut_regions(pixels: Tensor, cut: Tensor | np.ndarray, fill: Tensor | float = 0.0) -> Tensor:
-    """Pixels (…, C, H, W) with the cut ones replaced by `fill`.
+    """Pixels (…, C, H, W) with those of a boolean mask (…, H, W) replaced by a number, or one per channel (C,).
 
-    Args:
-        pixels: Normalised pixels, for which a fill of 0 is the data set's mean, or raw ones.
-        cut: (…, H, W) boolean mask.
-        fill: A number, or one value per channel (C,).
+    In normalised pixels, a fill of 0 is the data set's mean.
     """
     fill = torch.as_tensor(fill, dtype=pixels.dtype, device=pixels.device)
     cut = torch.as_tensor(cut, device=pixels.device)

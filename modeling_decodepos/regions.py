@@ -60,17 +60,12 @@ def check_regions(
     valid_regions: Tensor | None = None,
     device: torch.device | str | None = None,
 ) -> Regions:
-    """Padded, validated regions from any accepted form.
+    """Padded, validated regions on a device, from any accepted form.
 
-    Args:
-        regions: Boxes as a list of (R_i, 4) tensors, one per image, or as a padded (B, R, 4) tensor; or masks as a
-            list of (R_i, H, W) tensors or a (B, R, H, W) tensor. Boxes are xyxy in [0, 1]; a mask is true inside.
-        batch_size: Number of images the regions belong to.
-        valid_regions: (B, R), true for the real rows of a padded tensor. All rows count when it is left out.
-        device: Where the result shall live; the device of `regions` when left out.
-
-    Raises:
-        ValueError: The form, the number of images, or a single region is wrong. The message names image and row.
+    Boxes come as a list of (R_i, 4) tensors, one per image, or as a padded (B, R, 4) tensor; masks as a list of
+    (R_i, H, W) tensors or a (B, R, H, W) tensor. Boxes are xyxy in [0, 1]; a mask is true inside. `valid_regions` is
+    true for the real rows of a padded tensor; all count when it is left out. The ValueError for a wrong form, number
+    of images or region names image and row.
     """
     if isinstance(regions, Tensor):
         if regions.ndim not in (3, 4):

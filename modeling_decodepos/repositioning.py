@@ -52,13 +52,8 @@ def sample_placement(
 ) -> Placement:
     """A random place for the foreground: one scale, then one shift, uniform over all that keep every box in the view.
 
-    Resize the view to `placement.side_px` before `reposition_foreground`; the boxes follow with `place_boxes`.
-
-    Args:
-        boxes: (R, 4) unit boxes of the foreground; at least one.
-        view_px: Side of the square view.
-        scale_range: Least and greatest size of the foreground relative to the view; see `FOREGROUND_SCALES`.
-        rng: Source of randomness.
+    Resize the view to `placement.side_px` before `reposition_foreground`; the boxes follow with `place_boxes`. The
+    scale, of the foreground relative to the view, lies in a range such as those of `FOREGROUND_SCALES`.
     """
     if len(boxes) == 0:
         raise ValueError("there is no box to place; mark the sample as having no foreground instead.")

@@ -4,20 +4,19 @@ A scene is a `SceneSpec`: a background and a list of objects, back to front. The
 its texture ("striped heart"); colour, size, rotation and place are nuisance. `sample_scene` draws a spec from
 (seed, index) and nothing else; `render_scene` turns a spec into pixels, boxes, classes and maps.
 
-Exact probes: `move_object`, `replace_background`, `keep_only` and `swap_object` return a changed spec. What an object
-looks like is a function of the object alone: it casts its shadow on the background and never on another object, and
-its light goes by its own centre. So after a move by whole pixels, or before another background, every pixel that an
-object fills alone is the same byte as before (`Scene.interior` marks these pixels). Only antialiased rims, about one
-pixel wide, mix two things.
+Exact probes: `dataclasses.replace` gives a changed spec. What an object looks like is a function of the object alone:
+it casts its shadow on the background and never on another object, and its light goes by its own centre. So after a
+move by whole pixels, or before another background, every pixel that an object fills alone is the same byte as before
+(`Scene.interior` marks these pixels). Only antialiased rims, about one pixel wide, mix two things.
 
 Reproducible bytes: drawing uses only `+ - * / sqrt floor abs min max` on float32 arrays, which IEEE 754 defines to the
-last bit, so two machines with different vector units draw the same pixels.
+last bit, so two machines with different vector units draw the same pixels. Literals beside an array are float32.
 
 Pixels are (H, W, 3) uint8 with H = W = `size_px`. Boxes are xyxy in [0, 1] of the scene. N counts objects.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -71,39 +70,33 @@ _CENTER_STEPS = 64  # centres lie on this fraction of a pixel, so that adding wh
 _SHADOW_STRENGTH = 0.38
 
 
-def _is_color(color: object) -> bool:
-    return isinstance(color, tuple) and len(color) == 3 and all(isinstance(c, int) and 0 <= c <= 255 for c in color)
+def _check_kind(name: str, value: str, kinds: Sequence[str]) -> None:
+    if value not in kinds:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(kinds)}.")
+
+
+def _check_colors(colors: Sequence[Color], count: int) -> None:
+    parts = [part for color in colors if isinstance(color, tuple) and len(color) == 3 for part in color]
+    if len(colors) != count or len(parts) != 3 * count or not all(isinstance(c, int) and 0 <= c <= 255 for c in parts):
+        raise ValueError(f"colors is {colors!r}, expected {count} (r, g, b) tuples of integers from 0 to 255.")
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One thing in a scene.
-
-    Attributes:
-        shape: one of `SHAPES`.
-        texture: one of `TEXTURES`.
-        colors: main and second colour, (red, green, blue) from 0 to 255; a plain object shows only the first.
-        center: (x, y) in pixels, origin at the top left corner of the image; rounded to 1/64 px when drawn.
-        size_px: diameter of the circle that the shape fits into.
-        angle: rotation in radians, clockwise on the screen; the texture turns with the shape.
-        seed: fixes the fine details of the texture (phase, spacing, veins).
-    """
+    """One thing in a scene."""
 
     shape: str
     texture: str
-    colors: tuple[Color, Color]
-    center: tuple[float, float]
-    size_px: float
-    angle: float = 0.0
-    seed: int = 0
+    colors: tuple[Color, Color]  # a plain object shows only the first
+    center: tuple[float, float]  # (x, y) in pixels from the top left corner; rounded to 1/64 px when drawn
+    size_px: float  # diameter of the circle that the shape fits into
+    angle: float = 0.0  # radians, clockwise on the screen; the texture turns with the shape
+    seed: int = 0  # fixes the fine details of the texture (phase, spacing, veins)
 
     def __post_init__(self) -> None:
-        if self.shape not in SHAPES:
-            raise ValueError(f"shape is {self.shape!r}, expected one of {', '.join(SHAPES)}.")
-        if self.texture not in TEXTURES:
-            raise ValueError(f"texture is {self.texture!r}, expected one of {', '.join(TEXTURES)}.")
-        if len(self.colors) != 2 or not all(map(_is_color, self.colors)):
-            raise ValueError(f"colors is {self.colors!r}, expected two (r, g, b) tuples of integers from 0 to 255.")
+        _check_kind("shape", self.shape, SHAPES)
+        _check_kind("texture", self.texture, TEXTURES)
+        _check_colors(self.colors, 2)
         if len(self.center) != 2 or not all(map(math.isfinite, self.center)):
             raise ValueError(f"center is {self.center!r}, expected two finite numbers (x, y) in pixels.")
         if not (math.isfinite(self.size_px) and self.size_px >= 4):
@@ -119,23 +112,15 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Background:
-    """What lies behind the objects.
+    """What lies behind the objects."""
 
-    Attributes:
-        kind: one of `BACKGROUNDS`, or "uniform" for one colour without texture, grain or shadows.
-        colors: two ends and an accent, (red, green, blue) from 0 to 255; "uniform" shows only the first.
-        seed: fixes everything else: directions, scales, places.
-    """
-
-    kind: str
-    colors: tuple[Color, Color, Color]
-    seed: int = 0
+    kind: str  # one of `BACKGROUNDS`, or "uniform" for one colour without texture, grain or shadows
+    colors: tuple[Color, Color, Color]  # two ends and an accent; "uniform" shows only the first
+    seed: int = 0  # fixes everything else: directions, scales, places
 
     def __post_init__(self) -> None:
-        if self.kind not in (*BACKGROUNDS, "uniform"):
-            raise ValueError(f"kind of a background is {self.kind!r}, expected {', '.join(BACKGROUNDS)} or uniform.")
-        if len(self.colors) != 3 or not all(map(_is_color, self.colors)):
-            raise ValueError(f"colors is {self.colors!r}, expected three (r, g, b) tuples of integers from 0 to 255.")
+        _check_kind("kind of a background", self.kind, (*BACKGROUNDS, "uniform"))
+        _check_colors(self.colors, 3)
 
 
 @dataclass(frozen=True)
@@ -155,27 +140,19 @@ class SceneSpec:
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn scene.
+    """A drawn scene."""
 
-    Attributes:
-        pixels: (H, W, 3) uint8.
-        boxes: (N, 4) float32, xyxy in [0, 1]. Amodal: the tight extent of each object's whole shape inside the image,
-            hidden parts included; what lies beyond the image border does not count.
-        classes: (N,) int64, positions in `CLASS_NAMES`.
-        segmentation: (H, W) uint8, 0 = background, else the class + 1 of the front-most object.
-        instances: (H, W) uint8, 0 = background, else the number + 1 of the front-most object in the spec.
-        interior: (H, W) bool, true where one object fills the whole pixel and nothing in front of it touches it: the
-            bytes there depend on that object (`instances`) alone.
-        visible: (N,) float32, share of each object's pixels that is seen: neither hidden nor beyond the border.
-    """
-
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8]  # (H, W, 3)
+    # (N, 4) xyxy in [0, 1]. Amodal: the tight extent of each object's whole shape inside the image, hidden parts
+    # included; what lies beyond the image border does not count.
     boxes: FloatArray
-    classes: NDArray[np.int64]
-    segmentation: NDArray[np.uint8]
-    instances: NDArray[np.uint8]
+    classes: NDArray[np.int64]  # (N,) positions in `CLASS_NAMES`
+    segmentation: NDArray[np.uint8]  # (H, W) 0 = background, else the class + 1 of the front-most object
+    instances: NDArray[np.uint8]  # (H, W) 0 = background, else the number + 1 of the front-most object in the spec
+    # (H, W) true where one object fills the whole pixel and nothing in front of it touches it: the bytes there depend
+    # on that object (`instances`) alone.
     interior: NDArray[np.bool_]
-    visible: FloatArray
+    visible: FloatArray  # (N,) share of each object's pixels that is seen: neither hidden nor beyond the border
 
 
 # ----------------------------------------------------------------------------------------------------------- drawing
@@ -195,10 +172,8 @@ def render_scene(spec: SceneSpec) -> Scene:
         for item, outline in zip(spec.objects, outlines, strict=True):
             _cast_shadow(canvas, item, outline)
 
-    front = np.zeros((size, size), np.uint8)
+    layout = _Layout(np.zeros((size, size), np.uint8))
     interior = np.zeros((size, size), np.bool_)
-    boxes = np.zeros((len(spec.objects), 4), np.float32)
-    areas = np.ones(len(spec.objects), np.float32)
     for number, (item, outline) in enumerate(zip(spec.objects, outlines, strict=True)):
         rows, columns, window_rows, window_columns = outline.placed_in(size)
         coverage = np.clip(0.5 - outline.distance_px, 0.0, 1.0)
@@ -207,30 +182,23 @@ def render_scene(spec: SceneSpec) -> Scene:
         colors = _draw_surface(item, outline)[:, window_rows, window_columns]
         canvas[:, rows, columns] = canvas[:, rows, columns] * (1.0 - part) + colors * part
         interior[rows, columns] = (part == 1.0) | (interior[rows, columns] & (part == 0.0))
-
-        solid = outline.solid
-        inside = solid[window_rows, window_columns]
-        if not inside.any():
+        if (covered := layout.with_in_front(outline)) is None:
             raise ValueError(
                 f"Object {number} ({CLASS_NAMES[item.class_index]}, {item.size_px:g} px) at center {item.center} "
                 f"draws no pixel inside the {size} px image. Give it a center inside the image."
             )
-        front[rows, columns][inside] = number + 1
-        boxes[number] = _tight_box(inside, rows.start, columns.start)
-        areas[number] = solid.sum()
+        layout = covered
 
     classes = np.array([item.class_index for item in spec.objects], np.int64)
-    seen = np.bincount(front.ravel(), minlength=len(spec.objects) + 1)[1:].astype(np.float32)
-    values = np.concatenate([[0], classes + 1]).astype(np.uint8)
     pixels = np.clip(np.rint(canvas), 0, 255).astype(np.uint8).transpose(1, 2, 0)
     return Scene(
         pixels=np.ascontiguousarray(pixels),
-        boxes=boxes / np.float32(size),
+        boxes=np.array(layout.boxes, np.float32).reshape(-1, 4) / np.float32(size),
         classes=classes,
-        segmentation=values[front],
-        instances=front,
+        segmentation=np.concatenate([[0], classes + 1]).astype(np.uint8)[layout.front],
+        instances=layout.front,
         interior=interior,
-        visible=seen / areas,
+        visible=np.divide(layout.seen, layout.areas, dtype=np.float32),
     )
 
 
@@ -249,11 +217,6 @@ class _Outline:
     u: FloatArray
     v: FloatArray
     distance_px: FloatArray
-
-    @property
-    def solid(self) -> NDArray[np.bool_]:
-        """Pixels that belong to the object: those whose centre it covers."""
-        return self.distance_px <= 0.0
 
     def placed_in(self, size: int, shift: int = 0) -> tuple[slice, slice, slice, slice]:
         """Rows and columns of the image, then of the window, that meet when the window moves by `shift` both ways."""
@@ -277,7 +240,7 @@ def _outline(item: SceneObject) -> _Outline:
     whole = [math.floor(c) for c in snapped]
     offset, softness = _shadow_px(item)
     half = math.ceil(item.size_px / 2 + max(softness, offset)) + 2
-    steps = np.arange(-half, half + 1, dtype=np.float32) + np.float32(0.5)
+    steps = np.arange(-half, half + 1, dtype=np.float32) + 0.5
     dx = (steps - np.float32(snapped[0] - whole[0]))[None, :]
     dy = (steps - np.float32(snapped[1] - whole[1]))[:, None]
     cosine, sine = np.float32(math.cos(item.angle)) / radius, np.float32(math.sin(item.angle)) / radius
@@ -286,10 +249,31 @@ def _outline(item: SceneObject) -> _Outline:
     return _Outline(whole[0] - half, whole[1] - half, dx, dy, u, v, distance)
 
 
-def _tight_box(inside: NDArray[np.bool_], top: int, left: int) -> tuple[int, int, int, int]:
-    """Extent (x1, y1, x2, y2) in pixels of the true values of a window whose first pixel is (left, top)."""
-    columns, rows = np.flatnonzero(inside.any(axis=0)), np.flatnonzero(inside.any(axis=1))
-    return left + int(columns[0]), top + int(rows[0]), left + int(columns[-1]) + 1, top + int(rows[-1]) + 1
+@dataclass(frozen=True)
+class _Layout:
+    """Which of some objects is in front at each pixel, and of each whole object its box and number of pixels."""
+
+    front: NDArray[np.uint8]
+    boxes: tuple[tuple[int, int, int, int], ...] = ()
+    areas: tuple[int, ...] = ()
+
+    def with_in_front(self, outline: _Outline) -> "_Layout | None":
+        """The layout with one more object; None where no pixel of the image is its own."""
+        rows, columns, window_rows, window_columns = outline.placed_in(len(self.front))
+        solid = outline.distance_px <= 0.0  # pixels whose centre it covers
+        inside = solid[window_rows, window_columns]
+        if not inside.any():
+            return None
+        front = self.front.copy()
+        front[rows, columns][inside] = len(self.areas) + 1
+        x, y = np.flatnonzero(inside.any(axis=0)) + columns.start, np.flatnonzero(inside.any(axis=1)) + rows.start
+        box = (int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1)
+        return _Layout(front, (*self.boxes, box), (*self.areas, int(solid.sum())))
+
+    @property
+    def seen(self) -> NDArray[np.int64]:
+        """How many pixels of each object nothing hides."""
+        return np.bincount(self.front.ravel(), minlength=len(self.areas) + 1)[1:]
 
 
 def _cast_shadow(canvas: FloatArray, item: SceneObject, outline: _Outline) -> None:
@@ -311,12 +295,12 @@ def _draw_surface(item: SceneObject, outline: _Outline) -> FloatArray:
         mix = _TEXTURES[item.texture](outline.u, outline.v, radius, np.random.default_rng(item.seed))
         colors = main + (second - main) * mix
     x, y = outline.dx / radius, outline.dy / radius
-    light = 1.0 - np.float32(0.11) * (x + y)
+    light = 1.0 - 0.11 * (x + y)
     depth = np.clip(outline.distance_px * np.float32(-1 / max(2.0, 0.11 * item.size_px)), 0.0, 1.0)
-    rim = np.float32(0.70) + np.float32(0.30) * (depth * (2.0 - depth))
-    gx, gy = (x + np.float32(0.36)) * 2, (y + np.float32(0.40)) * 2
+    rim = 0.70 + 0.30 * (depth * (2.0 - depth))
+    gx, gy = (x + 0.36) * 2, (y + 0.40) * 2
     gloss = np.maximum(0.0, 1.0 - gx * gx - gy * gy)
-    return colors * (light * rim) + gloss * gloss * np.float32(26.0)
+    return colors * (light * rim) + gloss * gloss * 26.0
 
 
 # ------------------------------------------------------------------------------------------------------------ shapes
@@ -346,10 +330,6 @@ def _rectangle(u: FloatArray, v: FloatArray, half_u: float, half_v: float, corne
     return outside + np.minimum(np.maximum(x, y), 0.0) - np.float32(corner)
 
 
-def _square(u: FloatArray, v: FloatArray) -> FloatArray:
-    return _rectangle(u, v, 0.75, 0.75)
-
-
 def _triangle(u: FloatArray, v: FloatArray) -> FloatArray:
     inner, corner = 0.53, 0.06
     along, across = _sector(u, v, 3, math.pi / 2)  # a side points down, a corner up
@@ -370,36 +350,24 @@ def _star(u: FloatArray, v: FloatArray) -> FloatArray:
     return np.where(beyond > 0.0, np.sqrt(side * side + beyond * beyond), side) - np.float32(corner)
 
 
-def _cross(u: FloatArray, v: FloatArray) -> FloatArray:
-    return np.minimum(_rectangle(u, v, 0.92, 0.31), _rectangle(u, v, 0.31, 0.92))
-
-
-def _ring(u: FloatArray, v: FloatArray) -> FloatArray:
-    return np.abs(_disc(u, v, 0.66)) - np.float32(0.25)
-
-
 def _heart(u: FloatArray, v: FloatArray) -> FloatArray:
     # A square on its corner with a disc on each of its two upper sides.
     half = np.float32(math.sqrt(0.5))
-    y = v - np.float32(0.16)
+    y = v - 0.16
     diamond = _rectangle((u + y) * half, (y - u) * half, 0.5, 0.5, corner=0.02)
     lobe_x, lobe_y = np.abs(u) - np.float32(0.5 * math.sqrt(0.5)), y + np.float32(0.5 * math.sqrt(0.5))
     return np.minimum(diamond, _disc(lobe_x, lobe_y, 0.5))
 
 
-def _crescent(u: FloatArray, v: FloatArray) -> FloatArray:
-    return np.maximum(_disc(u, v, 0.92), -_disc(u - np.float32(0.46), v, 0.70))
-
-
-_DISTANCES = {
+_DISTANCES: dict[str, Callable[[FloatArray, FloatArray], FloatArray]] = {
     "disc": _disc,
-    "square": _square,
+    "square": lambda u, v: _rectangle(u, v, 0.75, 0.75),
     "triangle": _triangle,
     "star": _star,
-    "cross": _cross,
-    "ring": _ring,
+    "cross": lambda u, v: np.minimum(_rectangle(u, v, 0.92, 0.31), _rectangle(u, v, 0.31, 0.92)),
+    "ring": lambda u, v: np.abs(_disc(u, v, 0.66)) - np.float32(0.25),
     "heart": _heart,
-    "crescent": _crescent,
+    "crescent": lambda u, v: np.maximum(_disc(u, v, 0.92), -_disc(u - 0.46, v, 0.70)),
 }
 
 # ---------------------------------------------------------------------------------------------------------- textures
@@ -414,19 +382,19 @@ def _smooth(t: FloatArray) -> FloatArray:
 
 def _wave(x: FloatArray) -> FloatArray:
     """A smooth wave of period 1 between -1 and 1, made of parabolas so that no machine's sine is needed."""
-    t = 4.0 * np.abs(x - np.floor(x) - np.float32(0.5)) - 1.0
-    return t * (np.float32(1.5) - np.float32(0.5) * t * t)
+    t = 4.0 * np.abs(x - np.floor(x) - 0.5) - 1.0
+    return t * (1.5 - 0.5 * t * t)
 
 
 def _bands_px(x: FloatArray, radius: np.float32, per_radius: float, phase: float, share: float = 0.5) -> FloatArray:
     """Signed distance in pixels to the edges of bands across x that cover `share` of it; positive on a band."""
     turns = x * np.float32(per_radius) + np.float32(phase)
-    into = np.abs(turns - np.floor(turns) - np.float32(0.5)) - np.float32(0.5 - share / 2)
+    into = np.abs(turns - np.floor(turns) - 0.5) - np.float32(0.5 - share / 2)
     return into * (radius / np.float32(per_radius))
 
 
 def _edge(distance_px: FloatArray) -> FloatArray:
-    return np.clip(distance_px + np.float32(0.5), 0.0, 1.0)
+    return np.clip(distance_px + 0.5, 0.0, 1.0)
 
 
 def _striped(u: FloatArray, v: FloatArray, radius: np.float32, rng: np.random.Generator) -> FloatArray:
@@ -447,16 +415,16 @@ def _dotted(u: FloatArray, v: FloatArray, radius: np.float32, rng: np.random.Gen
     half = np.float32(math.sqrt(0.5))
     x = (u + v) * (half * per_radius) + np.float32(rng.random())
     y = (v - u) * (half * per_radius) + np.float32(rng.random())
-    x, y = x - np.floor(x) - np.float32(0.5), y - np.floor(y) - np.float32(0.5)
-    return _edge((np.float32(0.30) - np.sqrt(x * x + y * y)) * (radius / per_radius))
+    x, y = x - np.floor(x) - 0.5, y - np.floor(y) - 0.5
+    return _edge((0.30 - np.sqrt(x * x + y * y)) * (radius / per_radius))
 
 
 def _marbled(u: FloatArray, v: FloatArray, radius: np.float32, rng: np.random.Generator) -> FloatArray:
     (a, b, c, d), phases = rng.uniform(-0.6, 0.6, 4).astype(np.float32), rng.random(3).astype(np.float32)
-    bend = _wave(u * (np.float32(0.9) + a) + v * (np.float32(0.8) + b) + phases[0])
-    sway = _wave(v * (np.float32(1.1) + c) - u * (np.float32(0.7) + d) + phases[1])
-    veins = _wave(np.float32(0.68) * (u - v) + np.float32(0.42) * bend + np.float32(0.38) * sway + phases[2])
-    return _edge((veins - np.float32(0.05)) * (radius * np.float32(0.13)))  # about one pixel wide
+    bend = _wave(u * (0.9 + a) + v * (0.8 + b) + phases[0])
+    sway = _wave(v * (1.1 + c) - u * (0.7 + d) + phases[1])
+    veins = _wave(0.68 * (u - v) + 0.42 * bend + 0.38 * sway + phases[2])
+    return _edge((veins - 0.05) * (radius * 0.13))  # about one pixel wide
 
 
 _TEXTURES = {"striped": _striped, "dotted": _dotted, "checked": _checked, "marbled": _marbled}
@@ -467,7 +435,7 @@ _TEXTURES = {"striped": _striped, "dotted": _dotted, "checked": _checked, "marbl
 def _noise(rng: np.random.Generator, size: int, cells: int) -> FloatArray:
     """Smooth noise (size, size) in [-1, 1] with features of about size / cells pixels."""
     lattice = rng.random((cells + 1, cells + 1), dtype=np.float32) * 2.0 - 1.0
-    position = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / size)
+    position = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(cells / size)
     low = np.minimum(position.astype(np.int64), cells - 1)
     t = _smooth(position - low.astype(np.float32))
     rows = lattice[low] * (1.0 - t)[:, None] + lattice[low + 1] * t[:, None]
@@ -489,16 +457,16 @@ def _draw_background(background: Background, size: int) -> FloatArray:
     if background.kind == "uniform":
         return np.broadcast_to(low, (3, size, size)).copy()
     rng = np.random.default_rng(background.seed)
-    steps = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size) - np.float32(0.5)
+    steps = (np.arange(size, dtype=np.float32) + 0.5) / np.float32(size) - 0.5
     angle = rng.uniform(0, 2 * math.pi)
     slope = steps[None, :] * np.float32(math.cos(angle)) + steps[:, None] * np.float32(math.sin(angle))
     pattern = _BACKGROUND_PATTERNS[background.kind](rng, size, steps)
     # From the first colour to the second along the slope, and towards the accent where the pattern is.
-    ramp = np.clip(np.float32(0.5) + np.float32(0.75) * slope + np.float32(0.18) * _noise(rng, size, 3), 0.0, 1.0)
+    ramp = np.clip(0.5 + 0.75 * slope + 0.18 * _noise(rng, size, 3), 0.0, 1.0)
     colors = low + (high - low) * ramp
     colors += (accent - colors) * pattern
-    grain = rng.random((size, size), dtype=np.float32) - np.float32(0.5)
-    return colors + (grain * np.float32(3.0) + _noise(rng, size, size // 4) * np.float32(2.5))
+    grain = rng.random((size, size), dtype=np.float32) - 0.5
+    return colors + (grain * 3.0 + _noise(rng, size, size // 4) * 2.5)
 
 
 # A pattern takes a generator, the side in pixels and the unit axis (from -0.5 to 0.5), and returns the share of the
@@ -514,17 +482,13 @@ def _turned(rng: np.random.Generator, steps: FloatArray) -> tuple[FloatArray, Fl
 def _gradient_pattern(rng: np.random.Generator, size: int, steps: FloatArray) -> FloatArray:
     x, y = (steps - np.float32(rng.uniform(-0.5, 0.5)) for _ in range(2))
     spot = np.maximum(0.0, 1.0 - (x[None, :] * x[None, :] + y[:, None] * y[:, None]) * np.float32(rng.uniform(1.5, 4)))
-    return spot * np.float32(0.7)
-
-
-def _clouds_pattern(rng: np.random.Generator, size: int, steps: FloatArray) -> FloatArray:
-    return _smooth(np.clip(np.float32(0.5) + _clouds(rng, size, int(rng.integers(3, 8))), 0.0, 1.0))
+    return spot * 0.7
 
 
 def _stripes_pattern(rng: np.random.Generator, size: int, steps: FloatArray) -> FloatArray:
     across, _ = _turned(rng, steps)
     turns = across * np.float32(rng.uniform(3, 9)) + np.float32(rng.uniform(0, 0.3)) * _noise(rng, size, 4)
-    return np.float32(0.45) * np.clip(np.float32(0.5) + 2.0 * _wave(turns + np.float32(rng.random())), 0.0, 1.0)
+    return 0.45 * np.clip(0.5 + 2.0 * _wave(turns + np.float32(rng.random())), 0.0, 1.0)
 
 
 def _mosaic_pattern(rng: np.random.Generator, size: int, steps: FloatArray) -> FloatArray:
@@ -539,7 +503,7 @@ def _contours_pattern(rng: np.random.Generator, size: int, steps: FloatArray) ->
     levels = int(rng.integers(4, 7))
     height = (_clouds(rng, size, int(rng.integers(2, 5))) + 1.0) * np.float32(levels / 2)
     level = np.floor(height)
-    step = level + np.clip((height - level) * np.float32(8.0), 0.0, 1.0)
+    step = level + np.clip((height - level) * 8.0, 0.0, 1.0)
     return np.clip(step / np.float32(levels), 0.0, 1.0)
 
 
@@ -547,12 +511,12 @@ def _weave_pattern(rng: np.random.Generator, size: int, steps: FloatArray) -> Fl
     first, other = _turned(rng, steps)
     per_side = np.float32(rng.uniform(5, 14))
     threads = np.maximum(_wave(first * per_side), 0.0) + np.maximum(_wave(other * per_side), 0.0)
-    return np.clip(threads * np.float32(0.35) + np.float32(0.2) * _noise(rng, size, 5), 0.0, 1.0)
+    return np.clip(threads * 0.35 + 0.2 * _noise(rng, size, 5), 0.0, 1.0)
 
 
-_BACKGROUND_PATTERNS = {
+_BACKGROUND_PATTERNS: dict[str, Callable[[np.random.Generator, int, FloatArray], FloatArray]] = {
     "gradient": _gradient_pattern,
-    "clouds": _clouds_pattern,
+    "clouds": lambda rng, size, steps: _smooth(np.clip(0.5 + _clouds(rng, size, int(rng.integers(3, 8))), 0.0, 1.0)),
     "stripes": _stripes_pattern,
     "mosaic": _mosaic_pattern,
     "contours": _contours_pattern,
@@ -640,97 +604,35 @@ def sample_scene(
     # Large ones first: painter's order puts the small ones in front, where they can be seen.
     largest = 0.72 - 0.035 * count
     sizes = size_px * np.exp(rng.uniform(math.log(0.22), math.log(largest), count))
-    layout = _Layout(size_px)
+    layout, objects = _Layout(np.zeros((size_px, size_px), np.uint8)), list[SceneObject]()
     for class_index, size in zip(classes, np.sort(sizes)[::-1], strict=True):
-        taken = [*background.colors[:2], *(item.colors[0] for item in layout.objects)]
-        _place(rng, layout, sample_object(rng, int(class_index), (0.0, 0.0), float(size), taken))
-    return SceneSpec(size_px, background, tuple(layout.objects))
+        taken = [*background.colors[:2], *(item.colors[0] for item in objects)]
+        item = sample_object(rng, int(class_index), (0.0, 0.0), float(size), taken)
+        if placed := _place(rng, layout, item):
+            layout, item = placed
+            objects.append(item)
+    return SceneSpec(size_px, background, tuple(objects))
 
 
-class _Layout:
-    """Objects placed so far and which of them is in front at each pixel."""
-
-    def __init__(self, size_px: int):
-        self.size_px = size_px
-        self.objects: list[SceneObject] = []
-        self.boxes: list[tuple[int, int, int, int]] = []
-        self.areas: list[int] = []
-        self.front = np.zeros((size_px, size_px), np.uint8)
-
-    def accepts(self, item: SceneObject) -> bool:
-        """True, and the object is in, if with it in front every object still shows enough of itself."""
-        outline = _outline(item)
-        rows, columns, window_rows, window_columns = outline.placed_in(self.size_px)
-        solid = outline.solid
-        inside = solid[window_rows, window_columns]
-        front = self.front.copy()
-        front[rows, columns][inside] = len(self.objects) + 1
-        areas = [*self.areas, int(solid.sum())]
-        seen = np.bincount(front.ravel(), minlength=len(areas) + 1)[1:]
-        if (seen < MIN_VISIBLE * np.array(areas)).any():
-            return False
-        self.front, self.areas = front, areas
-        self.objects.append(item)
-        self.boxes.append(_tight_box(inside, rows.start, columns.start))
-        return True
-
-
-def _place(rng: np.random.Generator, layout: _Layout, item: SceneObject) -> None:
-    """Adds one object to the layout where it fits, smaller with each failed try; drops it if no try fits."""
-    nest = rng.random() < 0.16
+def _place(rng: np.random.Generator, layout: _Layout, item: SceneObject) -> tuple[_Layout, SceneObject] | None:
+    """The object where it fits, every object showing enough of itself; smaller with each failed try, or not at all."""
+    nest, side = rng.random() < 0.16, len(layout.front)
     for attempt in range(24):
         center = None
         if nest and layout.boxes and attempt < 4:
             x1, y1, x2, y2 = layout.boxes[rng.integers(len(layout.boxes))]
             inner = float(min(x2 - x1, y2 - y1)) * rng.uniform(0.4, 0.62)
-            if inner >= 0.14 * layout.size_px:
+            if inner >= 0.14 * side:
                 low, high = (x1 + inner / 2, y1 + inner / 2), (x2 - inner / 2, y2 - inner / 2)
                 center, diameter = rng.uniform(low, high), inner
         if center is None:
-            diameter = max(item.size_px * 0.95**attempt, 0.14 * layout.size_px)
+            diameter = max(item.size_px * 0.95**attempt, 0.14 * side)
             # Mostly inside; one in six may run over the border.
             inset = diameter / 2 * (1.0 if rng.random() > 1 / 6 else 0.35)
-            center = rng.uniform(inset, layout.size_px - inset, 2)
+            center = rng.uniform(inset, side - inset, 2)
         x, y = (round(float(c) * _CENTER_STEPS) / _CENTER_STEPS for c in center)
-        if layout.accepts(replace(item, center=(x, y), size_px=round(diameter, 2))):
-            return
-
-
-# ------------------------------------------------------------------------------------------------------ exact probes
-
-
-def _check_number(spec: SceneSpec, number: int) -> None:
-    if not 0 <= number < len(spec.objects):
-        raise ValueError(f"Object number is {number}, expected 0 to {len(spec.objects) - 1}: the scene has no other.")
-
-
-def move_object(spec: SceneSpec, number: int, center: tuple[float, float]) -> SceneSpec:
-    """The same scene with object `number` centred at (x, y) pixels; its place in the painter's order stays.
-
-    Where the new centre is a whole number of pixels from the old one, the object is drawn with the same bytes.
-    """
-    _check_number(spec, number)
-    return swap_object(spec, number, replace(spec.objects[number], center=center))
-
-
-def replace_background(spec: SceneSpec, background: Background) -> SceneSpec:
-    """The same objects before another background."""
-    return replace(spec, background=background)
-
-
-def keep_only(spec: SceneSpec, numbers: Sequence[int]) -> SceneSpec:
-    """The scene with only the objects `numbers`, in their old painter's order."""
-    for number in numbers:
-        _check_number(spec, number)
-    return replace(spec, objects=tuple(item for k, item in enumerate(spec.objects) if k in set(numbers)))
-
-
-def swap_object(spec: SceneSpec, number: int, item: SceneObject) -> SceneSpec:
-    """The same scene with `item` drawn, as it is, instead of object `number`.
-
-    To put other content at the same place:
-        >>> old = spec.objects[2]
-        >>> swap_object(spec, 2, dataclasses.replace(other, center=old.center, size_px=old.size_px))
-    """
-    _check_number(spec, number)
-    return replace(spec, objects=(*spec.objects[:number], item, *spec.objects[number + 1 :]))
+        tried = replace(item, center=(x, y), size_px=round(diameter, 2))
+        covered = layout.with_in_front(_outline(tried))
+        if covered is not None and (covered.seen >= MIN_VISIBLE * np.array(covered.areas)).all():
+            return covered, tried
+    return None

@@ -26,19 +26,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 SEGMENTATION_IGNORE = 255
 
-COLUMNS = (
-    "image",
-    "image_id",
-    "width",
-    "height",
-    "objects",
-    "regions",
-    "segmentation",
-    "license",
-    "author",
-    "original_url",
-    "landing_url",
-)
+ORIGIN_COLUMNS = ("license", "author", "original_url", "landing_url")
+COLUMNS = ("image", "image_id", "width", "height", "objects", "regions", "segmentation", *ORIGIN_COLUMNS)
 OBJECT_FIELDS = ("bbox", "category", "area", "iscrowd")
 REGION_FIELDS = ("bbox", "score", "source")
 
@@ -63,12 +52,8 @@ def build_features(class_names: Sequence[str]) -> "Features":
         },
         "regions": {"bbox": boxes, "score": List(Value("float32")), "source": List(Value("string"))},
         "segmentation": Image(),
-        "license": Value("string"),
-        "author": Value("string"),
-        "original_url": Value("string"),
-        "landing_url": Value("string"),
     }
-    return Features({name: columns[name] for name in COLUMNS})
+    return Features(columns | {name: Value("string") for name in ORIGIN_COLUMNS})
 
 
 def xywh_to_unit_xyxy(bbox: ArrayLike, width: int, height: int) -> NDArray[np.float32]:

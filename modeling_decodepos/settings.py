@@ -68,9 +68,7 @@ def check(settings: Any) -> None:
 def from_values(kind: type[T], values: Mapping[str, Any], source: str) -> T:
     """A dataclass from values by field name, each in its field's type; fields left out take their defaults.
 
-    Raises:
-        ValueError: A name is unknown or missing, or a value has the wrong type or range. The message begins with
-            `source`.
+    The ValueError for a name that is unknown or missing, or a value of the wrong type or range, begins with `source`.
     """
     known, hints = fields(kind), get_type_hints(kind)
     refuse_unknown(values, known, source)
@@ -161,6 +159,8 @@ class _Loader(yaml.SafeLoader):
         """The values by key; plain YAML keeps the last of two and says nothing."""
         lines: dict[str, int] = {}
         for name, _ in node.value:
+            if not isinstance(name, yaml.ScalarNode):
+                continue  # the parent class refuses it
             line = name.start_mark.line + 1
             if (first := lines.setdefault(name.value, line)) != line:
                 raise ValueError(
@@ -236,13 +236,9 @@ def add_flags(
     only: Collection[str] | None = None,
     brief: Collection[str] | None = None,
 ) -> None:
-    """A flag for every field of some dataclasses, `--name VALUE`; a bare `--name` sets a bool.
+    """A flag for every field of some dataclasses (or for `only` some), `--name VALUE`; a bare `--name` sets a bool.
 
-    Args:
-        parser: Gets the flags, in a group per dataclass if there are several.
-        kinds: The dataclasses.
-        only: Names of the fields; all by default.
-        brief: The flags that `--help` shows; `--help_all` shows all, and where their defaults come from.
+    `--help` shows the flags named in `brief`; then there is `--help_all`, which shows all and where defaults are from.
     """
     for kind in kinds:
         title = (kind.__doc__ or "").strip().rstrip(".")

@@ -11,7 +11,7 @@ from benchmarks.known_cases import scenes, small_resnet
 from dataset_scripts import prepare, preview
 from modeling_decodepos.diagnosis import diagnose, load_model, save_report
 from tests.modeling.test_page import classes_without_a_style
-from training.sweep.results_page import write_page
+from training.sweep.results import write_page
 from training.sweep.sweep import Sweep
 
 NASTY = "<script>alert(1)</script>\"'&{0}"

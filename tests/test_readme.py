@@ -12,7 +12,7 @@ import torch
 from modeling_decodepos import DecodePosConfig, DecodePosForPreTraining
 from modeling_decodepos.backbones import BACKBONES
 from tests.image_processors import needs_auto_image_processor
-from training.export.command import export_backbone, export_pretraining
+from training.export.folders import export_backbone, export_pretraining
 from training.recipe import parse_command_line
 
 ROOT = Path(__file__).parents[1]

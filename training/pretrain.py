@@ -39,12 +39,11 @@ from training.data.broken_images import TooManyBroken
 from training.data.streaming import RegionStream, build_stream_loader
 from training.errors import EXIT_INTERRUPTED, RunStopped
 from training.run.checkpoints import save_checkpoint
-from training.run.dataset import Data
 from training.run.finish import finish, how_to_load, is_finished, look_before, note_start, record_stop
 from training.run.health import Watch, measure_spread
 from training.run.log import Meter, RunLog
 from training.run.optimisation import set_schedule
-from training.run.setup import Run, build_accelerator, build_run
+from training.run.setup import Data, Run, build_accelerator, build_run
 from training.run.stopping import StopRequest, is_disk_full
 from training.show import draw_sample
 from training.views.normalise import normalise

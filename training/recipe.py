@@ -7,7 +7,6 @@ so that `--help` answers at once; a test holds the choices below to the tables o
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,8 +166,10 @@ class ViewArguments:
 
     def __post_init__(self) -> None:
         check(self)
-        _check_order("crop_scale", self.crop_scale_min, self.crop_scale_max)
-        _check_order("cut_ratio", self.cut_ratio_min, self.cut_ratio_max)
+        for name in ("crop_scale", "cut_ratio"):
+            low, high = getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
+            if low > high:
+                raise ValueError(f"{name}_min is {low} and {name}_max {high}; expected min <= max.")
         for size in (self.view_size_px, self.small_view_px):
             if size % self.cut_grid_px:
                 raise ValueError(f"cut_grid_px {self.cut_grid_px} does not divide the view size {size}.")
@@ -325,8 +326,11 @@ class Recipe:
 
     def values(self) -> dict[str, Any]:
         """Every key with its value, flat."""
-        groups = (self.data, self.views, self.model, self.run)
-        return {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
+        return {
+            name: value
+            for group in (self.data, self.views, self.model, self.run)
+            for name, value in vars(group).items()
+        }
 
 
 def origins() -> dict[str, str]:
@@ -335,12 +339,7 @@ def origins() -> dict[str, str]:
 
 
 def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe in a YAML file, with overrides on top.
-
-    Raises:
-        FileNotFoundError: There is no such file; the message lists the recipes that exist.
-        ValueError: A key is unknown or a value has the wrong type or range.
-    """
+    """The recipe in a YAML file, with overrides on top; ValueError for unknown keys and values that make no sense."""
     path = Path(path)
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in DEFAULT_RECIPE.parent.glob("*.yaml")))
@@ -353,10 +352,10 @@ def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
 
 def build_recipe(values: Mapping[str, Any], name: str = "run", source: str = "the recipe") -> Recipe:
     """A validated recipe from flat keys; keys left out take their defaults."""
-    for name, value in RETIRED.items():
-        if values.get(name, value) != value:
-            raise ValueError(f"{source}: {name} is {values[name]!r}, which is gone (CHANGELOG.md); leave it out.")
-    values = {name: value for name, value in values.items() if name not in RETIRED}
+    for gone, value in RETIRED.items():
+        if values.get(gone, value) != value:
+            raise ValueError(f"{source}: {gone} is {values[gone]!r}, which is gone (CHANGELOG.md); leave it out.")
+    values = {key: value for key, value in values.items() if key not in RETIRED}
     refuse_unknown(values, origins(), source)
     data, views, model, run = (
         from_values(group, {name: value for name, value in values.items() if name in fields(group)}, source)
@@ -382,8 +381,3 @@ def parse_command_line(arguments: Sequence[str] | None = None) -> Recipe:
         return load_recipe(parsed.recipe, {name: v for group in GROUPS for name, v in given(parsed, group).items()})
     except (ValueError, FileNotFoundError) as error:
         parser.exit(2, f"{error}\n")
-
-
-def _check_order(name: str, low: float, high: float) -> None:
-    if low > high:
-        raise ValueError(f"{name}_min is {low} and {name}_max {high}; expected min <= max.")

@@ -1,10 +1,12 @@
-"""Where work runs: in this process, in several on this machine, or on a Ray cluster.
+"""Where work runs: in this process, in several on this machine, or on a Ray cluster; and how a command ends.
 
 Work is a function of one item and a counter: `work(item, count)` makes the item's result and calls `count(n)` whenever
-n more rows are done, which moves a progress bar. An engine gives back (item, result) as results come in, in any order.
-Results must depend on the item alone, so that nobody can tell which engine made them.
+n more rows are done, which moves a progress bar. An engine gives back (item, result) as results come in, in any order,
+and raises what `work` raises; leaving it early ends the workers. Results must depend on the item alone, so that nobody
+can tell which engine made them.
 """
 
+import argparse
 import contextlib
 import itertools
 import multiprocessing
@@ -15,7 +17,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,13 +29,27 @@ class Unfinished(RuntimeError):
     """Not done through no fault of the request: the same command goes on from what is there. One line."""
 
 
-class Engine(Protocol):
-    """Runs `work` over items with so many at a time; an exception of `work` is raised here, as it was."""
+def exit_code(command: Callable[[], int | None]) -> int:
+    """Runs a command and tells, in a line, how it ended.
 
-    def __call__(
-        self, items: Sequence[Item], work: Work[Item, Result], workers: int, count: Count
-    ) -> Generator[tuple[Item, Result], None, None]:
-        """Items with their results, as they are finished. Leaving early ends the workers."""
+    0 done, or what the command returns; 2 it cannot be done as asked; 75 not finished, and the same command goes on (a
+    full disk, a lost worker, a Hub that does not answer); 130 Ctrl-C, or 128 and the signal that `KeyboardInterrupt`
+    was raised with: likewise.
+    """
+    try:
+        return command() or 0
+    except (ValueError, Unfinished) as error:
+        message, code = f"error: {error}", 2 if isinstance(error, ValueError) else os.EX_TEMPFAIL
+    except KeyboardInterrupt as stop:
+        message = "Stopped. What is finished is kept: the same command goes on from there."
+        code = 128 + (stop.args or (signal.SIGINT,))[0]
+    print(f"\n{message}", file=sys.stderr)  # a bar may stand in the line
+    return code
+
+
+def add_worker_flag(parser: argparse.ArgumentParser, help: str = "processes; 0: one per core") -> None:
+    """The flag of every command with workers."""
+    parser.add_argument("--num_workers", "--workers", dest="workers", type=int, default=0, help=help)
 
 
 # ------------------------------------------------------------------------------------------------------- one machine
@@ -64,15 +80,15 @@ def _start_worker(counter: Any, lifeline: Any) -> None:
     global _rows_done
     _rows_done = counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent alone
-    threading.Thread(target=_leave_with, args=(lifeline,), daemon=True).start()
 
+    def leave_with_parent() -> None:
+        # Its end of this pipe closes when it stops, or is killed and cannot say so. At once: what a worker has in hand
+        # is lost anyway, and may take minutes to complete.
+        with contextlib.suppress(EOFError, OSError):
+            lifeline.recv_bytes()
+        os._exit(1)
 
-def _leave_with(lifeline: Any) -> None:
-    # The parent's end of this pipe closes when it stops, or is killed and cannot say so. At once: what a worker has in
-    # hand is lost anyway, and may take minutes to complete.
-    with contextlib.suppress(EOFError, OSError):
-        lifeline.recv_bytes()
-    os._exit(1)
+    threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
 def _count_rows(rows: int) -> None:
@@ -179,4 +195,4 @@ def _counted(work: Work[Item, Result], item: Item) -> tuple[Result, int]:
     return work(item, counts.append), sum(counts)
 
 
-ENGINES: dict[str, Engine] = {"local": run_local, "ray": run_ray}
+ENGINES: dict[str, Callable[..., Generator[tuple[Any, Any], None, None]]] = {"local": run_local, "ray": run_ray}

@@ -14,7 +14,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from modeling_decodepos.schema import SCHEMA_VERSION, build_features
 
 from ..files import DISK_FULL, file_sha256, lock_folder, whole_file, write_text
-from ..proposals import Proposals, add_regions, check_provider, recipe_of
+from ..proposals import Proposals, add_regions, recipe_of
 from .engines import ENGINES, Count, Unfinished
 from .work_folder import MANIFEST_NAME, holds_something
 
@@ -62,31 +62,19 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class DatasetPlan:
-    """What a builder hands over: which rows there are, how to make one, and how the card describes them.
+    """What a builder hands over: which rows there are, how to make one, and how the card describes them."""
 
-    Attributes:
-        recipe: all that decides the bytes of the rows; JSON values only.
-        splits: rows per split; a split without rows gets no file.
-        class_names: of `objects.category`.
-        make_row: makes one row; its `regions` are added here.
-        title: of the card.
-        license: a Hub licence identifier, or several, for the card.
-        description: body of the card, Markdown.
-        proposals: the provider of `regions`, by name or with settings.
-        tiers: further configurations by name: how many rows of each split, from the first on, belong to it.
-        extra_files: further text files of the folder, by name.
-    """
-
-    recipe: Mapping[str, Any]
-    splits: Mapping[str, int]
+    recipe: Mapping[str, Any]  # all that decides the bytes of the rows; JSON values only
+    splits: Mapping[str, int]  # rows of each; a split without rows gets no file
     class_names: Sequence[str]
     make_row: RowMaker
     title: str
-    license: str | list[str]
-    description: str
+    license: str | list[str]  # identifiers of the Hub
+    description: str  # body of the card, Markdown
     proposals: str | Proposals = "none"
+    # Further configurations: how many rows of each split, from the first on, belong to it.
     tiers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    extra_files: Mapping[str, str] = field(default_factory=dict)
+    extra_files: Mapping[str, str] = field(default_factory=dict)  # texts, by name
 
 
 # ------------------------------------------------------------------------------------------------------------ shards
@@ -134,8 +122,8 @@ def load_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}). Build the data set again with --overwrite.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    if found != MANIFEST_FORMAT:
         raise ValueError(
             f"{path}: format is {found!r}, expected {MANIFEST_FORMAT}. It was written by another program."
         )
@@ -188,9 +176,6 @@ def build_dataset(
     """
     if workers < 0:
         raise ValueError(f"workers is {workers}, expected 0 (one per core) or more.")
-    if engine not in ENGINES:
-        raise ValueError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}.")
-    check_provider(source.proposals)
     recipe = {
         **source.recipe,
         "proposals": recipe_of(source.proposals),
@@ -201,7 +186,8 @@ def build_dataset(
     if not shards:
         raise ValueError(f"The splits {dict(source.splits)} have no rows, expected at least one.")
     manifest = _open_folder(folder, source, recipe, overwrite)
-    if manifest["complete"] and not _missing(folder, manifest):
+    whole = (folder / CARD_NAME).is_file() and all(_is_seen(folder, *file) for file in manifest["files"].items())
+    if manifest["complete"] and whole:  # hashes are left to the check
         print(f"{folder} is finished and has this recipe: nothing to do.")
         return manifest
     try:
@@ -210,8 +196,9 @@ def build_dataset(
             manifest = _open_folder(folder, source, recipe, overwrite)
             try:
                 return _complete(folder, source, manifest, shards, workers, engine)
-            finally:
-                _remove_temporaries(folder)
+            finally:  # of this build, or of one that was killed
+                for path in [*(folder / "data").glob(".*.tmp"), *folder.glob(".*.tmp")]:
+                    path.unlink(missing_ok=True)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
@@ -236,15 +223,15 @@ def _complete(
     if manifest["files"]:
         print(f"{folder}: keeping {len(manifest['files'])} of {len(shards)} shards from an earlier run.")
     features = build_features(source.class_names)
-    make_row = partial(_row_with_regions, make_row=source.make_row, proposals=source.proposals)
-    work = partial(_work, folder=folder.absolute(), make_row=make_row, schema=features.arrow_schema)
+    how = {"make_row": source.make_row, "proposals": source.proposals, "schema": features.arrow_schema}
+    work = partial(_make_shard, folder=folder.absolute(), **how)
     total = sum(shard.stop - shard.start for shard in missing)
     with (
         tqdm(total=total, desc=folder.name, unit=" images", mininterval=0.5) as progress,
         closing(ENGINES[engine](missing, work, workers, progress.update)) as written,
     ):
         for shard, entry in written:
-            _wait_until_seen(folder / shard.path, entry)
+            _wait_until_seen(folder, shard.path, entry)
             manifest["files"][shard.path] = {"split": shard.split, **entry}
             _save_manifest(folder, manifest)
 
@@ -257,18 +244,19 @@ def _complete(
     return manifest
 
 
-def _wait_until_seen(path: Path, entry: Mapping[str, Any]) -> None:
+def _is_seen(folder: Path, path: str, entry: Mapping[str, Any]) -> bool:
+    return (folder / path).is_file() and (folder / path).stat().st_size == entry["bytes"]
+
+
+def _wait_until_seen(folder: Path, path: str, entry: Mapping[str, Any]) -> None:
     """Returns when a file that another machine may have written is seen from here."""
     patience = time.monotonic() + SHARED_WITHIN_S
-    while not (path.is_file() and path.stat().st_size == entry["bytes"]):
+    while not _is_seen(folder, path, entry):
         if time.monotonic() > patience:
-            raise ValueError(f"{path} was written, but is not to be seen on {socket.gethostname()}. {_SHARED}")
+            raise ValueError(
+                f"{folder / path} was written, but is not to be seen on {socket.gethostname()}. {_SHARED}"
+            )
         time.sleep(0.2)
-
-
-def _remove_temporaries(folder: Path) -> None:
-    for path in [*(folder / "data").glob(".*.tmp"), *folder.glob(".*.tmp")]:
-        path.unlink(missing_ok=True)
 
 
 def _open_folder(folder: Path, source: DatasetPlan, recipe: Mapping[str, Any], overwrite: bool) -> dict[str, Any]:
@@ -298,15 +286,6 @@ def _open_folder(folder: Path, source: DatasetPlan, recipe: Mapping[str, Any], o
     return found
 
 
-def _missing(folder: Path, manifest: Mapping[str, Any]) -> bool:
-    """True if a file of a finished data set is gone or has another length. Hashes are left to the check."""
-    whole = [
-        (folder / path).is_file() and (folder / path).stat().st_size == entry["bytes"]
-        for path, entry in manifest["files"].items()
-    ]
-    return not all(whole) or not (folder / CARD_NAME).is_file()
-
-
 def _kept_shards(folder: Path, manifest: Mapping[str, Any], shards: Sequence[PlannedShard]) -> dict[str, Any]:
     """Manifest entries of the shards that are there with the right hash; other Parquet files in `data` are removed."""
     data = folder / "data"
@@ -315,37 +294,34 @@ def _kept_shards(folder: Path, manifest: Mapping[str, Any], shards: Sequence[Pla
     kept = {
         path: entry
         for path, entry in manifest["files"].items()
-        if path in planned and (folder / path).is_file() and file_sha256(folder / path) == entry["sha256"]
+        if path in planned and _is_seen(folder, path, entry) and file_sha256(folder / path) == entry["sha256"]
     }
     for path in data.glob("*.parquet"):
         if path.relative_to(folder).as_posix() not in kept:
             path.unlink()
-    _remove_temporaries(folder)
     return kept
 
 
-def _row_with_regions(split: str, number: int, make_row: RowMaker, proposals: str | Proposals) -> Row:
-    return add_regions(make_row(split, number), proposals)
-
-
-def _make_rows(shard: PlannedShard, make_row: RowMaker, count: Count) -> Iterable[Row]:
-    for number in range(shard.start, shard.stop):
-        try:
-            row = make_row(shard.split, number)
-        except Exception as error:
-            if getattr(error, "errno", None) in DISK_FULL:
-                raise
-            reason = f"{type(error).__name__}: {error}"
-            raise RowFailed(f"row {number} of split {shard.split!r}, for {shard.path}: {reason}") from error
-        yield row
-        count(1)
-
-
-def _work(shard: PlannedShard, count: Count, folder: Path, make_row: RowMaker, schema: pa.Schema) -> dict[str, Any]:
+def _make_shard(
+    shard: PlannedShard, count: Count, folder: Path, make_row: RowMaker, proposals: str | Proposals, schema: pa.Schema
+) -> dict[str, Any]:
     path = folder / shard.path
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} is not there on {socket.gethostname()}. {_SHARED}")
-    return write_shard(path, _make_rows(shard, make_row, count), schema)
+
+    def rows() -> Iterator[Row]:
+        for number in range(shard.start, shard.stop):
+            try:
+                row = add_regions(make_row(shard.split, number), proposals)
+            except Exception as error:
+                if getattr(error, "errno", None) in DISK_FULL:
+                    raise
+                reason = f"{type(error).__name__}: {error}"
+                raise RowFailed(f"row {number} of split {shard.split!r}, for {shard.path}: {reason}") from error
+            yield row
+            count(1)
+
+    return write_shard(path, rows(), schema)
 
 
 # -------------------------------------------------------------------------------------------------------------- card
@@ -353,31 +329,28 @@ def _work(shard: PlannedShard, count: Count, folder: Path, make_row: RowMaker, s
 
 def build_card(source: DatasetPlan, manifest: Mapping[str, Any], features: Any) -> str:
     """Text of the data set card: a YAML header that `load_dataset` and the Hub read, then Markdown."""
+    from datasets import DatasetInfo, SplitDict
     from datasets.info import DatasetInfosDict
     from huggingface_hub import DatasetCardData
 
-    entries = manifest["files"].values()
-    sizes = {split: sum(e["bytes"] for e in entries if e["split"] == split) for split in manifest["splits"]}
-    configs = [
-        {
-            "config_name": "default",
-            "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in manifest["splits"]],
-        }
-    ]
-    infos = {"default": _dataset_info(manifest["files"], manifest["splits"], features)}
-    for name, tier in source.tiers.items():
-        files = _tier_files(manifest["files"], tier)
+    configs, infos = [], {}
+    for name, rows in {"default": manifest["splits"], **source.tiers}.items():
+        files, splits = _tier_files(manifest["files"], rows), [split for split, count in rows.items() if count]
+        paths: dict[str, Any] = {split: [path for path in files if files[path]["split"] == split] for split in splits}
+        sizes = {split: sum(files[path]["bytes"] for path in paths[split]) for split in splits}
+        if name == "default":
+            paths = {split: f"data/{split}-*.parquet" for split in splits}
         configs.append(
-            {
-                "config_name": name,
-                "data_files": [
-                    {"split": split, "path": [path for path, entry in files.items() if entry["split"] == split]}
-                    for split, count in tier.items()
-                    if count
-                ],
-            }
+            {"config_name": name, "data_files": [{"split": split, "path": paths[split]} for split in splits]}
         )
-        infos[name] = _dataset_info(files, tier, features)
+        infos[name] = DatasetInfo(
+            features=features,
+            splits=SplitDict.from_split_dict(
+                [{"name": split, "num_bytes": sizes[split], "num_examples": rows[split]} for split in splits]
+            ),
+            download_size=sum(sizes.values()),
+            dataset_size=sum(sizes.values()),
+        )
     data = DatasetCardData(
         pretty_name=source.title,
         license=source.license,
@@ -385,7 +358,9 @@ def build_card(source: DatasetPlan, manifest: Mapping[str, Any], features: Any) 
         configs=configs,
     )
     DatasetInfosDict(infos).to_dataset_card_data(data)
-    rows = "\n".join(f"| {split} | {manifest['splits'][split]:,} | {sizes[split] / 1e6:.1f} |" for split in sizes)
+    splits = infos["default"].splits.values()
+    first = next(iter(manifest["splits"]))
+    table = "\n".join(f"| {split.name} | {split.num_examples:,} | {split.num_bytes / 1e6:.1f} |" for split in splits)
     return f"""---
 {data.to_yaml()}
 ---
@@ -398,7 +373,7 @@ def build_card(source: DatasetPlan, manifest: Mapping[str, Any], features: Any) 
 
 | split | images | MB |
 | --- | --- | --- |
-{rows}
+{table}
 
 ## Columns
 
@@ -413,7 +388,7 @@ Every `bbox` is x, y, width, height in absolute pixels, origin at the top left c
 ```python
 from datasets import load_dataset
 
-dataset = load_dataset("FOLDER", split="{next(iter(sizes))}")  # FOLDER: where this card lies, or its id on the Hub
+dataset = load_dataset("FOLDER", split="{first}")  # FOLDER: where this card lies, or its id on the Hub
 print(dataset[0]["objects"])
 ```
 
@@ -430,21 +405,9 @@ print(dataset[0]["objects"])
 
 def _tier_files(files: Mapping[str, Any], tier: Mapping[str, int]) -> dict[str, Any]:
     """Manifest entries of the shards of a tier; `plan_shards` ended one where the tier ends."""
-    chosen, rows = {}, dict.fromkeys(tier, 0)
+    chosen, left = {}, dict(tier)
     for path, entry in files.items():
-        if rows.get(entry["split"], 0) < tier.get(entry["split"], 0):
-            rows[entry["split"]] += entry["rows"]
+        if left.get(entry["split"], 0) > 0:
+            left[entry["split"]] -= entry["rows"]
             chosen[path] = entry
     return chosen
-
-
-def _dataset_info(files: Mapping[str, Any], rows: Mapping[str, int], features: Any) -> Any:
-    from datasets import DatasetInfo, SplitDict, SplitInfo
-
-    splits = SplitDict()
-    for split, count in rows.items():
-        if count:
-            size = sum(entry["bytes"] for entry in files.values() if entry["split"] == split)
-            splits.add(SplitInfo(split, num_bytes=size, num_examples=count))
-    total = sum(entry["bytes"] for entry in files.values())
-    return DatasetInfo(features=features, splits=splits, download_size=total, dataset_size=total)

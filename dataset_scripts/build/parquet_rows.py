@@ -20,7 +20,7 @@ class ParquetRows:
         self.starts = np.cumsum([0, *(pq.read_metadata(file).num_rows for file in files)])
         self._file, self._first = -1, 0
         self._batches: Iterator[pa.RecordBatch] = iter(())
-        self._batch: pa.RecordBatch | None = None
+        self._batch: Any = ()
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -30,19 +30,19 @@ class ParquetRows:
         wanted = number - int(self.starts[file])
         if file != self._file or wanted < self._first:
             self._open(file, wanted)
-        while self._batch is None or wanted >= self._first + len(self._batch):
-            self._first += 0 if self._batch is None else len(self._batch)
+        while wanted >= self._first + len(self._batch):
+            self._first += len(self._batch)
             self._batch = next(self._batches)
         return self._batch.slice(wanted - self._first, 1).to_pylist()[0]
 
     def _open(self, file: int, wanted: int) -> None:
         """Begins at the row group that holds the row."""
         opened = pq.ParquetFile(self.files[file])
-        sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
-        starts = np.cumsum([0, *sizes])
+        groups = range(opened.num_row_groups)
+        starts = np.cumsum([0, *(opened.metadata.row_group(group).num_rows for group in groups)])
         group = int(np.searchsorted(starts, wanted, side="right")) - 1
-        self._file, self._first, self._batch = file, int(starts[group]), None
-        self._batches = opened.iter_batches(batch_size=BATCH_ROWS, row_groups=range(group, len(sizes)))
+        self._file, self._first, self._batch = file, int(starts[group]), ()
+        self._batches = opened.iter_batches(batch_size=BATCH_ROWS, row_groups=groups[group:])
 
 
 @lru_cache(maxsize=1)

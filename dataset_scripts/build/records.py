@@ -22,13 +22,7 @@ _PER_BATCH = 4096
 
 @dataclass(frozen=True)
 class Records:
-    """A file of records.
-
-    Attributes:
-        path: of the file.
-        count: number of records.
-        sha256: of their JSON texts.
-    """
+    """A file of so many records, and the hash of their JSON texts."""
 
     path: Path
     count: int
@@ -41,7 +35,7 @@ class Records:
 def write_records(folder: Path, records: Iterable[Any]) -> Records:
     """Writes records to a new file in the folder; bytes are taken for the JSON text of a record."""
     path = folder / f"{secrets.token_hex(8)}.records"
-    texts = (record if isinstance(record, bytes) else _text(record) for record in records)
+    texts = (r if isinstance(r, bytes) else json.dumps(r, separators=(",", ":")).encode() for r in records)
     digest, count = hashlib.sha256(), 0
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         while batch := list(islice(texts, _PER_BATCH)):
@@ -49,10 +43,6 @@ def write_records(folder: Path, records: Iterable[Any]) -> Records:
             digest.update(b"".join(text + b"\n" for text in batch))
             count += len(batch)
     return Records(path, count, digest.hexdigest())
-
-
-def _text(record: Any) -> bytes:
-    return json.dumps(record, separators=(",", ":")).encode()
 
 
 @lru_cache(maxsize=8)

@@ -14,12 +14,7 @@ IDS_NAME = "index.json"  # of a folder with ids and no pixels
 
 
 def holds_something(folder: Path, marks: Collection[str]) -> bool:
-    """Whether there is anything in the folder; refused if that was not written by this program.
-
-    Args:
-        folder: There or not.
-        marks: A folder with a file by one of these names is ours.
-    """
+    """Whether there is anything in the folder; refused if no file by one of the names `marks` says that it is ours."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, expected a folder or nothing. Choose another --output.")
     names = {path.name for path in folder.iterdir()} - {LOCK_NAME, WORK_NAME} if folder.is_dir() else set()
@@ -44,11 +39,7 @@ class WorkFolder:
         self._kept = self._made_output = False
 
     def open(self, keep: bool = False) -> Path:
-        """The folder, for this build alone.
-
-        Args:
-            keep: what is there, and what will be if the build fails, for a next try.
-        """
+        """The folder, for this build alone; `keep` what is there, also if the build fails, for a next try."""
         if self._lock is None:
             holds_something(self.output, (MANIFEST_NAME, IDS_NAME))
             self._made_output = not self.output.exists()
@@ -56,7 +47,11 @@ class WorkFolder:
         if keep:
             self._kept = True
         elif not self._kept:
-            self._clear()
+            for path in self.path.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != LOCK_NAME:
+                    path.unlink()
         return self.path
 
     def __enter__(self) -> "WorkFolder":
@@ -73,10 +68,3 @@ class WorkFolder:
             if self._made_output and not any(self.output.iterdir()):
                 self.output.rmdir()
         self._lock.close()
-
-    def _clear(self) -> None:
-        for path in self.path.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != LOCK_NAME:
-                path.unlink()

@@ -9,9 +9,7 @@ is refused, and messages say what to do.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +48,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file to be released, and its hashes as the Hub names them."""
+    """A file to be released. It is hashed once."""
 
     path: Path
 
@@ -60,20 +58,15 @@ class LocalFile:
         return self.path.stat().st_size
 
     @cached_property
-    def sha256(self) -> str:
-        """What the Hub says of a file outside git (LFS, Xet)."""
+    def _sha256(self) -> str:
         return file_sha256(self.path)
-
-    @cached_property
-    def blob_id(self) -> str:
-        """What the Hub says of a file inside git."""
-        return hashlib.sha1(b"blob %d\0" % self.size + self.path.read_bytes()).hexdigest()
 
     def is_same(self, remote: Any) -> bool:
         """Whether a `RepoFile` of the Hub has this content."""
-        if remote.lfs is not None:
-            return bool(remote.lfs.size == self.size and remote.lfs.sha256 == self.sha256)
-        return bool(remote.size == self.size and remote.blob_id == self.blob_id)
+        if remote.lfs is not None:  # outside git: LFS or Xet
+            return bool(remote.lfs.size == self.size and remote.lfs.sha256 == self._sha256)
+        content = b"blob %d\0" % self.size + self.path.read_bytes()
+        return bool(remote.size == self.size and remote.blob_id == hashlib.sha1(content).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -87,8 +80,8 @@ class Snapshot:
 
     def read(self, path: str) -> str:
         """The text of a small file."""
-        r = self.repository
-        stored = reached(lambda: r.api.hf_hub_download(r.repo_id, path, revision=self.commit, repo_type=r.repo_type))
+        repository = self.repository
+        stored = repository.ask(repository.api.hf_hub_download, filename=path, revision=self.commit)
         return Path(stored).read_text(encoding="utf-8")
 
     def refuse_unowned(self, owner_file: str, cure: str) -> bool:
@@ -114,48 +107,36 @@ class Repository:
     repo_type: str
     api: HfApi
 
+    def ask(self, method: Callable[..., T], **options: Any) -> T:
+        """What a method of the API gives for this repository."""
+        return reached(lambda: method(repo_id=self.repo_id, repo_type=self.repo_type, **options))
+
     def latest(self) -> Snapshot | None:
         """What it holds, or None if there is none that this token may see."""
         try:
-            info: Any = reached(lambda: self.api.repo_info(self.repo_id, repo_type=self.repo_type))
+            info: Any = self.ask(self.api.repo_info)
         except RepositoryNotFoundError:
             return None
         return Snapshot(self, info.sha, bool(info.private), self.files(info.sha))
 
     def files(self, revision: str) -> dict[str, Any]:
         """The `RepoFile` of every path at a revision."""
-        tree = reached(
-            lambda: list(
-                self.api.list_repo_tree(self.repo_id, recursive=True, revision=revision, repo_type=self.repo_type)
-            )
-        )
+        tree = self.ask(lambda **where: list(self.api.list_repo_tree(recursive=True, revision=revision, **where)))
         return {entry.path: entry for entry in tree if hasattr(entry, "blob_id")}
 
     def tagged_files(self, tag: str) -> dict[str, Any] | None:
         """The files of a tag, or None if there is no such tag."""
-        refs = reached(lambda: self.api.list_repo_refs(self.repo_id, repo_type=self.repo_type))
-        return self.files(tag) if tag in {ref.name for ref in refs.tags} else None
-
-    def tag(self, name: str, commit: str) -> None:
-        """Names a commit."""
-        reached(lambda: self.api.create_tag(self.repo_id, tag=name, revision=commit, repo_type=self.repo_type))
+        return self.files(tag) if tag in {ref.name for ref in self.ask(self.api.list_repo_refs).tags} else None
 
 
 @dataclass(frozen=True)
 class Upload:
-    """Files, by path in the repository that is to hold them.
+    """Files, by path in the repository that is to hold them."""
 
-    Args:
-        repository: Made if it does not exist.
-        files: What it is to hold.
-        refuse_foreign: Raises if it holds somebody else's work.
-        find_stale: Which paths of it are to be removed; those of `files` stay.
-    """
-
-    repository: Repository
+    repository: Repository  # made if it does not exist
     files: Mapping[str, LocalFile]
-    refuse_foreign: Callable[[Snapshot], object]
-    find_stale: Callable[[Snapshot], Collection[str]]
+    refuse_foreign: Callable[[Snapshot], object]  # raises if it holds somebody else's work
+    find_stale: Callable[[Snapshot], Collection[str]]  # paths of it that are to be removed; those of `files` stay
 
     def changed(self, held: Mapping[str, Any]) -> list[str]:
         """Paths that a repository with these files lacks, or has with another content."""
@@ -171,13 +152,11 @@ def publish_all(
 ) -> dict[str, str]:
     """The commit of each repository, by its name, that holds the files, verified by hash; none after a dry run.
 
-    Every repository is looked at before one is changed, and all are whole before one is tagged.
+    Every repository is looked at before one is changed, and all are whole before one is tagged. A dry run goes without
+    the Hub where HF_HUB_OFFLINE is set or it does not answer.
 
-    Args:
-        uploads: In the order in which they are to arrive.
-        private: Of new repositories; refused if one exists and is public.
-        tag: Name of a revision; refused if it exists with other files.
-        dry_run: Only say what would be done; without the Hub where HF_HUB_OFFLINE is set or it does not answer.
+    Raises:
+        ValueError: One is to be private and exists as a public one, or the tag exists with other files.
     """
     silent = "the Hub was not asked" if dry_run and constants.HF_HUB_OFFLINE else ""
     try:
@@ -190,9 +169,7 @@ def publish_all(
         if held is not None:
             _refuse_unfit(upload, held, private, tag)
     for upload, held in pairs:
-        visible = "private" if (held.is_private if held else private) else "public"
-        new = silent or f"a new repository, {visible}"
-        _show(upload, held, visible if held else new, with_files=dry_run)
+        _show(upload, held, private, silent, with_files=dry_run)
     if dry_run:
         print("Nothing was changed: this was a dry run.")
         return {}
@@ -200,7 +177,7 @@ def publish_all(
     for upload, (repo_id, commit) in zip(uploads, commits.items(), strict=True):
         repository = upload.repository
         if tag is not None and repository.tagged_files(tag) is None:
-            repository.tag(tag, commit)
+            repository.ask(repository.api.create_tag, tag=tag, revision=commit)
         print(f"{repo_id}: {len(upload.files)} files, verified by hash, at commit {commit}.")
     return commits
 
@@ -221,7 +198,7 @@ def _refuse_unfit(upload: Upload, held: Snapshot, private: bool, tag: str | None
         )
 
 
-def _show(upload: Upload, held: Snapshot | None, state: str, with_files: bool) -> None:
+def _show(upload: Upload, held: Snapshot | None, private: bool, silent: str, with_files: bool) -> None:
     """What would be done with each file, and how much that is."""
     files, repo_id = upload.files, upload.repository.repo_id
     changed = set(upload.changed(held.files if held else {}))
@@ -231,6 +208,8 @@ def _show(upload: Upload, held: Snapshot | None, state: str, with_files: bool) -
             print(f"  {'upload' if path in changed else 'there '} {files[path].size:>14,}  {path}")
         for path in upload.stale(held) if held else []:
             print(f"  remove {'':>14}  {path}")
+    visible = "private" if (held.is_private if held else private) else "public"
+    state = visible if held else silent or f"a new repository, {visible}"
     megabytes = sum(files[path].size for path in changed) / 1e6
     print(f"{repo_id} ({state}): {len(changed)} of {len(files)} files to upload, {megabytes:,.1f} MB")
 
@@ -239,20 +218,19 @@ def _send(upload: Upload, held: Snapshot | None, private: bool) -> str:
     """The id of a commit that holds the files, one more only where something is missing or stale."""
     r = upload.repository
     if held is None:
-        reached(lambda: r.api.create_repo(r.repo_id, repo_type=r.repo_type, private=private, exist_ok=True))
+        r.ask(r.api.create_repo, private=private, exist_ok=True)
         held = r.latest()
         assert held is not None  # just made
     changed, stale = upload.changed(held.files), upload.stale(held)
-    if changed or stale:
-        named = changed or stale
+    if named := changed or stale:
         message = f"Publish {named[0]}" + (f" and {len(named) - 1} more" if named[1:] else "")
 
-        def commit() -> None:  # what was sent before a failure is known to the Hub by its hash, and not sent again
+        def commit(**where: Any) -> Any:  # what was sent before a failure is known to the Hub by its hash
             operations: list[Any] = [CommitOperationAdd(path, str(upload.files[path].path)) for path in changed]
             operations += [CommitOperationDelete(path) for path in stale]
-            r.api.create_commit(r.repo_id, operations, commit_message=message, repo_type=r.repo_type)
+            return r.api.create_commit(operations=operations, commit_message=message, **where)
 
-        reached(commit)
+        r.ask(commit)
         held = r.latest()
         assert held is not None
     if wrong := upload.changed(held.files):
@@ -277,12 +255,14 @@ def reached(call: Callable[[], T]) -> T:
             time.sleep(PAUSE_S * 2 ** (attempt - 1))
         try:
             return call()
+        except (RepositoryNotFoundError, RevisionNotFoundError):
+            raise
         except Exception as error:
             # The client wraps what befell a large file.
             cause = (error.__cause__ or error) if type(error) is RuntimeError else error
             if refusal := _refusal(cause):
                 raise ValueError(refusal) from error
-            if isinstance(cause, RepositoryNotFoundError | RevisionNotFoundError) or not isinstance(cause, _PASSING):
+            if not isinstance(cause, _PASSING):
                 raise
             status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
             trouble = f"{type(cause).__name__}: {_one_line(cause)}" if status is None else f"HTTP {status}"
@@ -295,8 +275,6 @@ def reached(call: Callable[[], T]) -> T:
 def _refusal(error: BaseException) -> str:
     """What to tell somebody whose request was understood and declined; empty if it was not declined."""
     match error:
-        case RepositoryNotFoundError() | RevisionNotFoundError():
-            return ""
         case OfflineModeIsEnabled():
             return "HF_HUB_OFFLINE is set: unset it to reach the Hub."
         case HFValidationError():
@@ -314,41 +292,19 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def exit_code(command: Callable[[], object]) -> int:
-    """Runs a command: 0 done, 2 cannot be done as asked, 75 not finished and the same command goes on, 130 Ctrl-C."""
-    try:
-        command()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Unfinished as error:
-        print(f"error: {error}", file=sys.stderr)
-        return os.EX_TEMPFAIL
-    except KeyboardInterrupt:
-        print("Stopped. What was uploaded stays there: the same command goes on.", file=sys.stderr)
-        return 130
-    return 0
-
-
 def card_problems(text: str, kind: type[DatasetCard] | type[ModelCard] = DatasetCard) -> list[str]:
     """Why a card is not fit to be published; empty if it is."""
-    problems = []
     header = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
-    if header is None:
-        problems.append("it has no YAML header between two lines of ---")
-    elif trouble := _header_trouble(header[1], text, kind):
-        problems.append(trouble)
-    for number, line in enumerate(text.splitlines(), start=1):
-        problems += [f"line {number} still says {word}" for word in PLACEHOLDERS if word in line]
-    return problems
+    trouble = _header_trouble(header[1], text, kind) if header else "it has no YAML header between two lines of ---"
+    lines = enumerate(text.splitlines(), start=1)
+    marks = [f"line {number} still says {word}" for number, line in lines for word in PLACEHOLDERS if word in line]
+    return [trouble, *marks] if trouble else marks
 
 
 def _header_trouble(header: str, text: str, kind: type[DatasetCard] | type[ModelCard]) -> str:
     """How the header, read and written as the Hub's library does, would become another one; empty if it does not."""
     try:
-        written = yaml.safe_load(header)
-        card = kind(text)
-        again = yaml.safe_load(card.data.to_yaml())
+        written, again = yaml.safe_load(header), yaml.safe_load(kind(text).data.to_yaml())
     except Exception as error:  # yaml's, and whatever the library makes of a value it does not expect
         return f"its YAML header cannot be read ({_one_line(error)})"
     if not isinstance(written, dict) or not written:

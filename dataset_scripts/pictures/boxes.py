@@ -10,16 +10,13 @@ MALFORMED = "without four finite numbers as box"
 FLAT = "without area"
 OUTSIDE = "outside the image"
 BOX_FORMATS = ("xywh", "xyxy")
-_REASONS = ("", MALFORMED, FLAT, OUTSIDE)
 
 
 def box_faults(boxes: ArrayLike, width: ArrayLike, height: ArrayLike) -> NDArray[np.str_]:
-    """For each box (N, 4) xywh what makes it useless, or nothing if it can be used.
+    """For each box (N, 4) xywh in pixels what makes it useless, or nothing if it can be used.
 
-    Args:
-        boxes: in pixels; NaN where there is no box.
-        width: of the image, or (N,) of the image of each box; infinite where it is not known.
-        height: likewise.
+    A box is NaN where there is none. The width and height are those of the image, or (N,) of the image of each box;
+    infinite where they are not known.
     """
     width, height = np.asarray(width, np.float64), np.asarray(height, np.float64)
     x, y, w, h = np.asarray(boxes, np.float32).reshape(-1, 4).astype(np.float64).T  # as precise as they are stored
@@ -27,13 +24,12 @@ def box_faults(boxes: ArrayLike, width: ArrayLike, height: ArrayLike) -> NDArray
         outside = (x >= width) | (y >= height) | (x + w <= 0) | (y + h <= 0)
         flat = (w <= 0) | (h <= 0)
     malformed = ~np.isfinite(x + y + w + h)
-    return np.array(_REASONS)[np.select([malformed, flat, outside], [1, 2, 3], 0)]
+    return np.select([malformed, flat, outside], [MALFORMED, FLAT, OUTSIDE], "")
 
 
 def count_faults(faults: Iterable[str]) -> dict[str, int]:
     """How many boxes have each fault, in a fixed order."""
-    counts = Counter(str(fault) for fault in faults)
-    return {reason: counts[reason] for reason in sorted(counts) if reason}
+    return dict(sorted(Counter(str(fault) for fault in faults if fault).items()))
 
 
 def as_box(value: object) -> tuple[float, float, float, float]:
@@ -53,16 +49,14 @@ def to_xywh(boxes: NDArray[np.float64], box_format: str) -> NDArray[np.float64]:
 
 
 def choose_box_format(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) -> str:
-    """Whether boxes are xywh or xyxy: as the wrong one, many of them are impossible.
+    """Whether the boxes (N, 4) of a data set are xywh or xyxy: as the wrong one, many of them are impossible.
 
-    Args:
-        boxes: (N, 4) of the data set.
-        sizes: (N, 2) width and height of the image of each; infinite where it is not known.
+    `sizes` (N, 2) are width and height of the image of each; infinite where it is not known.
     """
     impossible = _impossible(boxes, sizes)
     if not np.isfinite(boxes).all(axis=1).any():
         return "xywh"  # there is nothing to choose for
-    likely, other = sorted(impossible, key=lambda name: impossible[name])
+    likely, other = sorted(impossible, key=impossible.__getitem__)
     if impossible[likely] > 0.02 or impossible[other] < 0.05:
         raise ValueError(
             f"Boxes may be xywh ({impossible['xywh']:.1%} of them impossible) or xyxy ({impossible['xyxy']:.1%}). "
@@ -72,12 +66,7 @@ def choose_box_format(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) ->
 
 
 def check_xywh(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) -> None:
-    """Refuse boxes that are meant to be x, y, width, height in pixels and cannot be.
-
-    Args:
-        boxes: (N, 4) of the data set.
-        sizes: (N, 2) width and height of the image of each.
-    """
+    """Refuse boxes that are meant to be x, y, width, height in pixels and cannot be, given their images' sizes."""
     impossible = _impossible(boxes, sizes)
     if impossible["xywh"] > 0.02 and impossible["xyxy"] <= 0.02:
         raise ValueError(

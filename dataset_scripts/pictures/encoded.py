@@ -103,10 +103,7 @@ def picture_row(
         "height": height,
         "objects": objects,
         "segmentation": None if segmentation is None else {"bytes": segmentation, "path": printable(map_name)},
-        "license": None,
-        "author": None,
-        "original_url": None,
-        "landing_url": None,
+        **dict.fromkeys(("license", "author", "original_url", "landing_url")),
         **attribution,
     }
 

@@ -69,19 +69,17 @@ def path_inside(name: object, where: str) -> str:
     return posix.as_posix()
 
 
-def goes_to_validation(name: str, share: float) -> bool:
-    """Whether a picture belongs to validation. It depends on its path alone: new pictures do not move old ones."""
-    digest = hashlib.sha256(os.fsencode(name)).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
 def split_by_name(names: Sequence[str], share: float) -> dict[str, list[str]]:
-    """The pictures of "train" and of "validation", each in the order given."""
+    """The pictures of "train" and of "validation", each in the order given.
+
+    Where one belongs depends on its path alone: new pictures do not move old ones.
+    """
     if not 0 <= share < 1:
         raise ValueError(f"--validation-share is {share}, expected 0 or more and less than 1.")
     splits: dict[str, list[str]] = {"train": [], "validation": []}
     for name in names:
-        splits["validation" if goes_to_validation(name, share) else "train"].append(name)
+        place = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
+        splits["validation" if place < share * 2**64 else "train"].append(name)
     if not splits["train"]:  # a handful of pictures may all fall on one side
         splits = {"train": splits["validation"], "validation": []}
     return splits

@@ -18,9 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..files import whole_file
-from .inputs import FloatArray
-
-Regions = tuple[FloatArray, FloatArray | None]
+from .inputs import Regions
 
 
 def cached(
@@ -30,28 +28,13 @@ def cached(
     kind = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     name = "{}-{}x{}".format(hashlib.sha256(image).hexdigest(), *size_px)
     path = folder / kind / name[:2] / name
-    known = _load(path)
-    if known is not None:
-        return known
-    regions = compute()
-    _save(path, regions)
-    return regions
-
-
-def _load(path: Path) -> Regions | None:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    if hashlib.sha256(data[32:]).digest() != data[:32]:
-        return None
-    columns = np.load(io.BytesIO(data[32:]), allow_pickle=False)
-    return columns[:, :4], columns[:, 4] if columns.shape[1] == 5 else None
-
-
-def _save(path: Path, regions: Regions) -> None:
-    boxes, scores = regions
+    known = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(known[32:]).digest() == known[:32]:
+        columns = np.load(io.BytesIO(known[32:]), allow_pickle=False)
+        return columns[:, :4], columns[:, 4] if columns.shape[1] == 5 else None
+    boxes, scores = compute()
     file = io.BytesIO()
     np.save(file, boxes if scores is None else np.concatenate([boxes, scores[:, None]], axis=1))
     with whole_file(path, sync=False) as temporary:
         temporary.write_bytes(hashlib.sha256(file.getvalue()).digest() + file.getvalue())
+    return boxes, scores

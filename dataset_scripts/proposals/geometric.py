@@ -1,25 +1,28 @@
-"""Regions from numbers alone: annotated boxes, random ones, the cells of grids, none."""
+"""Regions without a look at the picture: annotated boxes, random ones, cells of grids, parts of a map, none."""
 
 import math
 
+import cv2
 import numpy as np
 
-from .inputs import FloatArray, ProposalInput
+from modeling_decodepos.schema import SEGMENTATION_IGNORE
+
+from .inputs import ProposalInput, Regions, as_xywh
 
 RANDOM_BOXES = 16
 GRID_SIDES = (2, 3, 4)
+MIN_AREA_FRACTION = 0.001  # of the image; what is smaller is a crumb of an object that something else hides
 
 
-def annotated(picture: ProposalInput) -> tuple[FloatArray, None]:
+def annotated(picture: ProposalInput) -> Regions:
     """The annotated boxes, clipped to the image; those that keep no area are left out."""
-    boxes, width, height = picture.annotated, picture.width, picture.height
-    x1, y1 = np.maximum(boxes[:, 0], 0), np.maximum(boxes[:, 1], 0)
-    x2, y2 = np.minimum(boxes[:, 0] + boxes[:, 2], width), np.minimum(boxes[:, 1] + boxes[:, 3], height)
-    clipped = np.stack([x1, y1, x2 - x1, y2 - y1], axis=1)
-    return clipped[(clipped[:, 2:] > 0).all(axis=1)], None
+    first, sides = picture.annotated[:, :2], picture.annotated[:, 2:]
+    low = np.maximum(first, 0)
+    sides = np.minimum(first + sides, np.array([picture.width, picture.height], np.float32)) - low
+    return np.concatenate([low, sides], axis=1)[(sides > 0).all(axis=1)], None
 
 
-def random(picture: ProposalInput) -> tuple[FloatArray, None]:
+def random(picture: ProposalInput) -> Regions:
     """Boxes wholly inside the image: 3 % to 50 % of its area, sides up to 1 : 2 apart, both log-uniform."""
     rng, width, height = picture.rng, picture.width, picture.height
     area = np.exp(rng.uniform(math.log(0.03), math.log(0.5), RANDOM_BOXES)) * width * height
@@ -27,10 +30,10 @@ def random(picture: ProposalInput) -> tuple[FloatArray, None]:
     w = np.minimum(np.sqrt(area * ratio), width)
     h = np.minimum(np.sqrt(area / ratio), height)
     x, y = rng.random(RANDOM_BOXES) * (width - w), rng.random(RANDOM_BOXES) * (height - h)
-    return np.stack([x, y, w, h], axis=1).astype(np.float32), None
+    return as_xywh(np.stack([x, y, w, h], axis=1)), None
 
 
-def grid(picture: ProposalInput) -> tuple[FloatArray, None]:
+def grid(picture: ProposalInput) -> Regions:
     """The cells of a 2 x 2, a 3 x 3 and a 4 x 4 grid."""
     width, height = picture.width, picture.height
     cells = [
@@ -39,9 +42,22 @@ def grid(picture: ProposalInput) -> tuple[FloatArray, None]:
         for row in range(side)
         for column in range(side)
     ]
-    return np.array(cells, np.float32), None
+    return as_xywh(cells), None
 
 
-def none(picture: ProposalInput) -> tuple[FloatArray, None]:
+def none(picture: ProposalInput) -> Regions:
     """No region."""
-    return np.zeros((0, 4), np.float32), None
+    return as_xywh([]), None
+
+
+def map_masks(picture: ProposalInput) -> Regions:
+    """Boxes of the connected parts of every class of the segmentation map; none where there is no map."""
+    classes = picture.segmentation_map()
+    if classes is None:
+        return as_xywh([]), None
+    parts = [np.zeros((0, 4), np.int32)]
+    for value in np.unique(classes):
+        if value not in (0, SEGMENTATION_IGNORE):
+            _, _, found, _ = cv2.connectedComponentsWithStats((classes == value).astype(np.uint8), connectivity=8)
+            parts.append(found[1:][found[1:, cv2.CC_STAT_AREA] >= MIN_AREA_FRACTION * classes.size, :4])
+    return as_xywh(np.concatenate(parts)), None

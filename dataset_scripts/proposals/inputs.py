@@ -3,14 +3,22 @@
 import io
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from modeling_decodepos.pictures import BrokenImage, decode_picture
 
 FloatArray = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
+Regions = tuple[FloatArray, FloatArray | None]
+"""Boxes (M, 4) and their scores (M,), or None for scores where nothing is ranked."""
+
+
+def as_xywh(boxes: ArrayLike) -> FloatArray:
+    """Boxes as an array (N, 4), also where there are none."""
+    return np.asarray(boxes, np.float32).reshape(-1, 4)
 
 
 @dataclass(frozen=True)
@@ -18,10 +26,7 @@ class ProposalInput:
     """One image of a data set. Nothing is decoded before a method is called.
 
     Attributes:
-        width: In pixels.
-        height: In pixels.
         annotated: (N, 4) xywh boxes of its annotations, in pixels.
-        rng: Source of all randomness.
         encoded: The file, or None where it is not at hand.
         encoded_map: The file of its segmentation map, or None.
     """
@@ -33,13 +38,15 @@ class ProposalInput:
     encoded: bytes | None = None
     encoded_map: bytes | None = None
 
+    def __post_init__(self) -> None:
+        if self.width <= 0 or self.height <= 0:
+            raise ValueError(f"The image is {self.width} x {self.height} px, expected both sides to be positive.")
+
     def pixels(self, side_limit_px: int) -> Pixels:
         """(H, W, 3) RGB, upright, shrunk so that no side is longer than the limit.
 
         A JPEG much larger than the limit is never decoded at its full size.
         """
-        import cv2  # the providers that need no pixels go without it
-
         if not self.encoded:
             raise ValueError("The image has no bytes, and this provider of proposals looks at its pixels.")
         scale = min(1.0, side_limit_px / max(self.width, self.height))

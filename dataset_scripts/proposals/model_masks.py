@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .inputs import FloatArray, ProposalInput
+from .inputs import FloatArray, ProposalInput, Regions
 
 SIDE_LIMIT_PX = 1024  # what such models look at
 OVERLAP_LIMIT = 0.7  # of two boxes (intersection over union) the one with the lower score goes; as in transformers
 
 
-def model_masks(picture: ProposalInput, model: str) -> tuple[FloatArray, FloatArray]:
+def model_masks(picture: ProposalInput, model: str) -> Regions:
     """Boxes and the model's scores, best first."""
     pixels = picture.pixels(SIDE_LIMIT_PX)
     corners, scores = _generator(model)(Image.fromarray(pixels))
@@ -33,11 +33,8 @@ def without_doubles(corners: FloatArray, scores: FloatArray) -> np.ndarray:
     while len(order):
         best, order = order[0], order[1:]
         kept.append(best)
-        low, high = (
-            np.maximum(corners[best, :2], corners[order, :2]),
-            np.minimum(corners[best, 2:], corners[order, 2:]),
-        )
-        common = (high - low).clip(0).prod(1)
+        low = np.maximum(corners[best, :2], corners[order, :2])
+        common = (np.minimum(corners[best, 2:], corners[order, 2:]) - low).clip(0).prod(1)
         order = order[common <= OVERLAP_LIMIT * (area[best] + area[order] - common)]
     return np.array(kept, np.int64)
 

@@ -19,25 +19,15 @@ ORIENTATIONS = 8
 STRENGTHS = 8
 STRENGTH_STEP = 40  # of a Sobel derivative of 8-bit grey, which goes to 1020
 
-# Bin of an 8-bit value.
-_BIN = np.arange(256) * COLOUR_BINS // 256
-
 
 @dataclass(frozen=True)
 class SegmentationSettings:
-    """Of one segmentation.
+    """Of one segmentation."""
 
-    Attributes:
-        side_limit_px: Larger images are shrunk to this side.
-        scale: A greater one makes larger segments; in 8-bit levels.
-        sigma: Of the blur before it, in pixels.
-        min_size: Pixels of the smallest segment.
-    """
-
-    side_limit_px: int
-    scale: float
-    sigma: float
-    min_size: int
+    side_limit_px: int  # larger images are shrunk to this side
+    scale: float  # a greater one makes larger segments; in 8-bit levels
+    sigma: float  # of the blur before it, in pixels
+    min_size: int  # pixels of the smallest segment
 
 
 def check_opencv() -> None:
@@ -87,8 +77,8 @@ def neighbours(labels: Labels) -> NDArray[np.int64]:
 
 def colour_histograms(labels: Labels, channels: Pixels) -> Array:
     """(N, C * 25) share of a segment's pixels in every bin, from (H, W, C) pixels; every channel sums to 1."""
-    parts = [_histogram(labels, _BIN[channels[..., k]], COLOUR_BINS) for k in range(channels.shape[2])]
-    return np.concatenate(parts, axis=1)
+    bins = channels.astype(np.int64) * COLOUR_BINS // 256
+    return np.concatenate([_histogram(labels, bins[..., k], COLOUR_BINS) for k in range(bins.shape[2])], axis=1)
 
 
 def texture_histograms(labels: Labels, grey: Pixels) -> Array:

@@ -64,23 +64,23 @@ def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan:
     entries = _entries(folder, metadata, pictures) if metadata else _class_folders(pictures, splits)
     where = "the metadata" if metadata else "the folders"
     categories = Categories()
-    objects = {name: read_objects(entry.get("objects"), name) for name, entry in entries.items()}
+    objects = {name: read_objects(entries.get(name, {}).get("objects"), name) for name in pictures}
     for name, entry in entries.items():
-        categories.add(objects[name].categories, f"{where}, {name}")
-        categories.add([] if entry.get("label") is None else [entry["label"]], f"{where}, {name}")
+        labels = [] if entry.get("label") is None else [entry["label"]]
+        categories.add([*objects[name].categories, *labels], f"{where}, {name}")
     names = categories.names(load_class_names(arguments.class_names)) or (PLACEHOLDER_CLASS,)
 
     described, box_format = [], arguments.box_format
     for name in pictures:
         entry = entries.get(name, {})
-        found = objects.get(name) or read_objects(None, name)
+        found = objects[name]
         has_label = entry.get("label") is not None and not len(found.boxes)
         described.append(
             Described(
                 name,
                 split=splits.get(name),
                 boxes=[(float(x), float(y), float(w), float(h)) for x, y, w, h in to_xywh(found.boxes, box_format)],
-                categories=[category_number(category, names) for category in found.categories],
+                categories=found.categories,
                 crowds=found.crowds,
                 whole=category_number(entry["label"], names) if has_label else None,
             )

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import chain, compress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from PIL import Image
 from modeling_decodepos.pictures import broken_if_it_fails, read_size, turn_pixels
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
 
+from ..build.object_lists import category_number
 from ..build.parquet import DatasetPlan, Row
 from ..build.records import Records, write_records
 from ..build.work_folder import WorkFolder
@@ -32,54 +33,31 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Described:
-    """A picture and what is known of it.
+    """A picture and what is known of it; as JSON, what its row is made from."""
 
-    Attributes:
-        name: path of the file, relative to the source.
-        image_id: None takes the name.
-        split: None goes by the name.
-        boxes: xywh in pixels.
-        categories: number of each box's class.
-        crowds: whether each box is to be ignored.
-        whole: class of the picture as a whole, which becomes one box around it.
-        size: width and height that the boxes are for; None if they are for the picture as it is seen.
-        map_name: path of a semantic map.
-    """
-
-    name: str
-    image_id: str | None = None
-    split: str | None = None
-    boxes: Sequence[Box] = ()
-    categories: Sequence[int] = ()
-    crowds: Sequence[bool] = ()
-    whole: int | None = None
-    size: Size | None = None
-    map_name: str | None = None
+    name: str  # path of the file, relative to the source
+    image_id: str | None = None  # None takes the name
+    split: str | None = None  # None goes by the name
+    boxes: Sequence[Box] = ()  # xywh in pixels
+    categories: Sequence[int | str] = ()  # class of each box, by its number or its name
+    crowds: Sequence[bool] = ()  # whether each box is to be ignored
+    whole: int | None = None  # class of the picture as a whole, which becomes one box around it
+    size: Size | None = None  # width and height that the boxes are for; None if for the picture as it is seen
+    map_name: str | None = None  # path of a semantic map
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What a builder found in a source.
+    """What a builder found in a source."""
 
-    Attributes:
-        kind: name of the builder and of its version, for the recipe.
-        folder: that the names are relative to.
-        files: size of every file in it.
-        pictures: in the order of the rows.
-        class_names: of the categories.
-        title: of the card.
-        description: of the card.
-        counts: of what was left out, by reason.
-    """
-
-    kind: str
-    folder: Path
-    files: Mapping[str, int]
-    pictures: Sequence[Described]
+    kind: str  # name of the builder and of its version, for the recipe
+    folder: Path  # that the names are relative to
+    files: Mapping[str, int]  # size of every file in it
+    pictures: Sequence[Described]  # in the order of the rows
     class_names: Sequence[str]
     title: str
     description: str
-    counts: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)  # of what was left out, by reason
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,8 +87,10 @@ def make_source(arguments: argparse.Namespace, work: WorkFolder, found: Collecti
         np.array([picture.size for picture in annotated for _ in picture.boxes], np.float64).reshape(-1, 2),
     )
     faults = [box_faults(picture.boxes, *(picture.size or (0, 0))) for picture in pictures]
-    dropped = count_faults(np.concatenate(faults)) if faults else {}
-    pictures = [_with_boxes(picture, fault == "") for picture, fault in zip(pictures, faults, strict=True)]
+    dropped = count_faults(chain.from_iterable(faults))
+    pictures = [
+        _without_faults(picture, fault, found.class_names) for picture, fault in zip(pictures, faults, strict=True)
+    ]
 
     folder = work.open()
     splits = {
@@ -182,24 +162,24 @@ def load_map(path: Path, size: Size, class_count: int) -> NDArray[np.uint8]:
 
 
 def _without_broken(folder: Path, pictures: list[Described], workers: int) -> tuple[list[Described], list[str]]:
-    def problem(picture: Described) -> str | None:
+    """The pictures that can be decoded, and the names of the others."""
+
+    def problem(picture: Described) -> str:
         try:
             read_picture(folder / picture.name, picture.name)
         except ValueError as error:
             return str(error)
-        return None
+        return ""
 
     with ThreadPoolExecutor(workers or None) as pool:  # decoding does not hold the interpreter
         problems = list(pool.map(problem, pictures))
-    shown = [text for text in problems if text]
-    for text in shown[:_MOST_SHOWN]:
-        print(f"left out: {text}", file=sys.stderr)
-    if len(shown) > _MOST_SHOWN:
-        print(f"left out: … and {len(shown) - _MOST_SHOWN} more", file=sys.stderr)
+    shown = [f"left out: {text}" for text in problems if text]
+    more = [f"left out: … and {len(shown) - _MOST_SHOWN} more"] if len(shown) > _MOST_SHOWN else []
+    print(*shown[:_MOST_SHOWN], *more, sep="\n", end="\n" if shown else "", file=sys.stderr)
     if len(shown) == len(pictures):
         raise ValueError(f"None of the {len(pictures)} pictures in {folder} can be decoded.")
-    pairs = list(zip(pictures, problems, strict=True))
-    return [picture for picture, text in pairs if not text], [picture.name for picture, text in pairs if text]
+    broken = [picture.name for picture in compress(pictures, problems)]
+    return [picture for picture, text in zip(pictures, problems, strict=True) if not text], broken
 
 
 def _with_size(folder: Path, picture: Described) -> Described:
@@ -210,15 +190,13 @@ def _with_size(folder: Path, picture: Described) -> Described:
     return replace(picture, size=(width, height))
 
 
-def _with_boxes(picture: Described, kept: NDArray[np.bool_]) -> Described:
-    def chosen(values: Sequence[Any]) -> list[Any]:
-        return [value for value, keep in zip(values, kept, strict=True) if keep]
-
+def _without_faults(picture: Described, faults: NDArray[np.str_], class_names: Sequence[str]) -> Described:
+    usable = faults == ""
     return replace(
         picture,
-        boxes=chosen(picture.boxes),
-        categories=chosen(picture.categories),
-        crowds=chosen(picture.crowds or [False] * len(picture.boxes)),
+        boxes=list(compress(picture.boxes, usable)),
+        categories=[category_number(category, class_names) for category in compress(picture.categories, usable)],
+        crowds=list(compress(picture.crowds or [False] * len(picture.boxes), usable)),
     )
 
 

@@ -38,6 +38,9 @@ def regions_source(folder: Path) -> DatasetPlan:
     if not manifest["complete"]:
         raise ValueError(f"{folder} is not finished. Run the command that builds it to its end first.")
     _check_columns(folder, manifest)
+    lists = sorted(
+        path for path in folder.iterdir() if path.suffix in (".txt", ".csv")
+    )  # such as those of missing ids
     card = DatasetCard((folder / CARD_NAME).read_text(encoding="utf-8"))
     entries = manifest["files"].items()
     files = {
@@ -47,6 +50,7 @@ def regions_source(folder: Path) -> DatasetPlan:
     data = card.data
     assert isinstance(data, DatasetCardData)
     title = data.pretty_name or folder.name
+    body = card.text.split(f"# {title}\n", 1)[-1].split("\n| split |", 1)[0].strip()  # down to the table of splits
     return DatasetPlan(
         recipe={"source": "regions", "of_data_sha256": data_sha256(manifest), "of_recipe": manifest["recipe"]},
         splits=manifest["splits"],
@@ -54,16 +58,10 @@ def regions_source(folder: Path) -> DatasetPlan:
         make_row=partial(stored_row, files=files),
         title=title,
         license=data.license or "unknown",
-        description=f"The images and annotations of another build, with other regions.\n\n{_body(card.text, title)}",
+        description=f"The images and annotations of another build, with other regions.\n\n{body}",
         tiers=manifest.get("tiers", {}),
-        extra_files=_text_files(folder),
+        extra_files={path.name: path.read_text(encoding="utf-8") for path in lists},
     )
-
-
-def _text_files(folder: Path) -> dict[str, str]:
-    """The lists beside the card, such as those of missing ids."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".txt", ".csv"))
-    return {path.name: path.read_text(encoding="utf-8") for path in files}
 
 
 def stored_row(split: str, number: int, files: Mapping[str, tuple[Path, ...]]) -> Row:
@@ -82,9 +80,3 @@ def _check_columns(folder: Path, manifest: Mapping[str, Any]) -> None:
                 f"{folder / path} has the columns {', '.join(found.names)}, or other types than expected in "
                 f"{', '.join(wanted.names)}; the layout is in modeling_decodepos/schema.py."
             )
-
-
-def _body(card: str, title: str) -> str:
-    """What a card says between its title and its table of splits."""
-    after = card.split(f"# {title}\n", 1)[-1]
-    return after.split("\n| split |", 1)[0].strip()

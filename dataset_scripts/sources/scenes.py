@@ -2,7 +2,6 @@
 
 import argparse
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -70,13 +69,7 @@ def scenes_source(train: int = 4000, validation: int = 500, size_px: int = 128, 
         raise ValueError(f"size_px is {size_px}, expected at least 32: textures cannot be told apart below.")
     if seed < 0:
         raise ValueError(f"seed is {seed}, expected 0 or more.")
-    recipe: dict[str, Any] = {
-        "source": "scenes",
-        "scenes_version": SCENES_VERSION,
-        **splits,
-        "size_px": size_px,
-        "seed": seed,
-    }
+    recipe = {"source": "scenes", "scenes_version": SCENES_VERSION, **splits, "size_px": size_px, "seed": seed}
     return DatasetPlan(
         recipe=recipe,
         splits=splits,

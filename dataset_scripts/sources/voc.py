@@ -10,14 +10,13 @@ files beside them, as annotation programs write them.
 import argparse
 import math
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from ..build.parquet import DatasetPlan
 from ..build.work_folder import WorkFolder
 from ..pictures.listing import check_folder, is_picture, walk
-from .own_pictures import Box, Collection, Described, Size, make_source
+from .own_pictures import Collection, Described, make_source
 from .own_pictures import add_arguments as add_own_arguments
 
 HELP = "Pascal VOC, or pictures with XML files in its form"
@@ -36,14 +35,6 @@ Pictures with annotations in the form of Pascal VOC. VOC counts pixels from 1 an
 `bbox` is (xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1). Objects marked `difficult` are `iscrowd`: both mean
 that an object is neither asked for nor counted as a mistake. {maps} The files are stored as they were.
 """
-
-
-@dataclass(frozen=True)
-class _Annotated:
-    size: Size | None
-    names: list[str]
-    boxes: list[Box]
-    difficult: list[bool]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,26 +63,15 @@ def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan:
     used = list(sets) if sets else [key for key in pictures if key in annotations]
     if missing := [key for key in (used if sets else annotations) if key not in pictures]:
         raise ValueError(f"{len(missing):,} annotated pictures are not in {folder}; the first is {missing[0]}.")
-    read = {key: _read(folder / annotations[key]) for key in used if key in annotations}
-    found_names = {name for annotated in read.values() for name in annotated.names}
-    class_names = VOC_CLASSES if found_names <= set(VOC_CLASSES) else tuple(sorted(found_names))
-    has_maps = bool(maps) and class_names == VOC_CLASSES  # in other data nobody says what the numbers of a map mean
-
     described = []
     for key in used:
-        annotated = read.get(key, _Annotated(None, [], [], []))
-        described.append(
-            Described(
-                pictures[key],
-                image_id=key,
-                split=sets.get(key),
-                boxes=annotated.boxes,
-                categories=[class_names.index(name) for name in annotated.names],
-                crowds=annotated.difficult,
-                size=annotated.size,
-                map_name=maps.get(key) if has_maps else None,
-            )
-        )
+        picture = Described(pictures[key], key, sets.get(key))
+        described.append(_with_objects(picture, folder / annotations[key]) if key in annotations else picture)
+    found_names = {name for picture in described for name in picture.categories}
+    class_names = VOC_CLASSES if found_names <= set(VOC_CLASSES) else tuple(sorted(map(str, found_names)))
+    has_maps = bool(maps) and class_names == VOC_CLASSES  # in other data nobody says what the numbers of a map mean
+    if has_maps:
+        described = [replace(picture, map_name=maps.get(key)) for key, picture in zip(used, described, strict=True)]
     unused = len(pictures) - len(used)
     collection = Collection(
         kind="voc 1",
@@ -141,12 +121,13 @@ def _image_sets(folder: Path) -> dict[str, str]:
     return {}
 
 
-def _listed(path: Path) -> Iterator[str]:
-    if path.is_file():
-        yield from (line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+def _listed(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [line.split()[0] for line in lines if line.strip()]
 
 
-def _read(path: Path) -> _Annotated:
+def _with_objects(picture: Described, path: Path) -> Described:
+    """The picture with what its XML file says."""
     root = _parse(path)
     width, height = (_number(root.find(f"size/{side}")) for side in ("width", "height"))
     size = (int(width), int(height)) if width >= 1 and height >= 1 else None  # programs write 0 if they do not know
@@ -159,7 +140,7 @@ def _read(path: Path) -> _Annotated:
         names.append(name)
         boxes.append((x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1))
         difficult.append((item.findtext("difficult") or "0").strip() == "1")
-    return _Annotated(size, names, boxes, difficult)
+    return replace(picture, boxes=boxes, categories=names, crowds=difficult, size=size)
 
 
 def _parse(path: Path) -> ET.Element:

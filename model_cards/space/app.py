@@ -64,14 +64,8 @@ def look(
 ) -> tuple[Image.Image | None, str]:
     """The picture with its box, and what was found about it.
 
-    Args:
-        source: A scene, or the visitor's own picture.
-        upload: Path of that picture.
-        x: Centre of the box from the left, in per cent of the picture.
-        y: Centre of the box from the top.
-        side: Of the box.
-        choice: Which model.
-        typed: Hub id of the model, where the choice is another one.
+    `x` and `y` are the box's centre and `side` its size, in per cent of the picture; `upload` is the path of the
+    visitor's own picture, `typed` the Hub id of another model, where those are chosen.
     """
     shown = None
     try:
@@ -115,14 +109,8 @@ def build() -> gr.Blocks:
                 source = gr.Radio([*_SCENES, OWN], value=_SCENES[0], label="picture")
                 upload = gr.UploadButton("Upload a picture", file_types=[".jpg", ".jpeg", ".png", ".webp"], size="sm")
                 model = gr.Radio(offered, value=offered[0], label="model")
-                typed = gr.Textbox(
-                    label="id of a model on the Hub",
-                    value="",
-                    placeholder="facebook/dinov2-small",
-                    visible=False,
-                    max_length=200,
-                    submit_btn="Ask",
-                )
+                about_id: dict[str, Any] = {"value": "", "placeholder": "facebook/dinov2-small", "max_length": 200}
+                typed = gr.Textbox(label="id of a model on the Hub", visible=False, submit_btn="Ask", **about_id)
                 with gr.Accordion("box, by numbers", open=False):
                     sliders = [
                         gr.Slider(0, 100, value=x, step=1, label="centre from the left, %"),
@@ -139,19 +127,17 @@ def build() -> gr.Blocks:
             "concurrency_id": "model",
             "concurrency_limit": 1,  # a free machine has two cores: two visitors at once would both wait longer
         }
-        starts = {"fn": begin, "inputs": [source, upload], "outputs": sliders, "api_visibility": "private"}
         page.load(**everything, api_name="look")
-        source.input(**starts).then(**everything, api_visibility="private")
-        upload.upload(lambda: OWN, outputs=source, api_visibility="private").then(**starts).then(
-            **everything, api_visibility="private"
-        )
-        picture.select(tap, outputs=sliders[:2], api_visibility="private").then(**everything, api_visibility="private")
+        private: dict[str, Any] = {"api_visibility": "private"}
+        again = everything | private
+        starts = {"fn": begin, "inputs": [source, upload], "outputs": sliders} | private
+        source.input(**starts).then(**again)
+        upload.upload(lambda: OWN, outputs=source, **private).then(**starts).then(**again)
+        picture.select(tap, outputs=sliders[:2], **private).then(**again)
         for slider in sliders:
-            slider.release(**everything, api_visibility="private")
-        model.input(lambda choice: gr.update(visible=choice == TYPED), model, typed, api_visibility="private").then(
-            **everything, api_visibility="private"
-        )
-        typed.submit(**everything, api_visibility="private")
+            slider.release(**again)
+        model.input(lambda choice: gr.update(visible=choice == TYPED), model, typed, **private).then(**again)
+        typed.submit(**again)
     return page.queue(max_size=20)
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from leak_views import CommonAnswers, Leaks
 from markupsafe import Markup
 from PIL import Image, ImageDraw
@@ -17,6 +16,7 @@ from modeling_decodepos.page import MINUS, NO_NUMBER, image_data_uri, message, s
 
 SHOWN_PX = 480
 _BOX, _RIM = "#ffd400", "#1c2330"
+_FRAME = Markup('<div class="leaks">{}</div>')
 _LEAST_DRIFT = 0.02  # of the feature's length; less is drawn dark
 
 
@@ -34,7 +34,7 @@ def draw_box(pixels: np.ndarray, box: Tensor, side: int = SHOWN_PX) -> Image.Ima
 
 def trouble(text: str) -> Markup:
     """A sentence in place of results."""
-    return _framed(message(text, "bad"))
+    return _FRAME.format(message(text, "bad"))
 
 
 def results(common: CommonAnswers, found: Leaks, view: Tensor, box: Tensor) -> Markup:
@@ -74,9 +74,8 @@ def results(common: CommonAnswers, found: Leaks, view: Tensor, box: Tensor) -> M
         ),
         _section(
             "A blank page",
-            "There is nothing to see on it, so whatever tells its places apart is the network's own doing. The nearer "
-            "the last picture comes to the one before, the better the place can be read from features. "
-            "A grey one: it cannot be read linearly, though the first picture may show that borders differ.",
+            "There is nothing to see on it, so whatever tells its places apart is the network's own doing. The table "
+            "below says how well the place can be read from features, linearly.",
             _blank_page(common),
         ),
         _section(
@@ -98,18 +97,14 @@ def results(common: CommonAnswers, found: Leaks, view: Tensor, box: Tensor) -> M
             "measures the same over many pictures, with intervals, beside random weights and image statistics. {}</p>"
         ).format(f"About this model: {common.model.note}." if common.model.note else ""),
     ]
-    return _framed(Markup("\n").join(parts))
+    return _FRAME.format(Markup("\n").join(parts))
 
 
 def _warning(common: CommonAnswers) -> Markup:
-    wrong = [
-        f"{stage} is {verdict}"
-        for stage, verdict in zip(common.model.stages, common.verdicts, strict=True)
-        if verdict != "ok"
-    ]
-    if not wrong:
-        return Markup("")
-    return message(f"{'; '.join(wrong)}: its features hardly follow the picture, and the numbers say little.", "bad")
+    verdicts = zip(common.model.stages, common.verdicts, strict=True)
+    wrong = "; ".join(f"{stage} is {verdict}" for stage, verdict in verdicts if verdict != "ok")
+    said = f"{wrong}: its features hardly follow the picture, and the numbers say little."
+    return message(said, "bad") if wrong else Markup("")
 
 
 def _exchanges(pictures: Tensor, cosines: Tensor, box: Tensor) -> list[Markup]:
@@ -120,24 +115,9 @@ def _exchanges(pictures: Tensor, cosines: Tensor, box: Tensor) -> list[Markup]:
 
 
 def _blank_page(common: CommonAnswers) -> list[Markup]:
-    height, width = common.drift.shape
-    y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
-    drift = colorize(common.drift, 0.0, max(float(common.drift.max()), _LEAST_DRIFT))
-    return [
-        _figure(
-            drift, f"distance from the page's mean feature, up to {_percent(float(common.drift.max()))} of its length"
-        ),
-        _figure(place_colors(torch.stack([x, y], 2)), "every place in a colour of its own"),
-        _figure(place_colors(common.places), "the place that is read from each feature"),
-    ]
-
-
-def place_colors(places: Tensor) -> np.ndarray:
-    """(h, w, 3) colours of places (h, w, 2): yellow and blue from left to right, dark and light from top to bottom."""
-    x, y = (places.clamp(0, 1).unbind(2)[k][..., None] for k in (0, 1))
-    left, right = (torch.tensor(color, dtype=torch.float32) for color in ((235.0, 176.0, 40.0), (40.0, 96.0, 214.0)))
-    hue = left * (1 - x) + right * x
-    return (hue * (0.35 + 0.65 * y)).round().byte().numpy()
+    most = float(common.drift.max())
+    drift = colorize(common.drift, 0.0, max(most, _LEAST_DRIFT))
+    return [_figure(drift, f"distance from the page's mean feature, up to {_percent(most)} of its length")]
 
 
 def _section(heading: str, text: str, figures: Sequence[Markup]) -> Markup:
@@ -147,16 +127,10 @@ def _section(heading: str, text: str, figures: Sequence[Markup]) -> Markup:
 
 def _figure(picture: np.ndarray | Image.Image, caption: str) -> Markup:
     # Cells of maps stay cells, which the browser enlarges without smoothing; pictures may be compressed.
-    if isinstance(picture, Image.Image):
-        address = image_data_uri(picture, quality=88)
-    else:
-        address = image_data_uri(Image.fromarray(picture))
+    pixels, quality = (picture, 88) if isinstance(picture, Image.Image) else (Image.fromarray(picture), None)
+    address = image_data_uri(pixels, quality)
     template = Markup('<figure><img src="{}" alt="{caption}"><figcaption>{caption}</figcaption></figure>')
     return template.format(address, caption=caption)
-
-
-def _framed(content: Markup) -> Markup:
-    return Markup('<div class="leaks">{}</div>').format(content)
 
 
 def _percent(share: float | None) -> str:
@@ -191,8 +165,5 @@ STYLE = """
 .leaks .message { border: 1px solid var(--border-color-primary); border-left: 4px solid #c2410c; border-radius: 10px;
   padding: 10px 14px; }
 .leaks .scroll + .note { margin-top: 14px; }
-@media (max-width: 560px) { .leaks .views { grid-template-columns: 1fr 1fr; }
-  .leaks .tiles { grid-template-columns: 1fr; }
-  .leaks .tile { display: grid; grid-template-columns: 1fr auto; column-gap: 12px; }
-  .leaks .tile .value { grid-column: 2; grid-row: 1 / span 2; align-self: center; } }
+@media (max-width: 560px) { .leaks .views { grid-template-columns: 1fr 1fr; } }
 """

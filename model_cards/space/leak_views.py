@@ -20,12 +20,11 @@ from modeling_decodepos.diagnosis.data.scenes import build_scene_data
 from modeling_decodepos.diagnosis.measures.context import exchange_cosines, leak_ratio
 from modeling_decodepos.diagnosis.measures.evaluate import BLANKS, probe_halves
 from modeling_decodepos.diagnosis.measures.influence import measure_influence
-from modeling_decodepos.diagnosis.measures.position import divide_variance, is_constant
-from modeling_decodepos.diagnosis.models.features import StageFeatures, cell_centres, read_features
+from modeling_decodepos.diagnosis.measures.position import divide_variance
+from modeling_decodepos.diagnosis.models.features import read_features
 from modeling_decodepos.diagnosis.models.load import FeatureModel
 from modeling_decodepos.diagnosis.report.figures import false_colors, heat_over, page_drift, share_outside
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate
-from modeling_decodepos.diagnosis.statistics.ridge import ridge_predict
 
 SEED = 0
 REFERENCES = 8  # scenes that stand beside the visitor's picture
@@ -35,52 +34,29 @@ BESIDE = 3  # of them, those in a batch whose gradient is taken
 
 @dataclass(frozen=True)
 class CommonAnswers:
-    """What a model says about pictures that are the same for everybody.
-
-    Attributes:
-        model: The model.
-        regions: Of each stage, features of the references' regions,
-        surroundings: of the same in other surroundings,
-        content: and of other content in the same surroundings.
-        verdicts: Of each stage, as in the diagnosis: ok, collapsed or content-blind.
-        position: Of each stage, R² of the place read from blank pages.
-        drift: (h, w) of the last stage: how far each cell of a blank page is from the page's mean feature.
-        places: (h, w, 2) x and y that are read from the cells of a blank page at the last stage.
-    """
+    """What a model says about pictures that are the same for everybody; lists are by stage."""
 
     model: FeatureModel
-    regions: list[Tensor]
-    surroundings: list[Tensor]
-    content: list[Tensor]
-    verdicts: list[str]
-    position: list[Estimate]
-    drift: Tensor
-    places: Tensor
+    regions: list[Tensor]  # features of the references' regions,
+    surroundings: list[Tensor]  # of the same in other surroundings,
+    content: list[Tensor]  # and of other content in the same surroundings
+    verdicts: list[str]  # as in the diagnosis: ok, collapsed or content-blind
+    position: list[Estimate]  # R² of the place read from blank pages
+    drift: Tensor  # (h, w) of the last stage: how far each cell of a blank page is from the page's mean feature
 
 
 @dataclass(frozen=True)
 class Leaks:
-    """What was found about one box.
+    """What was found about one box; lists are by stage."""
 
-    Attributes:
-        outside: Of each stage, the share of gradient energy outside the box; None where no gradient arrives.
-        heat: Of each stage, (S, S, 3) the picture under its gradient energy.
-        same_content: (stages, DONORS) centred cosine of the region with itself in other surroundings.
-        same_surroundings: (stages, DONORS) centred cosine of the region with other content in its surroundings.
-        leak: Of each stage, the context leak: 0 content alone, 1 surroundings alone; NaN if neither.
-        recontextualised: (DONORS, 3, S, S) the region in other surroundings.
-        refilled: (DONORS, 3, S, S) other content in the region's surroundings.
-        colors: Of each stage, the picture's features in false colours.
-    """
-
-    outside: list[float | None]
-    heat: list[np.ndarray]
-    same_content: Tensor
-    same_surroundings: Tensor
-    leak: list[float]
-    recontextualised: Tensor
-    refilled: Tensor
-    colors: list[np.ndarray]
+    outside: list[float | None]  # share of gradient energy outside the box; None where no gradient arrives
+    heat: list[np.ndarray]  # (S, S, 3) the picture under its gradient energy
+    same_content: Tensor  # (stages, DONORS) centred cosine of the region with itself in other surroundings
+    same_surroundings: Tensor  # (stages, DONORS) and with other content in its surroundings
+    leak: list[float]  # the context leak: 0 content alone, 1 surroundings alone; NaN if neither
+    recontextualised: Tensor  # (DONORS, 3, S, S) the region in other surroundings
+    refilled: Tensor  # (DONORS, 3, S, S) other content in the region's surroundings
+    colors: list[np.ndarray]  # the picture's features in false colours
 
 
 @lru_cache(maxsize=1)
@@ -104,20 +80,7 @@ def ask_common(model: FeatureModel, size_px: int) -> CommonAnswers:
         [divide_variance(stage.cells, seed=SEED).verdict for stage in here],
         [probe_halves(stage, SEED) for stage in blank],
         page_drift(blank[-1])[0],
-        read_places(blank[-1]),
     )
-
-
-def read_places(pages: StageFeatures) -> Tensor:
-    """(h, w, 2) x and y that a linear read-out gives for each cell of a blank page, learned on the first half."""
-    half = len(pages.cells) // 2
-    known, asked = pages.cells[:half].double(), pages.cells[half:].double()
-    places = cell_centres(pages.grid).double()
-    if is_constant(known):
-        return torch.full((*pages.grid, 2), 0.5)
-    targets = places.repeat(len(known), 1)
-    read = ridge_predict(known.flatten(0, 1), targets, asked.flatten(0, 1), group_size=len(places))
-    return read.view(len(asked), *pages.grid, 2).mean(0).float()
 
 
 def ask(common: CommonAnswers, view: Tensor, box: Tensor) -> Leaks:
@@ -125,13 +88,9 @@ def ask(common: CommonAnswers, view: Tensor, box: Tensor) -> Leaks:
     data, swaps = _references(view.shape[1])
     donors = [data.queries.pixels[image] for image in swaps.images[:DONORS]]
     corners = box.numpy()
+    lent = zip(donors, swaps.boxes[:DONORS].numpy(), strict=True)
     recontextualised = torch.stack([exchange_surroundings(view, corners, donor) for donor in donors])
-    refilled = torch.stack(
-        [
-            exchange_content(view, corners, donor, there.numpy())
-            for donor, there in zip(donors, swaps.boxes[:DONORS], strict=True)
-        ]
-    )
+    refilled = torch.stack([exchange_content(view, corners, donor, there) for donor, there in lent])
     pixels = torch.cat([view[None], recontextualised, refilled])
     stages = read_features(common.model, pixels, [box[None]] * len(pixels))
     same_content, same_surroundings = _cosines(common, [stage.regions for stage in stages])

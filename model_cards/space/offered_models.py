@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from transformers import AutoConfig, AutoModel, ResNetBackbone, ResNetConfig
+from transformers import AutoConfig, AutoModel
 from visitor_pictures import VIEW_PX
 
 from modeling_decodepos.diagnosis.models.load import FeatureModel, load_model
@@ -65,11 +65,7 @@ def check_id(text: str) -> str:
 @lru_cache(maxsize=1)
 def _random_model() -> FeatureModel:
     """The network of the smoke recipe with fresh weights."""
-    config = ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 128, 256], depths=[1, 1, 1, 1], layer_type="basic")
-    config.out_features = list(config.stage_names)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return load_model(ResNetBackbone(config), size_px=VIEW_PX, name="random weights")
+    return load_model("random:resnet_tiny", size_px=VIEW_PX, name=RANDOM)
 
 
 def load_from_hub(name: str) -> FeatureModel:

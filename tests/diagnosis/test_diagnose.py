@@ -32,9 +32,10 @@ from modeling_decodepos.diagnosis.measures.metrics import MEASURES, METRICS
 from modeling_decodepos.diagnosis.measures.padding import PADDING_MODES, padded_with
 from modeling_decodepos.diagnosis.measures.position import positional_subspace, probe_regions
 from modeling_decodepos.diagnosis.models.features import read_features
-from modeling_decodepos.diagnosis.report.figures import Sheet, draw_directions
+from modeling_decodepos.diagnosis.report.figures import draw_directions
 from modeling_decodepos.diagnosis.report.page import is_guessing
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate
+from modeling_decodepos.sheet import Sheet
 from tests.modeling.test_page import Reader, classes_without_a_style
 
 FEW = 8

@@ -26,7 +26,7 @@ from modeling_decodepos import DecodePosBackbone, DecodePosConfig, DecodePosForP
 from tests.hub_server import HubServer, run_python
 from tests.image_processors import needs_auto_image_processor
 from tests.modeling.conftest import BACKBONES, BOXES, pretraining_model, shake, tiny_config, tiny_resnet, tiny_views
-from training.export.command import export_backbone, export_pretraining
+from training.export.folders import export_backbone, export_pretraining
 
 REPORT_KEYS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 

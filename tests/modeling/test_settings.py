@@ -55,6 +55,7 @@ def test_values_have_the_type_of_their_field():
         ({"name": "a", "sizes": "12"}, "sizes is '12'; expected a list."),
         ({"name": "a", "sizes": [1, 0]}, "sizes is (1, 0); expected at least 1."),
         ({"name": "a", "sizes": [1, "b"]}, "sizes is 'b' (str); expected int."),
+        ({"name": "a", "sizes": [0]}, "sizes is (0,); expected at least 1."),
         ({"name": "a", "names": ["b"]}, "names is ['b']; expected lines of `key: value`."),
     ],
 )
@@ -101,3 +102,10 @@ def test_a_yaml_file_is_its_keys(tmp_path: Path):
             read_yaml(file)
     with pytest.raises(ValueError, match="nowhere.yaml cannot be read"):
         read_yaml(tmp_path / "nowhere.yaml")
+
+
+def test_a_key_that_is_a_list_is_refused(tmp_path: Path):
+    file = tmp_path / "r.yaml"
+    file.write_text("? [a, b]\n: 1\n")
+    with pytest.raises(ValueError, match="r.yaml"):
+        read_yaml(file)

@@ -47,7 +47,7 @@ def test_short_help_first(capsys: pytest.CaptureFixture):
 
 @pytest.mark.parametrize("path", sorted(DEFAULT_RECIPE.parent.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_parses_and_says_its_cost(path: Path):
-    load_recipe(path)
+    assert load_recipe(path).name == path.stem
     head = path.read_text(encoding="utf-8").split("\n# ---")[0]
     for word in ("accelerate launch", "Cost:", "Expected:", "Status:"):
         assert word in head, f"{path.name} lacks {word!r} on top"

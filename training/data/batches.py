@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 # So many images in a row that cannot be read are no accident, and looking further would take for ever.
 MOST_BROKEN_IN_A_ROW = 1000
+_MEAN_DONOR = np.tile(MEAN_COLOUR.numpy(), (8, 8, 1))
 
 
 @dataclass
@@ -42,7 +43,7 @@ class RegionBatch:
     image_ids: list[str]
     slack: torch.Tensor  # one number per mixed sample: free share of the view on the axis with more room
     can_move: torch.Tensor  # one flag per mixed sample
-    broken: list[Broken] = field(default_factory=list)  # images that were met and could not be read
+    broken: list[Broken]  # images that were met and could not be read
 
     def pin_memory(self) -> RegionBatch:
         """The batch in page-locked memory; a DataLoader calls this."""
@@ -59,6 +60,7 @@ class Sample:
     image: np.ndarray  # (H, W, 3) uint8
     donor: np.ndarray | None
     views: dict[str, ViewParameters]
+    broken: list[Broken]  # images that were met and could not be read
 
 
 class RegionDataset(Dataset):
@@ -93,43 +95,32 @@ class RegionDataset(Dataset):
 
     def __getitems__(self, keys: list[Key]) -> RegionBatch:
         """The batch of these (epoch, index) keys."""
+        samples = (self.read_sample(*key) for key in keys)
+        return build_batch(samples, len(keys), self.view_names, self.args)
+
+    def read_sample(self, epoch: int, index: int) -> Sample:
+        """One decoded image with the parameters of its views."""
+        names, args = self.view_names, self.args
         met: dict[int, Broken] = {}
-        batch = build_batch(self.read_samples(keys, met), len(keys), self.view_names, self.args)
-        return dataclasses.replace(batch, broken=list(met.values()))
-
-    def read_samples(self, keys: list[Key], met: dict[int, Broken]) -> Iterator[Sample]:
-        """Decoded images and drawn parameters of these (epoch, index) keys; `met` gets those that cannot be read."""
-        for epoch, index in keys:
-            yield self.read_sample(epoch, index, self.view_names, self.args, met)
-
-    def read_sample(
-        self, epoch: int, index: int, names: list[str], args: ViewArguments, met: dict[int, Broken]
-    ) -> Sample:
-        """One decoded image with the parameters of its named views; `met` gets the images that cannot be read."""
         shown, image = self._next_readable(index, self.source.pixels, met)
-        image_id, boxes = self.source.image_id(shown), self.source.boxes(shown, epoch)
-        donor = -1
-        donor_size = image.shape[:2]  # of no consequence where no view needs a donor
-        if any(VIEW_RULES[name].moved for name in names):
+        boxes = self.source.boxes(shown, epoch)
+        of_mean = args.donor == "mean"
+        donor, donor_size = -1, _MEAN_DONOR.shape[:2]
+        if not of_mean and any(VIEW_RULES[name].moved for name in names):
             donor, donor_size = self._donor(epoch, index, shown, met)
         while True:
             rng = stream(self.seed, Purpose.VIEWS, epoch, index, *self.place)
             views = sample_views(rng, image.shape[:2], donor_size, boxes, names, args, self.image_level)
-            if not any(VIEW_RULES[name].moved for name in views):
-                return Sample(shown, image_id, image, None, views)
-            if self.args.donor == "mean":
-                return Sample(
-                    shown, image_id, image, MEAN_COLOUR.numpy().reshape(1, 1, 3).repeat(8, 0).repeat(8, 1), views
-                )
+            pixels = _MEAN_DONOR if of_mean else None
             try:
-                return Sample(shown, image_id, image, self._attempt(donor, self.source.pixels, met), views)
+                if not of_mean and any(VIEW_RULES[name].moved for name in views):
+                    pixels = self._attempt(donor, self.source.pixels, met)
+                return Sample(shown, self.source.image_id(shown), image, pixels, views, list(met.values()))
             except BrokenImage:  # the header was fine, the pixels are not: the next one may be of another size
                 donor, donor_size = self._donor(epoch, index, shown, met)
 
     def _donor(self, epoch: int, index: int, shown: int, met: dict[int, Broken]) -> tuple[int, tuple[int, int]]:
         """Index and size of another image of the split, never of the one that is shown."""
-        if self.args.donor == "mean":
-            return -1, (8, 8)
         rng = stream(self.seed, Purpose.DONOR, epoch, index, *self.place)
         drawn = (index + int(rng.integers(1, len(self)))) % len(self)
         return self._next_readable(drawn, self.source.size, met, shown)
@@ -151,7 +142,7 @@ class RegionDataset(Dataset):
         )
 
     def _attempt(self, index: int, read: Callable[[int], T], met: dict[int, Broken]) -> T:
-        """What `read` gives for an image; a failure is remembered, and told to whoever met it."""
+        """What `read` gives for an image; `met` gets those that cannot be read."""
         try:
             if index in self.known_broken:
                 raise BrokenImage(*self.known_broken[index])
@@ -168,24 +159,21 @@ def build_batch(samples: Iterable[Sample], count: int, view_names: list[str], ar
     """
     indices: list[int] = []
     image_ids: list[str] = []
+    broken: dict[Broken, None] = {}
     pixels = {name: _room(name, count, args) for name in view_names}
     made: dict[str, list[tuple[int, ViewParameters]]] = {name: [] for name in view_names}
     for row, sample in enumerate(samples):
         indices.append(sample.index)
         image_ids.append(sample.image_id)
+        broken |= dict.fromkeys(sample.broken)
         for name, parameters in sample.views.items():
             pixels[name][len(made[name])] = apply_view(parameters, sample.image, sample.donor)
             made[name].append((row, parameters))
     views = {name: _stack(parts, pixels[name], args) for name, parts in made.items()}
-    moves = _movements(view for parts in made.values() for _, view in parts)
-    return RegionBatch(views, indices, image_ids, *moves)
-
-
-def _movements(views: Iterable[ViewParameters]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slack of the moved views, and whether they could move."""
-    placements = [view.placement for view in views if view.placement]
+    placements = [view.placement for parts in made.values() for _, view in parts if view.placement]
     slack = torch.tensor([max(placement.slack) for placement in placements])
-    return slack, torch.tensor([placement.can_move for placement in placements], dtype=torch.bool)
+    can_move = torch.tensor([placement.can_move for placement in placements], dtype=torch.bool)
+    return RegionBatch(views, indices, image_ids, slack, can_move, list(broken))
 
 
 def _room(name: str, count: int, args: ViewArguments) -> torch.Tensor:
@@ -198,14 +186,13 @@ def _room(name: str, count: int, args: ViewArguments) -> torch.Tensor:
 
 def _stack(parts: list[tuple[int, ViewParameters]], pixels: torch.Tensor, args: ViewArguments) -> View:
     """One view of a batch, from the images that have it: row, parameters, and pixels in the first places."""
-    rows = [row for row, _ in parts]
-    boxes = [view.boxes for _, view in parts] or np.zeros((0, args.num_regions, 4), dtype=np.float32)
-    valid = [view.valid for _, view in parts] or np.zeros((0, args.num_regions), dtype=bool)
+    boxes = np.array([view.boxes for _, view in parts], dtype=np.float32)
+    valid = np.array([view.valid for _, view in parts], dtype=bool)
     return View(
-        pixels[: len(rows)],  # not all, where not every image is mixed
-        torch.from_numpy(np.asarray(boxes)),
-        torch.from_numpy(np.asarray(valid)),
-        None if len(rows) == len(pixels) else torch.tensor(rows, dtype=torch.int64),
+        pixels[: len(parts)],  # not all, where not every image is mixed
+        torch.from_numpy(boxes.reshape(-1, args.num_regions, 4)),
+        torch.from_numpy(valid.reshape(-1, args.num_regions)),
+        None if len(parts) == len(pixels) else torch.tensor([row for row, _ in parts], dtype=torch.int64),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from dataset_scripts.files import write_text
@@ -25,10 +26,12 @@ class BrokenImages:
     def __init__(self, image_count: int, max_share: float, path: Path, resume: bool = False, writes: bool = True):
         self.image_count, self.max_share, self.path, self.writes = image_count, max_share, path, writes
         self.reasons: dict[str, str] = {}
-        if resume and path.is_file():
-            self.reasons = dict(_read(path))
+        for text in path.read_text(encoding="utf-8").splitlines() if resume and path.is_file() else ():
+            with suppress(json.JSONDecodeError):  # cut off by a crash; the image will be met again
+                line = json.loads(text)
+                self.reasons[line["image_id"]] = line["reason"]
         # What a crash left half written goes; so does the list of an earlier run that left no checkpoint.
-        self._write()
+        self.keep(self.reasons)
 
     def __len__(self) -> int:
         return len(self.reasons)
@@ -36,36 +39,27 @@ class BrokenImages:
     def add(self, broken: Iterable[tuple[str, str]]) -> int:
         """Note images with their reasons, and how many of them were not known; a batch's list goes in as it is.
 
-        Raises:
-            TooManyBroken: There are more than the run allows. They are in the file all the same.
+        When there are more than the run allows, `TooManyBroken` is raised; they are in the file all the same.
         """
         new = {image_id: reason for image_id, reason in broken if image_id not in self.reasons}
         self.reasons |= new
         if new and self.writes:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(map(_line, new.items())))
-        self._stop_if_too_many()
+                file.write(_lines(new))
+        if len(self.reasons) > self.max_share * self.image_count:
+            first = "\n".join(f"  {image_id}: {reason}" for image_id, reason in list(self.reasons.items())[:5])
+            raise TooManyBroken(
+                f"{len(self.reasons)} of {self.image_count} images cannot be read, more than max_broken_share "
+                f"{self.max_share:g} allows:\n{first}\n  … all of them: {self.path}\n"
+                "Repair or remove them and go on with --allow_change data, or raise --max_broken_share."
+            )
         return len(new)
 
     def keep(self, still_broken: dict[str, str]) -> None:
         """Go on with these only, as `still_broken` found them: the others have been repaired, or removed."""
         self.reasons = still_broken
-        self._write()
-
-    def _write(self) -> None:
         if self.writes:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.path, "".join(map(_line, self.reasons.items())))
-
-    def _stop_if_too_many(self) -> None:
-        if len(self.reasons) <= self.max_share * self.image_count:
-            return
-        first = "\n".join(f"  {image_id}: {reason}" for image_id, reason in list(self.reasons.items())[:5])
-        raise TooManyBroken(
-            f"{len(self.reasons)} of {self.image_count} images cannot be read, more than max_broken_share "
-            f"{self.max_share:g} allows:\n{first}\n  … all of them: {self.path}\n"
-            "Repair or remove them and go on with --allow_change data, or raise --max_broken_share."
-        )
+            write_text(self.path, _lines(self.reasons))
 
 
 def still_broken(reasons: dict[str, str], source: ImageSource) -> dict[str, str]:
@@ -80,14 +74,5 @@ def still_broken(reasons: dict[str, str], source: ImageSource) -> dict[str, str]
     return found
 
 
-def _line(item: tuple[str, str]) -> str:
-    return json.dumps({"image_id": item[0], "reason": item[1]}) + "\n"
-
-
-def _read(path: Path) -> Iterable[tuple[str, str]]:
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:  # cut off by a crash; the image will be met again
-            continue
-        yield line["image_id"], line["reason"]
+def _lines(reasons: dict[str, str]) -> str:
+    return "".join(json.dumps({"image_id": name, "reason": reason}) + "\n" for name, reason in reasons.items())

@@ -12,10 +12,9 @@ index; the next one goes on after the last finished file. Several processes map 
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import itertools
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +24,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.numpy import load_file, save_file
-from torch.utils.data import Dataset
+from torch.utils.data import BatchSampler, Dataset
 from tqdm import tqdm
 
 from dataset_scripts.build.engines import available_cores
 from dataset_scripts.build.parquet import recipe_differences
-from dataset_scripts.files import lock_folder, whole_file, write_text
-from modeling_decodepos.settings import CommandParser, add_flags, from_values
+from dataset_scripts.files import DISK_FULL, lock_folder, whole_file, write_text
+from modeling_decodepos.settings import CommandParser, add_flags, from_values, given
 from training.data.decoding import BrokenImage
 from training.data.sources import DRAWN, ImageSource, draw_boxes, open_images
 from training.data.workers import load_in_workers
@@ -40,7 +39,10 @@ from training.recipe import DataArguments
 FORMAT = 1
 # A file is full where the next image would pass this; a killed build loses less than one file.
 FILE_BYTES = 2**28
-_IMAGES_AT_ONCE = 8  # that a worker hands over; few, because containers have little shared memory
+_IMAGES_AT_ONCE = 8  # that a worker hands over
+
+_Image = tuple[np.ndarray, tuple[int, int], str | None]
+"""Pixels, the size of the original, and why it is broken if it is."""
 
 
 class CachedImages:
@@ -105,9 +107,6 @@ def load_cached(source: ImageSource, cache_px: int, folder: Path, num_workers: i
     """The source with its pixels from the cache in a folder, which is built if it is not there.
 
     Any number of processes may ask at once: one of them builds, the others wait for it.
-
-    Raises:
-        ValueError: The folder holds a cache of other images or settings, or the disk is full.
     """
     if not (folder / "index.json").is_file():
         build_cache(source, cache_px, folder, num_workers)
@@ -182,7 +181,7 @@ def build_cache(source: ImageSource, cache_px: int, folder: Path, num_workers: i
                 done.append(part)
             _write_index(folder, settings, done)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         images, size = (done[-1].stop, sum(part.bytes for part in done)) if done else (0, 0)
         needed = f" All need about {size / images * len(source) / 1e9:.1f} GB." if images else ""
@@ -218,34 +217,26 @@ def _finished_parts(folder: Path) -> list[_Part]:
 
 def _new_parts(source: ImageSource, cache_px: int, folder: Path, num_workers: int, first: int) -> Iterator[_Part]:
     """Write the pixels of all images from the first on; each file comes back when it has its name."""
-    groups = [
-        list(range(n, min(n + _IMAGES_AT_ONCE, len(source)))) for n in range(first, len(source), _IMAGES_AT_ONCE)
-    ]
+    groups = BatchSampler(range(first, len(source)), _IMAGES_AT_ONCE, drop_last=False)
     loader = load_in_workers(_Shrunken(source, cache_px), num_workers, batch_sampler=groups)
-    writing = folder / "pixels.writing"
-    images = (image for group in loader for image in _split(*group))
+    images: Iterator[_Image] = itertools.chain.from_iterable(loader)
     waiting = next(images, None)
-    try:
-        with tqdm(total=len(source), initial=first, desc=f"cache of {cache_px} px", unit=" images") as progress:
-            while waiting is not None:
-                part = _Part(first, [], [], [], {}, 0)
-                with writing.open("wb") as file:
-                    while waiting is not None and (not part.bytes or part.bytes + len(waiting.pixels) <= FILE_BYTES):
-                        if waiting.reason is not None:
-                            part.broken[str(part.stop)] = waiting.reason
-                        part.offsets.append(part.bytes)
-                        part.sizes.append(waiting.size)
-                        part.original_sizes.append(waiting.original_size)
-                        part.bytes += file.write(waiting.pixels)
-                        progress.update()
-                        waiting = next(images, None)
-                    file.flush()
-                    os.fsync(file.fileno())
-                writing.replace(folder / part.pixels_name)
-                first = part.stop
-                yield part
-    finally:
-        writing.unlink(missing_ok=True)
+    with tqdm(total=len(source), initial=first, desc=f"cache of {cache_px} px", unit=" images") as progress:
+        while waiting is not None:
+            part = _Part(first, [], [], [], {}, 0)
+            with whole_file(folder / part.pixels_name) as temporary, temporary.open("wb") as file:
+                while waiting is not None and (not part.bytes or part.bytes + waiting[0].size <= FILE_BYTES):
+                    pixels, original_size, reason = waiting
+                    if reason is not None:
+                        part.broken[str(part.stop)] = reason
+                    part.offsets.append(part.bytes)
+                    part.sizes.append(pixels.shape[:2])
+                    part.original_sizes.append(original_size)
+                    part.bytes += file.write(pixels.tobytes())
+                    progress.update()
+                    waiting = next(images, None)
+            first = part.stop
+            yield part
 
 
 def _write_index(folder: Path, settings: dict[str, Any], parts: list[_Part]) -> None:
@@ -264,16 +255,14 @@ def _write_index(folder: Path, settings: dict[str, Any], parts: list[_Part]) -> 
         "broken": {number: reason for part in parts for number, reason in part.broken.items()},
     }
     write_text(folder / "index.json", json.dumps(index, indent=1) + "\n")
-    for left in (folder / "building.json", *folder.glob("part-*.json")):
-        left.unlink()
+    for left in (folder / "building.json", *folder.glob("part-*.json"), *folder.glob(".pixels-*.tmp")):
+        left.unlink()  # the last ones are of builds that were killed
 
 
 def _load_index(folder: Path) -> dict[str, Any]:
     path = folder / "index.json"
-    if not path.is_file():
-        raise ValueError(f"cache {folder}: there is no finished cache (no index.json).")
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         index["settings"], index["files"], index["broken"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no index of a cache ({error!r}). Delete the folder; it is built again.") from None
@@ -289,46 +278,18 @@ def _refuse_other_settings(folder: Path, found: dict[str, Any], asked: dict[str,
         )
 
 
-_Facts = tuple[tuple[int, int], tuple[int, int], str | None]  # size, original size, why it is broken if it is
-
-
-@dataclass
-class _Image:
-    pixels: memoryview
-    size: tuple[int, int]
-    original_size: tuple[int, int]
-    reason: str | None
-
-
 class _Shrunken(Dataset):
-    """Groups of images as one tensor with all their pixels, and per image its sizes and why it is broken, if so."""
+    """The images of a source, made small."""
 
     def __init__(self, source: ImageSource, cache_px: int):
         self.source, self.cache_px = source, cache_px
 
-    def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, list[_Facts]]:
-        pixels: list[np.ndarray] = []
-        facts: list[_Facts] = []
-        for index in indices:
-            try:
-                original = self.source.pixels(index)
-            except BrokenImage as error:
-                facts.append(((0, 0), (0, 0), error.reason))
-                continue
-            height, width = original.shape[:2]
-            pixels.append(shrink(original, self.cache_px))
-            facts.append(((pixels[-1].shape[0], pixels[-1].shape[1]), (height, width), None))
-        joined = np.concatenate([p.reshape(-1) for p in pixels]) if pixels else np.zeros(0, np.uint8)
-        return torch.from_numpy(joined), facts
-
-
-def _split(joined: torch.Tensor, facts: list[_Facts]) -> Iterator[_Image]:
-    """The images of a group."""
-    data, offset = joined.numpy().data, 0
-    for size, original_size, reason in facts:
-        length = 3 * size[0] * size[1]
-        yield _Image(data[offset : offset + length], size, original_size, reason)
-        offset += length
+    def __getitem__(self, index: int) -> _Image:
+        try:
+            original = self.source.pixels(index)
+        except BrokenImage as error:
+            return np.zeros((0, 0, 3), np.uint8), (0, 0), error.reason
+        return shrink(original, self.cache_px), original.shape[:2], None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -345,11 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
     try:
-        data = from_values(
-            DataArguments,
-            {name: getattr(args, name) for name in ("data", "split") if getattr(args, name)},
-            "the command line",
-        )
+        data = from_values(DataArguments, given(args, DataArguments), "the command line")
         source = open_images(data.data, data.split, "random")  # its regions are of no use here
         cached = load_cached(source, args.cache_px, args.output, args.num_workers)
     except (ValueError, OSError) as error:

@@ -7,6 +7,7 @@ Regions come from a column of the data or are drawn on the fly, by the class-fre
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,19 +42,12 @@ class NoSuchSplit(ValueError):
 
 
 class ImageSource(Protocol):
-    """A split of a data set: pixels and regions by index.
+    """A split of a data set: pixels and regions by index."""
 
-    Attributes:
-        name: For messages.
-        split: Name of the split.
-        region_source: Where `boxes` come from: a key of `COLUMNS` or of `DRAWN`.
-        seed: Of drawn regions.
-    """
-
-    name: str
+    name: str  # for messages
     split: str
-    region_source: str
-    seed: int
+    region_source: str  # of `boxes`: a key of `COLUMNS` or of `DRAWN`
+    seed: int  # of drawn regions
 
     @property
     def fingerprint(self) -> str:
@@ -80,17 +74,10 @@ class ImageSource(Protocol):
 
 
 def open_images(path: str | Path, split: str = "train", region_source: str = "auto", seed: int = 0) -> ImageSource:
-    """The images of a folder (Parquet or plain pictures) or of a Hub id.
+    """The images of a folder (Parquet, or plain pictures, which are all "train") or of a Hub id.
 
-    Args:
-        path: The folder or Hub id.
-        split: Which split; plain pictures have "train" only.
-        region_source: A key of `COLUMNS` or `DRAWN`, or "auto": proposals, else annotations; plain pictures: random.
-        seed: Of drawn regions.
-
-    Raises:
-        FileNotFoundError: There is nothing of the kind at `path`.
-        ValueError: It has no such split, no image, or not the columns that are needed.
+    Regions come from a key of `COLUMNS` or `DRAWN`, or "auto": proposals, else annotations; plain pictures: random.
+    What is not there, or not as it is needed, is a FileNotFoundError or a ValueError.
     """
     folder = Path(path)
     if folder.is_dir():
@@ -99,7 +86,8 @@ def open_images(path: str | Path, split: str = "train", region_source: str = "au
             return FolderImages(folder, split, region_source, seed, found)
     elif folder.exists():
         raise FileNotFoundError(f"data: {path} is a file; give the folder that holds it.")
-    elif is_no_hub_id(path):
+    # What does not exist can be a Hub id, ORG/NAME; data/scenes is one of ours.
+    elif folder.is_absolute() or str(path).count("/") != 1 or str(path).startswith((".", "data/")):
         make = f"Make it with:\n  python -m dataset_scripts.prepare scenes --output {path}"
         other = (
             "Give a folder of pictures, a folder in the layout of modeling_decodepos/schema.py, or a Hub id of one."
@@ -108,11 +96,6 @@ def open_images(path: str | Path, split: str = "train", region_source: str = "au
     images = ParquetImages(load_split(path, split), str(path), split, region_source, seed)
     images.check_boxes()
     return images
-
-
-def is_no_hub_id(path: str | Path) -> bool:
-    """Whether a path that does not exist can only be meant as a folder: data/scenes is one of ours, not ORG/NAME."""
-    return Path(path).is_absolute() or str(path).count("/") != 1 or str(path).startswith((".", "data/"))
 
 
 def describe_regions(chosen: str, asked: str) -> str:
@@ -125,14 +108,7 @@ def describe_regions(chosen: str, asked: str) -> str:
 
 
 def draw_boxes(provider: str, size: tuple[int, int], seed: int, *place: int) -> np.ndarray:
-    """(R, 4) unit xyxy regions for an image's height and width, from a provider that looks at no annotation.
-
-    Args:
-        provider: A key of `DRAWN`.
-        size: Height and width of the image.
-        seed: Of the run.
-        place: (epoch, index), and in a stream more.
-    """
+    """(R, 4) unit xyxy regions for an image's height and width, from a key of `DRAWN`, at (epoch, index, …)."""
     height, width = size
     boxes, _ = propose(provider, width, height, [], stream(seed, Purpose.REGIONS, *place))
     return _to_unit(boxes, size)
@@ -148,10 +124,7 @@ def _to_unit(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class ParquetImages:
-    """Rows in the layout of `modeling_decodepos.schema`, the encoded images among them.
-
-    Reads Arrow's memory-mapped columns one by one: boxes and sizes come without the images' bytes.
-    """
+    """Rows in the layout of `modeling_decodepos.schema`; boxes and sizes are read without the images' bytes."""
 
     def __init__(
         self,
@@ -174,7 +147,6 @@ class ParquetImages:
             rows.data.column(name).fill_null(0).to_numpy().astype(np.int32) for name in ("height", "width")
         )
         self._sizes = np.stack([height, width], axis=1)
-        self._columns: dict[str, pa.ChunkedArray] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -184,12 +156,9 @@ class ParquetImages:
         """The data set's own manifest hash where it has one."""
         return manifest_fingerprint(self._path) or f"datasets fingerprint {self.rows._fingerprint}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_columns": {}}  # a pickled column would carry its data along; `rows` knows its file
-
     def image_id(self, index: int) -> str:
         """The row's `image_id`, or its number."""
-        known = self._value("image_id", index).as_py() if "image_id" in self.rows.column_names else None
+        known = self.rows.data.column("image_id")[index].as_py() if "image_id" in self.rows.column_names else None
         return f"row-{index}" if known is None else str(known)
 
     def size(self, index: int) -> tuple[int, int]:
@@ -202,7 +171,7 @@ class ParquetImages:
     def pixels(self, index: int) -> np.ndarray:
         """The decoded image."""
         size = self.size(index)
-        encoded = self._value("image", index).as_py() or {}
+        encoded = self.rows.data.column("image")[index].as_py() or {}
         return decode_image(encoded.get("bytes"), self.image_id(index), size)
 
     def boxes(self, index: int, epoch: int) -> np.ndarray:
@@ -215,45 +184,42 @@ class ParquetImages:
 
     def _stored_boxes(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(R, 4) float32 boxes as the region column has them, and (R,) flags of those that are regions."""
-        regions = self._value(self.region_source, index)
-        listed = regions["bbox"].values if regions.is_valid else None
-        if listed is None:  # a null
-            return np.zeros((0, 4), np.float32), np.zeros(0, bool)
-        values = listed.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-        if len(values) != 4 * len(listed):
-            raise UnusableData(
-                f"{self.name}, image {self.image_id(index)}: {self.region_source}.bbox holds {len(listed)} boxes with "
-                f"{len(values)} numbers; expected x, y, width, height for each."
-            )
-        boxes = values.reshape(-1, 4)
-        used = usable_boxes(boxes, self._sizes[index])
-        if self.region_source == "objects" and (crowd := _listed(regions, "iscrowd")):
+        regions = self.rows.data.column(self.region_source).slice(index, 1).chunk(0)
+        boxes, _, used = self._read_boxes(regions, index)
+        if self.region_source == "objects" and (crowd := _listed(regions[0], "iscrowd")):
             used &= ~np.asarray(crowd, dtype=bool)  # a crowd is no single region
         return boxes, used
+
+    def _read_boxes(self, regions: pa.StructArray, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(N, 4) float32 boxes of rows from number `first` on, (N,) the row of each, and (N,) which are usable."""
+        lists = regions.flatten()[regions.type.get_field_index("bbox")]
+        if pa.types.is_null(lists.type):
+            lists = lists.cast(pa.list_(pa.list_(pa.float32())))
+        boxes = lists.flatten()
+        counts, lengths = (pc.list_value_length(part).fill_null(0).to_numpy() for part in (lists, boxes))
+        owners = np.repeat(np.arange(first, first + len(lists)), counts)
+        if len(wrong := owners[lengths != 4]):
+            own = lengths[owners == wrong[0]]
+            raise UnusableData(
+                f"{self.name}, image {self.image_id(int(wrong[0]))}: {self.region_source}.bbox holds {len(own)} boxes "
+                f"with {own.sum()} numbers; expected x, y, width, height for each."
+            )
+        values = boxes.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, 4)
+        return values, owners, usable_boxes(values, self._sizes[owners])
 
     def check_boxes(self) -> None:
         """Count the boxes of the region column that are no regions, in `unusable_boxes`; `boxes` leaves them out.
 
-        Raises:
-            ValueError: They are more than slips.
-            UnusableData: Not all boxes are four numbers.
+        More than slips are a ValueError.
         """
         if self.region_source in DRAWN:
             return
         seen, example, start = 0, "", 0
         for chunk in self.rows.data.column(self.region_source).chunks:
-            first_row, start = start, start + len(chunk)
-            lists = chunk.flatten()[chunk.type.get_field_index("bbox")]
-            if pa.types.is_null(lists.type):
-                continue
-            owners = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False) + first_row
-            values = lists.flatten().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-            if len(values) != 4 * len(owners):
-                for index in np.unique(owners):
-                    self._stored_boxes(int(index))  # raises at the first one
-            boxes, sizes = values.reshape(-1, 4), self._sizes[owners]
-            has_size = (sizes > 0).all(1)  # images without one are broken anyway
-            wrong = np.flatnonzero(has_size & ~usable_boxes(boxes, sizes))
+            boxes, owners, used = self._read_boxes(chunk, start)
+            start += len(chunk)
+            sizes = self._sizes[owners]
+            wrong = np.flatnonzero((sizes > 0).all(1) & ~used)  # images without a size are broken anyway
             if len(wrong) and not example:
                 (height, width), owner = sizes[wrong[0]], int(owners[wrong[0]])
                 example = f"{boxes[wrong[0]].tolist()} of image {self.image_id(owner)}, {width} x {height} pixels"
@@ -273,24 +239,18 @@ class ParquetImages:
 
     def classes(self, index: int) -> np.ndarray | None:
         """(R,) classes of the annotations that `boxes` gives; None if they are not all known, or others are given."""
-        regions = self._value("objects", index) if self.region_source == "objects" else None
-        known = _listed(regions, "category") if regions is not None and regions.is_valid else []
+        if self.region_source != "objects":
+            return None
+        known = _listed(self.rows.data.column("objects")[index], "category")
         if not known or any(not isinstance(number, int) or number < 0 for number in known):
             return None
         return np.asarray(known, dtype=np.int64)[self._stored_boxes(index)[1]]
 
-    def _value(self, column: str, index: int) -> Any:
-        if column not in self._columns:
-            self._columns[column] = self.rows.data.column(column)
-        return self._columns[column][index]
-
 
 def usable_boxes(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """(N,) flags of the (N, 4) xywh boxes with sides of a pixel or more and no less than half in the image.
+    """(N,) flags of the (N, 4) xywh pixel boxes with sides of a pixel or more and at least half in the image.
 
-    Args:
-        boxes: In pixels.
-        size: Height and width of the image, or (N, 2) for each box its own.
+    `size` is height and width of the image, or (N, 2) for each box its own.
     """
     x, y, width, height = boxes.astype(np.float64).T
     with np.errstate(invalid="ignore"):  # infinite ones
@@ -301,8 +261,9 @@ def usable_boxes(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 
 def _listed(regions: Any, field: str) -> list[Any]:
-    """A field of an Arrow struct of lists; an empty list if there is no such field."""
-    return regions[field].as_py() or [] if field in [known.name for known in regions.type] else []
+    """A field of an Arrow struct of lists; an empty list if there is no such field, or a null."""
+    has_field = regions.is_valid and regions.type.get_field_index(field) >= 0
+    return regions[field].as_py() or [] if has_field else []
 
 
 def load_split(path: str | Path, split: str) -> datasets.Dataset:
@@ -310,12 +271,12 @@ def load_split(path: str | Path, split: str) -> datasets.Dataset:
     try:
         rows = datasets.load_dataset(str(path), split=split)
     except datasets.exceptions.DatasetGenerationError as error:
-        if empty := _files_without_rows(path):
-            raise ValueError(
-                f"{path} [{split}] cannot be read: {empty[0]} holds no row, which `datasets` does not take. Delete "
-                "that file, or write its rows."
-            ) from error
-        raise ValueError(f"{path} [{split}] cannot be read: {error.__cause__ or error}") from error
+        problem = str(error.__cause__ or error)
+        for file in Path(path).rglob("*.parquet"):
+            with suppress(pa.ArrowInvalid, OSError):
+                if not pq.read_metadata(file).num_rows:
+                    problem = f"{file} holds no row, which `datasets` does not take. Delete it, or write its rows."
+        raise ValueError(f"{path} [{split}] cannot be read: {problem}") from error
     except ValueError as error:
         if "Unknown split" in str(error):
             raise NoSuchSplit(f"{path} [{split}]: {error}") from error
@@ -323,18 +284,6 @@ def load_split(path: str | Path, split: str) -> datasets.Dataset:
         raise ValueError(f"{path} [{split}] {problem}") from error
     check_columns(rows.column_names, f"{path} [{split}]")
     return rows.cast_column("image", datasets.Image(decode=False))
-
-
-def _files_without_rows(path: str | Path) -> list[Path]:
-    """The whole Parquet files of a local folder that are empty."""
-    return [file for file in sorted(Path(path).rglob("*.parquet")) if _rows_in(file) == 0]
-
-
-def _rows_in(file: Path) -> int | None:
-    try:
-        return int(pq.read_metadata(file).num_rows)
-    except (pa.ArrowInvalid, OSError):
-        return None
 
 
 def check_columns(names: list[str], where: str) -> None:
@@ -399,9 +348,10 @@ class FolderImages:
         files = sorted(found if found is not None else walk(folder))
         pictures = [(name, size) for name, size in files if is_picture(name)]
         if not pictures:
+            others = ", ".join(name for name, _ in files[:5]) or "no file at all"
             raise FileNotFoundError(
                 f"data: {folder} holds no Parquet file and no picture ({', '.join(sorted(SUFFIXES))}); it has "
-                f"{_shown([name for name, _ in files])}."
+                f"{others}{' …' * (len(files) > 5)}."
             )
         if split != "train":
             raise NoSuchSplit(
@@ -448,14 +398,14 @@ class FolderImages:
         return os.path.join(self.folder, os.fsdecode(self._paths[index].as_py()))
 
     def _refuse_if_nothing_opens(self) -> None:
-        reasons = []
+        broken: list[BrokenImage] = []
         for index in range(len(self)):
             try:
                 self.size(index)
                 return
             except BrokenImage as error:
-                reasons.append(str(error))
-        raise ValueError(f"none of the {len(self)} pictures in {self.folder} can be read, such as:\n  {reasons[0]}")
+                broken.append(error)
+        raise ValueError(f"none of the {len(self)} pictures in {self.folder} can be read, such as:\n  {broken[0]}")
 
 
 def class_names(source: ImageSource) -> tuple[str, ...] | None:
@@ -465,7 +415,3 @@ def class_names(source: ImageSource) -> tuple[str, ...] | None:
     category = (source.rows.features.get("objects") or {}).get("category")
     names = getattr(getattr(category, "feature", None), "names", None)
     return None if names is None else tuple(names)
-
-
-def _shown(names: list[str]) -> str:
-    return "no file at all" if not names else ", ".join(names[:5]) + (" …" if len(names) > 5 else "")

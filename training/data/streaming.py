@@ -14,7 +14,6 @@ on with other samples, and may show images again that this epoch has already sho
 from __future__ import annotations
 
 import copy
-import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ import pyarrow.parquet as pq
 from datasets.utils.file_utils import xopen
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from training.data.batches import Broken, RegionBatch, RegionDataset, Sample, StepBatches, build_batch
+from training.data.batches import RegionBatch, RegionDataset, Sample, StepBatches, build_batch
 from training.data.randomness import Purpose, stream
 from training.data.sources import (
     COLUMNS,
@@ -88,13 +87,11 @@ class ImageStream:
                 start -= shard.rows
                 continue
             with xopen(shard.url, "rb") as file, pq.ParquetFile(file) as parquet:
-                groups = [parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)]
-                first = 0
-                while start >= groups[first]:
-                    start -= groups[first]
-                    first += 1
-                wanted = range(first, len(groups))
-                for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=list(wanted), columns=columns):
+                groups = list(range(parquet.num_row_groups))
+                while start >= (rows := parquet.metadata.row_group(groups[0]).num_rows):
+                    start -= rows
+                    del groups[0]
+                for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=columns):
                     if start < len(batch):
                         yield pa.Table.from_batches([batch.slice(start)]).replace_schema_metadata(None)
                     start = max(0, start - len(batch))
@@ -106,12 +103,7 @@ class ImageStream:
 
 
 def open_stream(path: str, split: str, region_source: str, seed: int) -> ImageStream:
-    """The files of a split, their lengths known from their footers.
-
-    Raises:
-        FileNotFoundError: There is no such folder or repository, or no data in it.
-        ValueError: There is no such split, or its files are no Parquet.
-    """
+    """The files of a split, their lengths known from their footers."""
     files = datasets.load_dataset_builder(path).config.data_files or {}
     if split not in files:
         raise ValueError(f"{path} has no split {split!r} to stream; it has {', '.join(map(str, files)) or 'none'}.")
@@ -155,10 +147,6 @@ class Lane:
             sizes[-2:] = [sizes[-2] + 1]
         return sizes
 
-    def visit_order(self, epoch: int, block: int, size: int) -> np.ndarray:
-        """The order in which a block is visited."""
-        return stream(self.seed, Purpose.BLOCK, epoch, self.number, block).permutation(size)
-
 
 class RegionStream(IterableDataset):
     """Batches of views of a stream; `build_stream_loader` makes the loader that belongs to it."""
@@ -177,13 +165,31 @@ class RegionStream(IterableDataset):
             raise ValueError(f"stream_block is {block}; expected at least 2 (one image lends another its pixels).")
         self.source, self.block = source, block
         self.args, self.view_names, self.seed, self.image_level = args, view_names, seed, image_level
-        self.plan: StreamPlan | None = None
+        self.plan: StepBatches | None = None
+        self.workers = 1  # per process, each with a lane
 
     def __iter__(self) -> Iterator[RegionBatch]:
+        """The micro-batches of this worker: number m of a process comes from its lane m modulo the workers."""
         if self.plan is None:
             raise ValueError("a RegionStream has no plan of its own; read it through build_stream_loader.")
-        worker = get_worker_info()
-        return self._batches(self.plan, worker.id if worker else 0)
+        plan, worker = self.plan, get_worker_info()
+        per_step, size = len(plan.own_slices), plan.global_batch_size // plan.slices
+        first, last = plan.first_step * per_step, plan.last_step * per_step
+        number = (first + (worker.id if worker else 0)) % self.workers
+        process, processes = plan.own_slices[0] // per_step, plan.slices // per_step
+        shards, lanes = self.source.shards, processes * self.workers
+        lane = Lane(shards, process * self.workers + number, lanes, self.block, self.seed)
+        before, until = (len(range(number, end, self.workers)) for end in (first, last))
+        blocks = self._blocks(lane, before * size)
+        block, epoch, left = next(blocks)
+        for _ in range(before, until):
+            samples: list[Sample] = []
+            while len(samples) < size:
+                if not len(left):
+                    block, epoch, left = next(blocks)
+                taken, left = np.split(left, [size - len(samples)])
+                samples += [block.read_sample(epoch, int(index)) for index in taken]
+            yield build_batch(samples, size, self.view_names, self.args)
 
     def first_block(self) -> RegionDataset:
         """The first images of the stream, as a data set of their own."""
@@ -196,30 +202,6 @@ class RegionStream(IterableDataset):
             images, self.args, self.view_names, seed=self.seed, image_level=self.image_level, place=place
         )
 
-    def _batches(self, plan: StreamPlan, worker: int) -> Iterator[RegionBatch]:
-        number = (plan.first_batch + worker) % plan.workers
-        lane = Lane(
-            self.source.shards,
-            plan.process * plan.workers + number,
-            plan.processes * plan.workers,
-            self.block,
-            self.seed,
-        )
-        before, until = (len(range(number, last, plan.workers)) for last in (plan.first_batch, plan.last_batch))
-        blocks = self._blocks(lane, before * plan.batch_size)
-        block, epoch, left = next(blocks)
-        for _ in range(before, until):
-            samples: list[Sample] = []
-            broken: list[Broken] = []
-            while len(samples) < plan.batch_size:
-                if not len(left):
-                    block, epoch, left = next(blocks)
-                taken, left = np.split(left, [plan.batch_size - len(samples)])
-                met: dict[int, Broken] = {}
-                samples += block.read_samples([(epoch, int(index)) for index in taken], met)
-                broken += met.values()
-            yield dataclasses.replace(build_batch(samples, len(samples), self.view_names, self.args), broken=broken)
-
     def _blocks(self, lane: Lane, skip: int) -> Iterator[tuple[RegionDataset, int, np.ndarray]]:
         """A lane's blocks for ever, each with its epoch and what is to be visited of it, after so many samples."""
         epoch = 0
@@ -228,50 +210,25 @@ class RegionStream(IterableDataset):
             epoch += 1
         while True:
             sizes = lane.block_sizes(epoch)
-            first = 0
-            while skip >= sizes[first]:
-                skip -= sizes[first]
-                first += 1
-            tables = self.source.read(lane.own_shards(epoch), sum(sizes[:first]), self.source.columns())
+            ends = np.cumsum(sizes)
+            first = int(np.searchsorted(ends, skip, side="right"))
+            start = int(ends[first]) - sizes[first]
+            skip -= start
+            tables = self.source.read(lane.own_shards(epoch), start, self.source.columns())
             for number, table in enumerate(_regroup(tables, sizes[first:]), start=first):
-                order = lane.visit_order(epoch, number, len(table))
+                order = stream(self.seed, Purpose.BLOCK, epoch, lane.number, number).permutation(len(table))
                 yield self._block(table, (lane.number, number)), epoch, order[skip:]
                 skip = 0
             epoch += 1
 
 
-@dataclass(frozen=True)
-class StreamPlan:
-    """Which micro-batches a training process takes from its lanes: number m comes from lane m modulo `workers`."""
-
-    processes: int
-    process: int
-    workers: int  # lanes per process
-    batch_size: int
-    first_batch: int
-    last_batch: int
-
-
 def build_stream_loader(
     dataset: RegionStream, batches: StepBatches, num_workers: int, pin_memory: bool = False
 ) -> DataLoader:
-    """A loader of the micro-batches that `batches` plans for this process.
-
-    Raises:
-        ValueError: There are fewer files than lanes.
-    """
-    per_step = len(batches.own_slices)
-    plan = StreamPlan(
-        processes=batches.slices // per_step,
-        process=batches.own_slices[0] // per_step,
-        workers=max(1, num_workers),
-        batch_size=batches.global_batch_size // batches.slices,
-        first_batch=batches.first_step * per_step,
-        last_batch=batches.last_step * per_step,
-    )
-    check_lanes(dataset.source, plan.processes, num_workers)
+    """A loader of the micro-batches that `batches` plans for this process; ValueError for fewer files than lanes."""
+    check_lanes(dataset.source, batches.slices // len(batches.own_slices), num_workers)
     planned = copy.copy(dataset)
-    planned.plan = plan
+    planned.plan, planned.workers = batches, max(1, num_workers)
     return load_in_workers(planned, num_workers, pin_memory, batch_size=None)
 
 
@@ -293,10 +250,9 @@ def check_lanes(source: ImageStream, processes: int, num_workers: int) -> None:
 
 def _regroup(tables: Iterator[pa.Table], sizes: list[int]) -> Iterator[pa.Table]:
     """The same rows in tables of these sizes."""
-    waiting: list[pa.Table] = []
+    waiting = next(tables)
     for size in sizes:
-        while sum(map(len, waiting)) < size:
-            waiting.append(next(tables))
-        joined = pa.concat_tables(waiting, promote_options="permissive")
-        yield joined.slice(0, size)
-        waiting = [joined.slice(size)]
+        while len(waiting) < size:
+            waiting = pa.concat_tables([waiting, next(tables)], promote_options="permissive")
+        yield waiting.slice(0, size)
+        waiting = waiting.slice(size)

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader
 
 def load_in_workers(dataset: Any, num_workers: int, pin_memory: bool = False, **order: Any) -> DataLoader:
     """A DataLoader of what the data set has built; `order` says how it asks for it."""
-    end_workers_at_exit()
+    # Runs before multiprocessing's own, which would wait for ever for workers that heed no SIGTERM.
+    atexit.unregister(_end_workers)
+    atexit.register(_end_workers)
     return DataLoader(
         dataset,
         num_workers=num_workers,
@@ -35,24 +37,13 @@ def as_it_is(batch: Any) -> Any:
 
 def start_worker(worker: int) -> None:
     """What a DataLoader's worker does first: one thread, and signals are the parent's business."""
-    leave_signals_to_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers signal whole groups; the parent ends its workers
     gc.freeze()  # what the parent has loaded is no garbage, and looking through it takes 5 % of the time
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 
 
-def end_workers_at_exit() -> None:
-    """For the process with data workers: it would wait for ever for those that heed no SIGTERM."""
-    atexit.unregister(_end_workers)
-    atexit.register(_end_workers)  # runs before multiprocessing's own
-
-
 def _end_workers() -> None:
     for worker in multiprocessing.active_children():
         worker.kill()  # most have ended by themselves; an error that is on its way out keeps the others
-
-
-def leave_signals_to_parent() -> None:
-    """For data workers: a stop is the training process's to handle, and it ends them (`end_workers_at_exit`)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers signal whole groups; the parent ends its workers

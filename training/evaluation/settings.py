@@ -39,7 +39,7 @@ class Common:
 class ObjectKnnSettings:
     """Weighted k-NN over object features: as they are, re-contextualised, re-positioned."""
 
-    neighbours: tuple[int, ...] = key((10, 20, 100, 200), "numbers of neighbours, k")
+    neighbours: tuple[int, ...] = key((10, 20, 100, 200), "numbers of neighbours, k", within=_COUNT)
     temperature: float = key(0.07, "a neighbour votes with exp(cosine / this)", above=0)
     variants: bool = key(True, "whether to re-contextualise and re-position too")
 
@@ -48,51 +48,53 @@ class ObjectKnnSettings:
 class ObjectLinearSettings:
     """Linear classifier on frozen object features, best of a few learning rates."""
 
-    learning_rates: tuple[float, ...] = key((0.01, 0.03, 0.1, 0.3), "peaks to choose from, for 256 objects per update")
-    epochs: int = key(28, "passes over the training objects")
-    objects_per_update: int = key(256, "batch size of the classifier")
-    weight_decay: float = key(1e-4, "of SGD")
+    learning_rates: tuple[float, ...] = key(
+        (0.01, 0.03, 0.1, 0.3), "peaks to choose from, for 256 objects per update", above=0
+    )
+    epochs: int = key(28, "passes over the training objects", within=_COUNT)
+    objects_per_update: int = key(256, "batch size of the classifier", within=_COUNT)
+    weight_decay: float = key(1e-4, "of SGD", within=_FROM_ZERO)
 
 
 @dataclass(frozen=True)
 class LinearSegmentationSettings:
     """Frozen backbone, one 1x1 convolution; mIoU."""
 
-    steps: int = key(4000, "updates of the head")
-    head_batch_size: int = key(16, "images per update")
-    learning_rate: float = key(1e-3, "peak, of AdamW")
-    weight_decay: float = key(1e-4, "of AdamW")
+    steps: int = key(4000, "updates of the head", within=_COUNT)
+    head_batch_size: int = key(16, "images per update", within=_COUNT)
+    learning_rate: float = key(1e-3, "peak, of AdamW", above=0)
+    weight_decay: float = key(1e-4, "of AdamW", within=_FROM_ZERO)
 
 
 @dataclass(frozen=True)
 class PatchRetrievalSettings:
     """Segmentation by nearest patches of training images, nothing is trained; mIoU."""
 
-    neighbours: int = key(30, "neighbours of a patch")
+    neighbours: int = key(30, "neighbours of a patch", within=_COUNT)
     temperature: float = key(0.02, "a neighbour counts softmax(cosine / this)", above=0)
-    memory_patches: int = key(1_000_000, "most patches in the memory, drawn evenly")
+    memory_patches: int = key(1_000_000, "most patches in the memory, drawn evenly", within=_COUNT)
 
 
 @dataclass(frozen=True)
 class UperNetSettings:
     """Fine-tuned inside UperNet; mIoU."""
 
-    steps: int = key(20_000, "updates")
-    images_per_update: int = key(16, "batch size over all processes")
-    learning_rate: float = key(1e-4, "peak, of AdamW")
-    weight_decay: float = key(0.01, "of AdamW")
-    head_width: int = key(512, "channels of the UperNet head")
+    steps: int = key(20_000, "updates", within=_COUNT)
+    images_per_update: int = key(16, "batch size over all processes", within=_COUNT)
+    learning_rate: float = key(1e-4, "peak, of AdamW", above=0)
+    weight_decay: float = key(0.01, "of AdamW", within=_FROM_ZERO)
+    head_width: int = key(512, "channels of the UperNet head", within=_COUNT)
 
 
 @dataclass(frozen=True)
 class DetectionSettings:
     """Fine-tuned inside Deformable DETR; COCO average precision."""
 
-    steps: int = key(90_000, "updates")
-    images_per_update: int = key(16, "batch size over all processes")
-    learning_rate: float = key(2e-4, "peak, of AdamW; the backbone's is a tenth")
-    weight_decay: float = key(1e-4, "of AdamW")
+    steps: int = key(90_000, "updates", within=_COUNT)
+    images_per_update: int = key(16, "batch size over all processes", within=_COUNT)
+    learning_rate: float = key(2e-4, "peak, of AdamW; the backbone's is a tenth", above=0)
+    weight_decay: float = key(1e-4, "of AdamW", within=_FROM_ZERO)
     maps: int = key(3, "feature maps of the backbone; a ViT gives its last one")
-    width: int = key(256, "channels of the detector")
-    layers: int = key(6, "layers of its encoder, and of its decoder")
-    queries: int = key(300, "boxes per image that it proposes")
+    width: int = key(256, "channels of the detector", within=_COUNT)
+    layers: int = key(6, "layers of its encoder, and of its decoder", within=_COUNT)
+    queries: int = key(300, "boxes per image that it proposes", within=_COUNT)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_decodepos.settings import CommandParser
-from training.export.layouts import LAYOUTS, READABLE
+from training.export.layouts import LAYOUTS, PIXEL_FORMS, READABLE
 
 FORMATS = ("backbone", *LAYOUTS, "onnx", "torch_export", "pretraining")
-PIXELS = ("imagenet", "caffe", "imagenet_bgr")  # the keys of pixel_forms.PIXEL_FORMS, which needs torch
 
 
 def build_parser() -> CommandParser:
@@ -26,22 +26,44 @@ def build_parser() -> CommandParser:
     add("--from", dest="layout", choices=READABLE, help="the library that a checkpoint is of")
     add("--network", choices=["student", "teacher"], default="student", help="where there are two")
     add("--stride_in", choices=["1x1", "3x3"], help="with --from detectron2")
-    add("--pixels", choices=PIXELS, help="with --from detectron2")
-    add(
-        "--size_px",
-        "--image_size_px",
-        type=int,
-        default=224,
-        help="size that the preprocessor asks for, and that graphs take",
-    )
+    add("--pixels", choices=tuple(PIXEL_FORMS), help="with --from detectron2")
+    size = "size that the preprocessor asks for, and that graphs take"
+    add("--size_px", "--image_size_px", type=int, default=224, help=size)
     return parser
+
+
+def run(args: argparse.Namespace) -> str:
+    """Export a model or import a checkpoint; returns what to print."""
+    # These take seconds, and --help needs none of them.
+    from transformers.utils.logging import disable_progress_bar
+
+    from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining
+    from training.export.folders import export_pretraining, new_folder
+    from training.export.loading import check_finite, load_foreign, load_network
+    from training.export.writing import export
+
+    disable_progress_bar()
+    if args.format == "pretraining":
+        if args.layout is not None or args.network == "teacher":
+            raise ValueError("--format pretraining holds student, teacher and heads: leave out --from and --network.")
+        model = DecodePosForPreTraining.from_pretrained(args.model)
+        check_finite(model.state_dict(), args.model)
+        with new_folder(args.output) as folder:
+            export_pretraining(model, folder, args.size_px)
+        return f"wrote {args.output}"
+    if args.layout is not None:
+        loaded = load_foreign(Path(args.model), args.layout, args.network, args.stride_in, args.pixels)
+    elif args.stride_in or args.pixels:
+        raise ValueError("--stride_in and --pixels describe a checkpoint of another library: they go with --from.")
+    else:
+        loaded = load_network(args.model, args.network)
+    readme = export(loaded, args.format, args.output, args.size_px)
+    return "\n".join([*loaded.notes, *readme.fact_lines(), f"wrote {args.output}: {readme.title}", "", readme.code])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Export a model, or import a checkpoint."""
     args = build_parser().parse_args(arguments)
-    from training.export.command import run  # torch takes seconds, --help needs none
-
     try:
         print(run(args))
     except ValueError as error:

@@ -15,7 +15,7 @@ from torch.export import Dim
 
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from training.export.folders import Readme
-from training.export.pixel_forms import PIXEL_FORMS
+from training.export.layouts import PIXEL_FORMS
 
 OPSET = 18
 # Greatest difference in fp32, as a share of the greatest value: the runtimes order their sums differently.
@@ -40,11 +40,7 @@ class ImageFeatures(nn.Module):
 
 
 def write_graph(extractor: DecodePosModel, form: str, folder: Path, place: str, image_size_px: int) -> Readme:
-    """Write `model.onnx` (form "onnx") or `model.pt2` ("torch_export"), and compare what it computes with the network.
-
-    Raises:
-        ValueError: It computes something else, or what writes and runs it is not installed.
-    """
+    """Write `model.onnx` (form "onnx") or `model.pt2` ("torch_export"); raises if it computes something else."""
     example = torch.zeros(2, 3, image_size_px, image_size_px)
     extractor.check_map_covers(example)
     network = ImageFeatures(extractor).float().eval()
@@ -57,7 +53,9 @@ def write_graph(extractor: DecodePosModel, form: str, folder: Path, place: str, 
             'last_hidden_state, pooler_output = session.run(None, {"pixel_values": pixel_values})  # float32, NumPy'
         )
     else:
-        graph = _torch_export(network, example, folder / "model.pt2")
+        program = torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False)
+        torch.export.save(program, folder / "model.pt2")
+        graph = torch.export.load(folder / "model.pt2").module()
         title, facts, runtime = "torch.export", {"torch": torch.__version__}, "torch.export"
         code = (
             f'import torch\n\nmodel = torch.export.load("{place}/model.pt2").module()\n'
@@ -94,11 +92,7 @@ def run_onnx(file: Path) -> Graph:
 
 @torch.no_grad()
 def check_graph(network: nn.Module, graph: Graph, image_size_px: int) -> float:
-    """Greatest difference between a graph and its network, as a share of the greatest value.
-
-    Raises:
-        ValueError: It is more than `TOLERANCE`.
-    """
+    """Greatest difference between a graph and its network, as a share of the greatest value; `TOLERANCE` at most."""
     worst = 0.0
     for batch in BATCHES:
         generator = torch.Generator().manual_seed(batch)
@@ -115,12 +109,6 @@ def check_graph(network: nn.Module, graph: Graph, image_size_px: int) -> float:
                 )
             worst = max(worst, share)
     return worst
-
-
-def _torch_export(network: nn.Module, example: Tensor, file: Path) -> Graph:
-    program = torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False)
-    torch.export.save(program, file)
-    return torch.export.load(file).module()
 
 
 def _onnx(network: nn.Module, example: Tensor, file: Path) -> Graph:

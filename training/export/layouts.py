@@ -1,7 +1,7 @@
 """Where each library keeps the tensors of a ResNet, and those tensors renamed, there and back.
 
-All layouts hold the same network. They differ in the names of its layers, in what stands before those names, and in
-what else lies in the same file.
+All layouts hold the same network. They differ in the names of its layers, in what stands before those names, in what
+else lies in the same file, and in the pixels it was trained on.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from modeling_decodepos.imagenet import IMAGE_MEAN, IMAGE_STD
 
 if TYPE_CHECKING:  # the command line needs the names of the layouts, and no torch
     from torch import Tensor
@@ -31,68 +33,84 @@ FPN: Prefix = ("backbone.bottom_up.", "backbone.bottom_up.")
 
 
 @dataclass(frozen=True)
-class LayerNames:
-    """Templates of the names of a convolution and of its batch norm, and the number of the first stage."""
+class Layout:
+    """One way to store a ResNet.
+
+    Attributes:
+        stem, conv, shortcut: Templates of the names of a convolution and of its batch norm.
+        first_stage: Its number.
+        prefixes: What the names may begin with; files are written with the first.
+        leftovers: Pattern of the keys of what else such files hold and a backbone has no use for.
+    """
 
     stem: tuple[str, str]
     conv: tuple[str, str]
     shortcut: tuple[str, str]
     first_stage: int
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One way to store a ResNet.
-
-    Args:
-        names: Names of the layers.
-        prefixes: What the names may begin with; files are written with the first.
-        leftovers: Pattern of the keys of what else such files hold and a backbone has no use for.
-    """
-
-    names: LayerNames
     prefixes: tuple[Prefix, ...]
     leftovers: str
 
 
-TORCHVISION = LayerNames(
-    stem=("conv1", "bn1"),
-    conv=("layer{stage}.{block}.conv{conv}", "layer{stage}.{block}.bn{conv}"),
-    shortcut=("layer{stage}.{block}.downsample.0", "layer{stage}.{block}.downsample.1"),
-    first_stage=1,
-)
-DETECTRON2 = LayerNames(
-    stem=("stem.conv1", "stem.conv1.norm"),
-    conv=("res{stage}.{block}.conv{conv}", "res{stage}.{block}.conv{conv}.norm"),
-    shortcut=("res{stage}.{block}.shortcut", "res{stage}.{block}.shortcut.norm"),
-    first_stage=2,
-)
 CLASSIFIER = r"fc\.(\d\.)?(weight|bias)"
 # The converters of MoCo and torchvision put `stem.` before everything that is in no stage.
 DETECTOR = (
     r"(proposal_generator|roi_heads|box_head|linear|(stem\.)?fc)\.(?!res5\.).+"
     r"|(backbone\.)?fpn_(lateral|output)\d.+|pixel_(mean|std)"
 )
+TORCHVISION = Layout(
+    stem=("conv1", "bn1"),
+    conv=("layer{stage}.{block}.conv{conv}", "layer{stage}.{block}.bn{conv}"),
+    shortcut=("layer{stage}.{block}.downsample.0", "layer{stage}.{block}.downsample.1"),
+    first_stage=1,
+    prefixes=(BARE,),
+    leftovers=CLASSIFIER,
+)
+DETECTRON2 = Layout(
+    stem=("stem.conv1", "stem.conv1.norm"),
+    conv=("res{stage}.{block}.conv{conv}", "res{stage}.{block}.conv{conv}.norm"),
+    shortcut=("res{stage}.{block}.shortcut", "res{stage}.{block}.shortcut.norm"),
+    first_stage=2,
+    prefixes=(C4, FPN, BARE),
+    leftovers=DETECTOR,
+)
 LAYOUTS = {
-    "torchvision": Layout(TORCHVISION, (BARE,), CLASSIFIER),
-    "timm": Layout(TORCHVISION, (BARE,), CLASSIFIER),
-    "detectron2": Layout(DETECTRON2, (C4, FPN, BARE), DETECTOR),
-    "detectron2-fpn": Layout(DETECTRON2, (FPN, C4, BARE), DETECTOR),
+    "torchvision": TORCHVISION,
+    "timm": TORCHVISION,
+    "detectron2": DETECTRON2,
+    "detectron2-fpn": replace(DETECTRON2, prefixes=(FPN, C4, BARE)),
 }
 READABLE = ("torchvision", "timm", "detectron2")  # the last reads both of its forms
 
 
+@dataclass(frozen=True)
+class PixelForm:
+    """Order of the channels, and what is subtracted and divided by, on the scale of 0 to 255 and in that order."""
+
+    channels: Literal["RGB", "BGR"]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+_MEAN, _STD = (tuple(round(255 * value, 3) for value in values) for values in (IMAGE_MEAN, IMAGE_STD))
+# What our networks see is the first. All subtract the same mean: see `resnets.adapt_stem`.
+PIXEL_FORMS = {
+    "imagenet": PixelForm("RGB", _MEAN, _STD),
+    "caffe": PixelForm("BGR", _MEAN[::-1], (1.0, 1.0, 1.0)),
+    "imagenet_bgr": PixelForm("BGR", _MEAN[::-1], _STD[::-1]),
+}
+
+
 @cache
-def key_table(names: LayerNames, prefix: Prefix) -> dict[str, str]:
+def key_table(layout: Layout, prefix: Prefix) -> dict[str, str]:
     """The key of transformers for every key that a ResNet of any depth may have in a layout."""
     trunk, last = prefix
-    layers: list[tuple[str, str, tuple[str, str], dict[str, int]]] = [("embedder.embedder", trunk, names.stem, {})]
+    layers: list[tuple[str, str, tuple[str, str], dict[str, int]]] = [("embedder.embedder", trunk, layout.stem, {})]
     for stage, block in product(range(STAGES), range(MOST_BLOCKS)):
         native, start = f"encoder.stages.{stage}.layers.{block}", last if stage == STAGES - 1 else trunk
-        numbers = {"stage": stage + names.first_stage, "block": block}
-        layers.append((f"{native}.shortcut", start, names.shortcut, numbers))
+        numbers = {"stage": stage + layout.first_stage, "block": block}
+        layers.append((f"{native}.shortcut", start, layout.shortcut, numbers))
         for conv in range(MOST_CONVOLUTIONS):
-            layers.append((f"{native}.layer.{conv}", start, names.conv, {**numbers, "conv": conv + 1}))
+            layers.append((f"{native}.layer.{conv}", start, layout.conv, {**numbers, "conv": conv + 1}))
     table = {}
     for native, start, templates, numbers in layers:
         conv_name, norm_name = (start + template.format(**numbers) for template in templates)
@@ -103,39 +121,34 @@ def key_table(names: LayerNames, prefix: Prefix) -> dict[str, str]:
 
 def to_layout(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """The tensors of transformers' ResNet under the names of a layout, behind its first prefix."""
-    theirs = {native: key for key, native in key_table(layout.names, layout.prefixes[0]).items()}
+    theirs = {native: key for key, native in key_table(layout, layout.prefixes[0]).items()}
     return {theirs[key]: value for key, value in weights.items()}
 
 
 def from_layout(weights: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], Counter[str]]:
-    """The tensors of a file under the names of transformers' ResNet, and how many it holds besides, by first name.
-
-    Raises:
-        ValueError: The network is not there, or the file holds a key that is neither its own nor a known leftover.
-    """
+    """The tensors of a file under the names of transformers' ResNet, and how many it holds besides, by first name."""
     layout = LAYOUTS[name]
     table = _matching_table(weights, layout)
     if table is None:
-        tables = [key_table(layout.names, prefix) for prefix in layout.prefixes]
-        expected = " or ".join(key for table in tables for key, native in table.items() if native == STEM)
+        stems = [f"{prefix}{layout.stem[0]}.weight" for prefix, _ in layout.prefixes]
         raise ValueError(
-            f"no ResNet in the layout {name!r} here: that would have {expected}, and a last stage; the file has "
-            f"{', '.join(list(weights)[:4])} … {suggest_layout(weights)}"
+            f"no ResNet in the layout {name!r} here: that would have {' or '.join(stems)}, and a last stage; the file "
+            f"has {', '.join(list(weights)[:4])} … {suggest_layout(weights)}"
         )
-    backbone = {table[key]: value for key, value in weights.items() if key in table}
     others = [key for key in weights if key not in table]
     if unknown := [key for key in others if not re.fullmatch(layout.leftovers, key)]:
         raise ValueError(
             f"{len(unknown)} keys are no part of a ResNet in the layout {name!r}: {', '.join(unknown[:4])}. "
             "Nothing was converted."
         )
+    backbone = {table[key]: value for key, value in weights.items() if key in table}
     return backbone, Counter(key.partition(".")[0] for key in others)
 
 
 def suggest_layout(keys: Iterable[str]) -> str:
     """How to read a file with these keys, in a sentence."""
     keys = set(keys)
-    if STEM in {key.removeprefix("resnet.") for key in keys}:
+    if keys & {STEM, f"resnet.{STEM}"}:
         return "These are the keys of transformers' own ResNet: give its folder without --from."
     names = [name for name in READABLE if _matching_table(keys, LAYOUTS[name]) is not None]
     if not names:
@@ -144,5 +157,5 @@ def suggest_layout(keys: Iterable[str]) -> str:
 
 
 def _matching_table(keys: Iterable[str], layout: Layout) -> dict[str, str] | None:
-    tables = [key_table(layout.names, prefix) for prefix in layout.prefixes]
+    tables = [key_table(layout, prefix) for prefix in layout.prefixes]
     return next((table for table in tables if {STEM, LAST_STAGE} <= {table.get(key) for key in keys}), None)

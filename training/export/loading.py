@@ -1,24 +1,39 @@
-"""What there is to export: a model of ours, a backbone of transformers, or a checkpoint of another library."""
+"""What there is to export: a model of ours, a backbone of transformers, or a checkpoint of another library.
+
+Other people's checkpoints are opened without running what is in them, and unpacked to one network's tensors.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoConfig
 
 from dataset_scripts.files import file_sha256
 from modeling_decodepos.configuration_decodepos import DecodePosConfig
+from modeling_decodepos.imagenet import IMAGE_MEAN, IMAGE_STD
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
-from training.export.checkpoint_files import Network, check_finite, find_weights, read_checkpoint, unpack
-from training.export.layouts import STEM, from_layout, suggest_layout
-from training.export.pixel_forms import PIXEL_FORMS, adapt_stem
-from training.export.resnets import NAMED, build_resnet, infer_config
-from training.views.normalise import IMAGE_MEAN, IMAGE_STD
+from training.export.layouts import PIXEL_FORMS, STEM, from_layout, suggest_layout
+from training.export.resnets import NAMED, adapt_stem, build_resnet, infer_config
 
+Network = Literal["student", "teacher"]
 StridePlace = Literal["1x1", "3x3"]
+
+WEIGHT_FILES = ("*.safetensors", "*.pth", "*.pt", "*.pth.tar", "*.bin")
+# Under which key a training script puts its network, and under which an average of it.
+WRAPPERS = ("state_dict", "model", "student")
+AVERAGES = ("model_ema", "state_dict_ema", "ema", "teacher")
+# What data-parallel training and compilation put before every key.
+OUTER_PREFIXES = ("module.", "_orig_mod.")
 
 
 @dataclass
@@ -55,15 +70,10 @@ def load_network(name: str, network: Network) -> LoadedNetwork:
 def load_foreign(
     path: Path, layout: str, network: Network, stride_in: StridePlace | None, pixels: str | None
 ) -> LoadedNetwork:
-    """The network of a checkpoint in another layout.
+    """The network of a checkpoint in a layout of `READABLE`, or the average of it over training (the "teacher").
 
-    Args:
-        path: The file, or a folder with one file of weights.
-        layout: One of `READABLE`.
-        network: The network itself, or the average of it over training ("teacher"), if the file holds one.
-        stride_in: In which convolution of a bottleneck the stride is. Most layouts know; detectron2's files come in
-            both kinds, and one that is read wrong still loads, with worse features.
-        pixels: The form of pixels it was trained on, a name of `PIXEL_FORMS`; likewise.
+    The convolution of a bottleneck with the stride, and the form of the pixels, most layouts know; detectron2's files
+    come in several kinds, and one that is read wrong still loads, with worse features.
     """
     file = find_weights(path)
     if layout == "timm" and (file.parent / "config.json").is_file():
@@ -88,6 +98,90 @@ def load_foreign(
     origin = {"file": file.name, "sha256": file_sha256(file), "layout": layout, "network": network}
     origin |= {"stride_in": stride_in, "pixels": pixels}
     return LoadedNetwork(DecodePosModel.from_backbone(model).eval(), origin, notes)
+
+
+def find_weights(path: Path) -> Path:
+    """The file itself, or the one file of weights in a folder."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ValueError(f"{path} is no file and no folder.")
+    found = sorted({file for pattern in WEIGHT_FILES for file in path.glob(pattern)})
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise ValueError(f"expected one file of weights in {path}, found {names}. Give the file itself.")
+    return found[0]
+
+
+def read_checkpoint(path: Path) -> Any:
+    """What a file holds, read without executing any of it; refused if that is not enough."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # timm and others keep their command line beside the weights; as a holder of plain values it does nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that torch did not write; what they hold is refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the parsers make of bytes that are no checkpoint
+        lines = str(error).splitlines() or [repr(error)]
+        reason = next((line for line in lines if "GLOBAL" in line), lines[0]).strip()
+        raise ValueError(
+            f"{path} is not a checkpoint, an incomplete download of one, or one that only running code in it could "
+            f"open, which is not done here ({reason}). If you trust it, save its tensors alone where it was made: "
+            "torch.save({'state_dict': model.state_dict()}, 'model.pth'), or of a plain pickle of arrays\n"
+            "  data = pickle.load(open('model.pkl', 'rb'))\n"
+            "  torch.save({'model': {k: torch.as_tensor(v) for k, v in data['model'].items()}}, 'model.pth')"
+        ) from error
+
+
+def unpack(loaded: Any, network: Network, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of one network from whatever a training script saved, and the names of what lay beside them."""
+    names = (*AVERAGES, *WRAPPERS) if network == "teacher" else WRAPPERS
+    beside: list[str] = []
+    is_average = False
+    while isinstance(loaded, Mapping) and not _is_weights(loaded):
+        inner = next((name for name in names if isinstance(loaded.get(name), Mapping)), None)
+        if inner is None:
+            break
+        is_average |= inner in AVERAGES
+        beside += [str(key) for key in loaded if key != inner]
+        loaded = loaded[inner]
+    if not isinstance(loaded, Mapping) or not _is_weights(loaded):
+        raise ValueError(
+            f"{path} holds no tensors by name: found {_describe(loaded)}; expected them at the top or under "
+            f"{', '.join(WRAPPERS)}."
+        )
+    if network == "teacher" and not is_average:
+        raise ValueError(
+            f"{path} holds one network and no teacher, which would be under {', '.join(AVERAGES)}. Leave out "
+            "--network teacher."
+        )
+    weights = {str(key): value for key, value in loaded.items()}
+    for prefix in OUTER_PREFIXES * 2:  # either may be the outer one
+        if all(key.startswith(prefix) for key in weights):
+            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return weights, beside
+
+
+def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights with NaN or infinity in them."""
+    broken = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{where} has NaN or infinite values in {len(broken)} tensors, first {broken[0]}. Such weights are not "
+            "converted; take an earlier checkpoint."
+        )
+
+
+def _is_weights(loaded: Mapping[Any, Any]) -> bool:
+    return bool(loaded) and all(isinstance(value, Tensor) for value in loaded.values())
+
+
+def _describe(loaded: Any) -> str:
+    if not isinstance(loaded, Mapping):
+        return f"a {type(loaded).__name__}"
+    others = [str(key) for key, value in loaded.items() if not isinstance(value, Tensor)]
+    return f"{'tensors and ' if len(others) < len(loaded) else ''}the keys {', '.join(others[:6]) or '(none)'}"
 
 
 def _load_ours(name: str, network: Network) -> DecodePosModel:

@@ -6,10 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ResNetConfig, ResNetModel
 
-from training.export.layouts import STAGES, STEM
+from training.export.layouts import PIXEL_FORMS, STAGES, STEM, PixelForm
 
 # Depth, kind of block and blocks per stage; all of them have a stem of 64 channels and double them at each stage.
 NAMED: dict[str, tuple[int, str, tuple[int, ...]]] = {
@@ -25,23 +26,17 @@ _CONVOLUTION = re.compile(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d+)\
 
 
 def check_exportable(backbone: PreTrainedModel, format_name: str) -> str:
-    """The name of a backbone that other libraries have too.
-
-    Raises:
-        ValueError: It is no ResNet, or one that they cannot build.
-    """
+    """The name of a backbone that other libraries have too; raises if it has none, or would compute something else."""
     config: Any = backbone.config
     otherwise = "Export it as backbone, onnx or torch_export."
     if config.model_type != "resnet":
         raise ValueError(f"{format_name} has no layout for a {config.model_type} backbone. {otherwise}")
-    sizes = (config.layer_type, tuple(config.depths), list(config.hidden_sizes), config.embedding_size)
-    name = next((name for name, (_, kind, depths) in NAMED.items() if sizes == (kind, depths, WIDTHS[kind], 64)), None)
+    blocks = (config.layer_type, tuple(config.depths))
+    name = next((name for name, (_, *known) in NAMED.items() if tuple(known) == blocks), None)
     if name is None:
-        raise ValueError(
-            f"{format_name} knows {', '.join(NAMED)}; this ResNet has {config.layer_type} blocks {config.depths}, "
-            f"widths {config.hidden_sizes} and a stem of {config.embedding_size}. {otherwise}"
-        )
-    usual = {"num_channels": 3, "hidden_act": "relu", "downsample_in_first_stage": False}
+        raise ValueError(f"{format_name} knows {', '.join(NAMED)}; this ResNet has blocks {blocks}. {otherwise}")
+    usual: dict[str, Any] = {"num_channels": 3, "hidden_act": "relu", "downsample_in_first_stage": False}
+    usual |= {"embedding_size": 64, "hidden_sizes": WIDTHS[config.layer_type]}
     if odd := {key: getattr(config, key) for key, value in usual.items() if getattr(config, key) != value}:
         raise ValueError(f"{format_name} knows {name} with {usual}; this one has {odd}. {otherwise}")
     norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -54,11 +49,7 @@ def check_exportable(backbone: PreTrainedModel, format_name: str) -> str:
 
 
 def build_resnet(weights: Mapping[str, Tensor], stride_in_1x1: bool) -> ResNetModel:
-    """A ResNet of exactly these tensors; counters of batches (`num_batches_tracked`) that are missing become zero.
-
-    Raises:
-        ValueError: The tensors are no whole ResNet that transformers can build.
-    """
+    """A ResNet of exactly these tensors; counters of batches (`num_batches_tracked`) that are missing become zero."""
     model = ResNetModel(infer_config(weights, stride_in_1x1))
     try:
         model.load_state_dict(dict(weights), strict=True)
@@ -97,3 +88,18 @@ def infer_config(weights: Mapping[str, Tensor], stride_in_1x1: bool) -> ResNetCo
         layer_type="basic" if per_block == 2 else "bottleneck",
         downsample_in_bottleneck=stride_in_1x1 and per_block == 3,
     )
+
+
+def adapt_stem(weight: Tensor, form: PixelForm) -> Tensor:
+    """The (C, 3, 7, 7) stem of a network that took `form`, for pixels as ours.
+
+    All forms subtract the same mean, so a change of form is a permutation and a scale of the input channels, and
+    nothing happens at the zero padding.
+    """
+    ours = PIXEL_FORMS["imagenet"]
+    if form == ours:
+        return weight
+    scale, theirs = (torch.tensor(std, dtype=torch.float64) for std in (ours.std, form.std))
+    if form.channels == "BGR":
+        weight, theirs = weight.flip(1), theirs.flip(0)
+    return (weight.double() * (scale / theirs).view(1, 3, 1, 1)).to(weight.dtype)

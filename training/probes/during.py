@@ -13,9 +13,9 @@ queries). Everything is drawn once from the seed; the images are decoded once an
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,22 +36,15 @@ from training.views.normalise import normalise
 VALIDATION = "validation"
 NEIGHBOURS = 20
 _MOST_REGIONS = 16  # per image: one crowded photo must not decide
-_BATCH = 64
 
 
 @dataclass(frozen=True)
 class MeasuredImages(RegionImages):
-    """The images of one side, gallery or queries, with their regions and where they come from.
+    """The images of one side, gallery or queries, with their regions and where they come from."""
 
-    Attributes:
-        name: Of the split, for people.
-        source: The split.
-        indices: Their numbers in it.
-    """
-
-    name: str
+    name: str  # of the split, for people
     source: ImageSource
-    indices: list[int]
+    indices: list[int]  # in the source
 
     @property
     def centres(self) -> Tensor:
@@ -73,7 +66,7 @@ class NearestRegions:
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers as JSON takes them."""
-        return {"queries": list(self.queries), "nearest": [list(row) for row in self.nearest]}
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NearestRegions:
@@ -100,22 +93,19 @@ class OnlineMeasures:
             about["chance"] = {"object_knn": frequent, "object_knn_class_mean": 1 / about["classes"]}
         return about
 
-    @torch.no_grad()
     def measure(self, model: DecodePosModel) -> dict[str, float]:
-        """All measures that the data allow, by name. The model runs in evaluation mode and is left as it was found."""
-        with evaluating(model):
-            gallery, queries = (embed(model, side.pixels, side.boxes) for side in (self.gallery, self.queries))
-            measures: dict[str, float] = {"measured_regions": len(queries)}
-            if self.gallery.labels is not None and self.queries.labels is not None:
-                predictions = knn_predict(gallery, self.gallery.labels, queries, k=NEIGHBOURS)
-                accuracy = knn_accuracy(predictions, self.queries.labels)
-                measures |= {"object_knn": accuracy.micro, "object_knn_class_mean": accuracy.class_mean}
-            measures["position_r2"] = position_r2(gallery, self.gallery.centres, queries, self.queries.centres)
-            if self.exchanges is not None:
-                measures |= _measure_exchanges(model, self.exchanges, gallery, queries)
+        """All measures that the data allow, by name."""
+        gallery, queries = (embed(model, side.pixels, side.boxes) for side in (self.gallery, self.queries))
+        measures: dict[str, float] = {"measured_regions": len(queries)}
+        if self.gallery.labels is not None and self.queries.labels is not None:
+            predictions = knn_predict(gallery, self.gallery.labels, queries, k=NEIGHBOURS)
+            accuracy = knn_accuracy(predictions, self.queries.labels)
+            measures |= {"object_knn": accuracy.micro, "object_knn_class_mean": accuracy.class_mean}
+        measures["position_r2"] = position_r2(gallery, self.gallery.centres, queries, self.queries.centres)
+        if self.exchanges is not None:
+            measures |= _measure_exchanges(model, self.exchanges, gallery, queries)
         return {name: value for name, value in measures.items() if math.isfinite(value)}
 
-    @torch.no_grad()
     def neighbours(self, model: DecodePosModel, queries: int = 6, count: int = 5) -> NearestRegions:
         """The `count` nearest gallery regions of a few query regions.
 
@@ -128,8 +118,7 @@ class OnlineMeasures:
             if label not in shown and len(chosen) < queries:
                 chosen.append(region)
                 shown.add(label)
-        with evaluating(model):
-            gallery, every = (embed(model, side.pixels, side.boxes) for side in (self.gallery, self.queries))
+        gallery, every = (embed(model, side.pixels, side.boxes) for side in (self.gallery, self.queries))
         nearest = knn_neighbours(gallery, every[chosen], count)[1]
         return NearestRegions(tuple(chosen), tuple(tuple(row) for row in nearest.tolist()))
 
@@ -145,39 +134,43 @@ def build_online(data: DataArguments, run: RunArguments, view_size_px: int) -> O
     rng = stream(run.seed, Purpose.MEASURES)
     source, name = _open(data, data.split), data.split
     order = rng.permutation(len(source))
-    held_out = None if data.split == VALIDATION else _open_validation(data)
-    if held_out is not None:
-        query_name, query_order = VALIDATION, rng.permutation(len(held_out))
+    held_out, query_name = source, f"other images of {name}, which training sees"
+    if data.split != VALIDATION:
+        with suppress(NoSuchSplit):
+            held_out, query_name = _open(data, VALIDATION), VALIDATION
+    if held_out is source:
+        order, query_order = np.split(order, [len(order) // 2])
     else:
-        held_out, query_name = source, f"other images of {name}, which training sees"
-        order, query_order = order[: len(order) // 2], order[len(order) // 2 :]
+        query_order = rng.permutation(len(held_out))
     half = run.measure_images // 2
     gallery = _read_images(name, source, order, half, view_size_px, rng)
     queries = _read_images(query_name, held_out, query_order, half, view_size_px, rng)
-    return OnlineMeasures(gallery, queries, _draw_exchanges(queries, rng), class_names(source))
+    # The largest region of each image, with its surroundings, its content, or surroundings and place exchanged.
+    regions = largest_regions(queries)
+    exchanges = draw_swaps(queries, regions, move_before_next(queries, regions), rng) if len(regions) > 1 else None
+    return OnlineMeasures(gallery, queries, exchanges, class_names(source))
 
 
-def embed(model: DecodePosModel, pixels: Tensor, boxes: list[Tensor]) -> Tensor:
-    """(N, D) features, on the CPU, of all regions of (I, 3, S, S) uint8 images, image by image."""
-    device = next(model.parameters()).device
-    features = []
-    for start in range(0, len(pixels), _BATCH):
-        batch = pixels[start : start + _BATCH].to(device, memory_format=torch.channels_last)
-        output = model(normalise(batch), regions=[rows.to(device) for rows in boxes[start : start + _BATCH]])
-        features.append(output.region_embeddings[output.valid_regions].float().cpu())
-    return torch.cat(features)
+@torch.no_grad()
+def embed(model: nn.Module, pixels: Tensor, boxes: list[Tensor], batch_size: int = 64) -> Tensor:
+    """(N, D) features, on the CPU, of all regions of (I, 3, S, S) uint8 images, image by image.
 
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, each of its modules put back afterwards."""
+    The model is called as `model(pixel_values, regions=boxes)` and returns `region_embeddings` (B, R, D), of which
+    `valid_regions` (B, R) are regions. It runs in evaluation mode, and each of its modules is left as it was found.
+    """
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     training = {module: module.training for module in model.modules()}
     model.eval()
+    features = []
     try:
-        yield
+        for start in range(0, len(pixels), batch_size):
+            batch = pixels[start : start + batch_size].to(device, memory_format=torch.channels_last)
+            output = model(normalise(batch), regions=[rows.to(device) for rows in boxes[start : start + batch_size]])
+            features.append(output.region_embeddings[output.valid_regions].float().cpu())
     finally:
         for module, was_training in training.items():
             module.training = was_training
+    return torch.cat(features)
 
 
 def _measure_exchanges(model: DecodePosModel, exchanges: Swaps, gallery: Tensor, queries: Tensor) -> dict[str, float]:
@@ -198,13 +191,6 @@ def _open(data: DataArguments, split: str) -> ImageSource:
     source = open_images(data.data, split, "random")  # needs no column
     annotated = isinstance(source, ParquetImages) and source.is_annotated
     return open_images(data.data, split, "objects" if annotated else data.region_source)
-
-
-def _open_validation(data: DataArguments) -> ImageSource | None:
-    try:
-        return _open(data, VALIDATION)
-    except NoSuchSplit:
-        return None
 
 
 def _read_images(
@@ -245,9 +231,3 @@ def _usable_regions(source: ImageSource, index: int, rng: np.random.Generator) -
         kept = np.sort(rng.choice(kept, _MOST_REGIONS, replace=False))
     classes = source.classes(index) if isinstance(source, ParquetImages) else None
     return boxes[kept], None if classes is None else classes[kept]
-
-
-def _draw_exchanges(images: MeasuredImages, rng: np.random.Generator) -> Swaps | None:
-    """The largest region of each image, with its surroundings, its content, or surroundings and place exchanged."""
-    regions = largest_regions(images)
-    return draw_swaps(images, regions, move_before_next(images, regions), rng) if len(regions) > 1 else None

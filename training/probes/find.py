@@ -17,10 +17,10 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("model", help="folder or Hub id: an export of ours, or any backbone of transformers")
     parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
-    parser.add_argument("--count", type=int, default=100, help="objects to search (default: %(default)s)")
-    parser.add_argument("--size_px", type=int, default=96, help="side of the scenes (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes (default: %(default)s)")
-    parser.add_argument("--untrained", type=int, default=3, help="untrained twins (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=100, help="objects to search")
+    parser.add_argument("--size_px", type=int, default=96, help="side of the scenes")
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes")
+    parser.add_argument("--untrained", type=int, default=3, help="untrained twins")
     parser.add_argument(
         "--centre_cells", action="store_true", help="read a plain ResNet's regions where its cells have their centres"
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -24,8 +24,9 @@ from modeling_decodepos.diagnosis.report.figures import colorize
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate, estimate, ratio
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from modeling_decodepos.scenes import Scene, render_scene
-from training.probes.before_after import sample_triplet
-from training.views.normalise import normalise
+from modeling_decodepos.sheet import BOX, Sheet
+from training.probes.before_after import as_pixels, sample_triplet
+from training.probes.during import embed
 
 PLACES = 16
 """Boxes per side that cover the second scene."""
@@ -33,27 +34,16 @@ PLACES = 16
 OVERLAP = 0.5
 """Intersection over union from which on a box counts as the object."""
 
-_TILE, _GAP, _TOP, _SCALE = 190, 10, 62, 2
-_INK, _MUTED, _BOX, _ANSWER = "#1c2330", "#667085", "#ffd400", "#22d3ee"
-
 
 @dataclass(frozen=True)
 class Search:
-    """One question and its answer.
-
-    Attributes:
-        object_scene: The scene that shows the object, its last box.
-        searched_scene: The scene in which it is searched, the object its last box.
-        boxes: (PLACES ** 2, 4) unit boxes that cover it.
-        similarity: (PLACES ** 2,) centred cosine of each with the object.
-        overlap: (PLACES ** 2,) intersection over union of each with the object.
-    """
+    """One question and its answer. The object is the last box of both scenes."""
 
     object_scene: Scene
     searched_scene: Scene
-    boxes: Tensor
-    similarity: Tensor
-    overlap: Tensor
+    boxes: Tensor  # (PLACES ** 2, 4) unit boxes that cover the searched scene
+    similarity: Tensor  # (PLACES ** 2,) centred cosine of each with the object
+    overlap: Tensor  # (PLACES ** 2,) intersection over union of each with the object
 
     @property
     def is_found(self) -> bool:
@@ -61,20 +51,15 @@ class Search:
         return bool(self.overlap[self.similarity.argmax()] >= OVERLAP)
 
 
-@torch.no_grad()
 def search_objects(model: DecodePosModel, *, seed: int = 0, count: int = 100, size_px: int = 96) -> list[Search]:
     """The answers of a network, in evaluation mode, to the first `count` questions of a seed."""
-    device = next(model.parameters()).device
     searches = []
     for index in range(count):
         triplet = sample_triplet(seed, index, size_px)
         here, there = render_scene(triplet.anchor), render_scene(triplet.same)
         target = torch.from_numpy(there.boxes[-1])
         boxes = cover(target[2:] - target[:2])
-        pixels = torch.from_numpy(np.stack([here.pixels, there.pixels])).to(device).permute(0, 3, 1, 2)
-        own = torch.from_numpy(here.boxes[-1:])
-        output = model(normalise(pixels), regions=[own.to(device), boxes.to(device)])
-        rows = output.region_embeddings[output.valid_regions].double().cpu()
+        rows = embed(model, as_pixels([here, there]), [torch.from_numpy(here.boxes[-1:]), boxes]).double()
         centred = rows - rows[1:].mean(0)  # what all boxes of a scene share says nothing about any one
         similarity = F.cosine_similarity(centred[:1], centred[1:])
         searches.append(Search(here, there, boxes, similarity, overlaps(boxes, target)))
@@ -129,31 +114,18 @@ def untrained(model: DecodePosModel, seed: int) -> DecodePosModel:
 def draw_searches(columns: Sequence[tuple[str, str, Sequence[Search]]], rows: int = 3) -> Image.Image:
     """The first `rows` questions, never chosen ones: object, searched scene, and each network's similarity map.
 
-    Args:
-        columns: Name, number and answers of each network, all on the same questions.
-        rows: Questions to draw.
+    A column is name, number and answers of a network, all on the same questions.
     """
-    titles = [("this object …", ""), ("… is where, in this scene?", ""), *((name, note) for name, note, _ in columns)]
-    width, height = _GAP + len(titles) * (_TILE + _GAP), _TOP + rows * (_TILE + _GAP)
-    sheet = Image.new("RGB", (width * _SCALE, height * _SCALE), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, (title, note) in enumerate(titles):
-        left = (_GAP + column * (_TILE + _GAP)) * _SCALE
-        for top, text, color, size in ((10, title, _INK, 15), (32, note, _MUTED, 13)):
-            draw.text((left, top * _SCALE), text, fill=color, font=ImageFont.load_default(size=size * _SCALE))
-    for row in range(rows):
-        first = columns[0][2][row]
-        tiles = [
-            _tile(first.object_scene.pixels, [(first.object_scene.boxes[-1], _BOX)]),
-            _tile(first.searched_scene.pixels, []),
-        ]
-        for _, _, searches in columns:
-            answer = searches[row].boxes[searches[row].similarity.argmax()].numpy()
-            marks = [(first.searched_scene.boxes[-1], _BOX), (answer, _ANSWER)]
-            tiles.append(_tile(_heat(searches[row]), marks))
-        for column, tile in enumerate(tiles):
-            sheet.paste(tile, ((_GAP + column * (_TILE + _GAP)) * _SCALE, (_TOP + row * (_TILE + _GAP)) * _SCALE))
-    return sheet
+    titles = ["this object …", "… is where, in this scene?", *(f"{name}\n{note}" for name, note, _ in columns)]
+    sheet = Sheet(titles, rows, tile=190, gap=10, left=10, top=54, below=10)
+    for row, first in enumerate(columns[0][2][:rows]):
+        target = (first.searched_scene.boxes[-1], BOX)
+        sheet.put(row, 0, first.object_scene.pixels, "", [(first.object_scene.boxes[-1], BOX)], smooth=True)
+        sheet.put(row, 1, first.searched_scene.pixels, smooth=True)
+        for column, (_, _, searches) in enumerate(columns, start=2):
+            answer = searches[row].boxes[searches[row].similarity.argmax()]
+            sheet.put(row, column, _heat(searches[row]), "", [target, (answer, "#22d3ee")], smooth=True)
+    return sheet.image
 
 
 def _heat(search: Search) -> np.ndarray:
@@ -169,14 +141,3 @@ def _heat(search: Search) -> np.ndarray:
     full = F.pad(middle, margins, mode="replicate")[0, 0]
     grey = np.asarray(picture)[:, :, None]
     return (0.35 * grey + 0.65 * colorize(full)).astype(np.uint8)
-
-
-def _tile(pixels: np.ndarray, marks: Sequence[tuple[np.ndarray, str]]) -> Image.Image:
-    side = _TILE * _SCALE
-    tile = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(tile)
-    for box, color in marks:
-        corners = [float(value) * side for value in box]
-        draw.rectangle(corners, outline=_INK, width=4 * _SCALE)
-        draw.rectangle(corners, outline=color, width=2 * _SCALE)
-    return tile

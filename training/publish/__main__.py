@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 published, 2 it cannot be done as asked, 75 not finished and the same command goes on."""
     args = build_parser().parse_args(arguments)
     # These take seconds, and --help needs none of them.
-    from dataset_scripts.hub.release import exit_code
+    from dataset_scripts.build.engines import exit_code
     from training.publish.command import publish
 
     return exit_code(lambda: publish(args))

@@ -24,36 +24,24 @@ _DEFAULT_BIASES = (
 
 @dataclass(frozen=True)
 class About:
-    """Filled in by hand; what is empty leaves a placeholder in the card, which is not published.
+    """Filled in by hand; what is empty leaves a placeholder in the card, which is not published."""
 
-    Attributes:
-        license: Of the weights, a licence identifier of the Hub.
-        data: What the training data are, where they come from, and under which licences.
-        biases: What they show too often, too rarely or not at all.
-        base_model: Hub id of the weights that the run started from; empty for random ones.
-        hub_datasets: Hub id of each data set, by the name of the folder that it was read from.
-        pictures: Whether pictures of training images (`views.png`, `neighbours.jpg`) may be published.
-    """
-
-    license: str = ""
-    data: str = ""
-    biases: str = ""
-    base_model: str = ""
-    hub_datasets: Mapping[str, str] = field(default_factory=dict)
-    pictures: bool = False
+    license: str = ""  # of the weights, an identifier of the Hub
+    data: str = ""  # what the training data are, where they come from, and under which licences
+    biases: str = ""  # what they show too often, too rarely or not at all
+    base_model: str = ""  # Hub id of the weights that the run started from; empty for random ones
+    hub_datasets: Mapping[str, str] = field(default_factory=dict)  # Hub id by the name of the folder that was read
+    pictures: bool = False  # whether pictures of training images (views.png, neighbours.jpg) may be published
 
 
 def load_about(run_dir: Path, data_dir: Path, is_fresh: bool) -> About:
-    """What is said of a run; of one on drawn scenes that began with random weights, everything is known.
-
-    Args:
-        run_dir: Where `about.yaml` may be.
-        data_dir: What the run was trained on, if it is still there.
-        is_fresh: Whether it began with random weights; others' may have a licence that binds these too.
-    """
+    """What is said of a run; of one on drawn scenes that began with random weights, everything is known."""
     path = run_dir / ABOUT_NAME
-    known = _scenes(is_fresh) if is_scenes(data_dir) else About()
-    about = from_values(About, vars(known) | (read_yaml(path) if path.is_file() else {}), str(path))
+    known: dict[str, object] = {}
+    if is_scenes(data_dir):
+        known = {"data": _DEFAULT_DATA, "biases": _DEFAULT_BIASES, "pictures": True}
+        known |= {"license": "apache-2.0"} if is_fresh else {}  # others' weights may have one that binds these too
+    about = from_values(About, known | (read_yaml(path) if path.is_file() else {}), str(path))
     if about.license and not re.fullmatch(r"[a-z0-9.-]+", about.license):
         raise ValueError(
             f"{path}: license is {about.license!r}, expected an identifier of the Hub, such as apache-2.0; other: a "
@@ -71,7 +59,3 @@ def is_scenes(data_dir: Path) -> bool:
         return bool(manifest["recipe"]["source"] == "scenes")
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _scenes(is_fresh: bool) -> About:
-    return About(license="apache-2.0" if is_fresh else "", data=_DEFAULT_DATA, biases=_DEFAULT_BIASES, pictures=True)

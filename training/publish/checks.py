@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Iterator, Sequence
@@ -10,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from huggingface_hub import ModelCard, eval_result_entries_to_yaml, parse_eval_result_entries
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import ModelCard
+from safetensors import safe_open
 from transformers import AutoModel
 
 from dataset_scripts.hub.release import PLACEHOLDERS, card_problems
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining
-from training.export.checkpoint_files import OUTER_PREFIXES, check_finite
+from training.export.loading import OUTER_PREFIXES, check_finite
+from training.publish.about import ABOUT_NAME
 from training.publish.folders import CARD, KINDS, WEIGHTS, Release
 
 TEXTS = {".json", ".jsonl", ".md", ".py", ".yaml", ".html", ".svg", ""}
@@ -31,19 +30,24 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _STUDENT_BACKBONE = "decodepos.backbone."
 
 
-def release_problems(releases: Sequence[Release], places: Sequence[str]) -> list[str]:
-    """Everything that is wrong, each in a line that names the file; empty if the release may go out.
+def refuse_unfit(releases: Sequence[Release], run_dir: Path, places: Sequence[str]) -> None:
+    """Raises unless both folders may go out; `places` are paths of this machine, which no text may hold.
 
-    Args:
-        releases: Both folders.
-        places: Paths of this machine, which no text may hold.
+    Everything that is wrong is said, each in a line that names the file.
     """
     problems = []
     for release in releases:
-        found = [*_file_problems(release.folder, places), *_card_problems(release), *_weight_problems(release)]
+        text = (release.folder / CARD).read_text(encoding="utf-8")
+        found = [f"{CARD}: {problem}" for problem in card_problems(text, ModelCard)]
+        found = [*_file_problems(release.folder, places), *found, *_weight_problems(release.folder / WEIGHTS)]
         found = found or list(_loading_problems(release))
         problems += [f"{release.folder.name}/{line}" for line in found]
-    return problems or list(_pair_problems(releases))
+    if problems := problems or list(_pair_problems(releases)):
+        hint = (
+            f"Say what is missing in {run_dir / ABOUT_NAME}: license, data, biases, base_model (docs/publishing.md)."
+        )
+        hint = f"\n{hint}" if any("still says" in problem for problem in problems) else ""
+        raise ValueError(f"The release of {run_dir} is not fit to be published:\n  " + "\n  ".join(problems) + hint)
 
 
 def _file_problems(folder: Path, places: Sequence[str]) -> Iterator[str]:
@@ -51,9 +55,7 @@ def _file_problems(folder: Path, places: Sequence[str]) -> Iterator[str]:
         name = path.relative_to(folder).as_posix()
         with path.open("rb") as file:
             head = file.read(len(LEGACY_HEAD))
-        if path.is_symlink():
-            yield f"{name} is a link."
-        elif path.suffix == ".safetensors":
+        if name == WEIGHTS:
             continue  # begins with a length, which may look like anything; it is read whole below
         elif head.startswith((PICKLE_HEAD, LEGACY_HEAD, ZIP_HEAD)):
             yield f"{name} is a pickle or an archive, which can run code when it is opened. Weights are safetensors."
@@ -63,8 +65,8 @@ def _file_problems(folder: Path, places: Sequence[str]) -> Iterator[str]:
         elif path.suffix in TEXTS:
             yield from (f"{name} {problem}" for problem in _text_problems(path, places))
         else:
-            known = ", ".join(sorted({*TEXTS, *PICTURES, ".safetensors"} - {""}))
-            yield f"{name} is of no kind that a release holds ({known})."
+            known = ", ".join(sorted({*TEXTS, *PICTURES} - {""}))
+            yield f"{name} is of no kind that a release holds beside {WEIGHTS} ({known})."
 
 
 def _text_problems(path: Path, places: Sequence[str]) -> Iterator[str]:
@@ -80,35 +82,15 @@ def _text_problems(path: Path, places: Sequence[str]) -> Iterator[str]:
         yield "holds what looks like a token of the Hub. Revoke it, then take it out."
 
 
-def _card_problems(release: Release) -> Iterator[str]:
-    text = (release.folder / CARD).read_text(encoding="utf-8")
-    if problems := card_problems(text, ModelCard):
-        yield from (f"{CARD}: {problem}" for problem in problems)
-    else:
-        data: Any = ModelCard(text).data
-        results = [result.metric_value for result in data.eval_results or []]
-        stored = json.loads((release.folder / "results.json").read_text(encoding="utf-8"))["results"]
-        if missing := [value for value in results if value not in [row["value"] for row in stored]]:
-            yield f"{CARD} has {missing[0]} in model-index, which is no number of results.json."
-    for path in sorted((release.folder / ".eval_results").glob("*.yaml")):
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if eval_result_entries_to_yaml(parse_eval_result_entries(entries)) != entries:
-            yield f".eval_results/{path.name} reads back as something else."
-
-
-def _weight_problems(release: Release) -> Iterator[str]:
-    files = sorted(release.folder.glob("*.safetensors"))
-    if not files:
-        yield f"{WEIGHTS} is missing."
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as weights:
-                for key in weights.keys():  # noqa: SIM118  no mapping; one at a time, for it may be large
-                    if key.startswith(OUTER_PREFIXES):
-                        yield f"{path.name} has {key}: save the unwrapped module, else it loads as nothing."
-                    check_finite({key: weights.get_tensor(key)}, path.name)
-        except (SafetensorError, ValueError) as error:
-            yield str(error) if isinstance(error, ValueError) else f"{path.name} cannot be read ({error})."
+def _weight_problems(path: Path) -> Iterator[str]:
+    with safe_open(path, framework="pt") as weights:
+        for key in weights.keys():  # noqa: SIM118  no mapping; one at a time, for it may be large
+            if key.startswith(OUTER_PREFIXES):
+                yield f"{path.name} has {key}: save the unwrapped module, else it loads as nothing."
+            try:
+                check_finite({key: weights.get_tensor(key)}, path.name)
+            except ValueError as error:
+                yield str(error)
 
 
 def _loading_problems(release: Release) -> Iterator[str]:

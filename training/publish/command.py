@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from dataset_scripts.hub.release import Repository, Snapshot, Upload, publish_all
 from training.publish.about import ABOUT_NAME, About, load_about
-from training.publish.checks import release_problems
+from training.publish.checks import refuse_unfit
 from training.publish.folders import (
     IDENTITY,
     KINDS,
@@ -37,11 +36,7 @@ from training.run.folder import RunFiles, read_run
 
 
 def open_run(run_dir: Path) -> RunFiles:
-    """A run that is finished and whole.
-
-    Raises:
-        ValueError: It is not.
-    """
+    """A run that is finished and whole; raises if it is not."""
     try:
         run = read_run(run_dir)
     except FileNotFoundError as error:
@@ -79,18 +74,6 @@ def refuse_foreign(held: Snapshot, built: Release, overwrite: bool) -> None:
         )
 
 
-def _refuse_unfit(releases: Sequence[Release], places: Sequence[str], run_dir: Path) -> None:
-    problems = release_problems(releases, places)
-    if not problems:
-        return
-    hint = ""
-    if any("still says" in problem for problem in problems):
-        hint = (
-            f"\nSay what is missing in {run_dir / ABOUT_NAME}: license, data, biases, base_model (docs/publishing.md)."
-        )
-    raise ValueError(f"The release of {run_dir} is not fit to be published:\n  " + "\n  ".join(problems) + hint)
-
-
 def _refuse_dangling(about: About, api: HfApi) -> None:
     """Raises if the card would point to a data set that is not there."""
     for name, repo_id in about.hub_datasets.items():
@@ -124,7 +107,7 @@ def publish(args: argparse.Namespace) -> None:
     for model in left_out:
         print(f"Left out: numbers of {model}, which is neither of this run nor a name that others could find.")
     releases = build_releases(run, args.repo, about, rows, args.output or args.run / "release")
-    _refuse_unfit(releases, local_places(args.run, data_path), args.run)
+    refuse_unfit(releases, args.run, local_places(args.run, data_path))
     api = HfApi(library_name="decodepos")
     if not (args.dry_run and constants.HF_HUB_OFFLINE):
         _refuse_dangling(about, api)

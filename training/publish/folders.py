@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,9 +28,9 @@ from dataset_scripts.files import file_sha256
 from dataset_scripts.hub.release import LocalFile
 from model_cards.cards import eval_entries, render_card
 from modeling_decodepos.backbones import BACKBONES
+from modeling_decodepos.page import line_chart
 from training.export.folders import new_folder
 from training.publish.about import About, is_scenes
-from training.publish.curve import loss_picture
 from training.publish.numbers import RESULTS_NAME, Row, objective, probe_sentence
 from training.publish.places import command_without_places, without_places
 from training.run.folder import RunFiles
@@ -42,6 +43,12 @@ LICENSE_FILE = Path(__file__).parents[2] / "LICENSE"
 _LOGS = ("log.jsonl", "probe.json", "probe.png")
 _PICTURES = ("views.png", "neighbours.jpg", "neighbours.json")  # of training images, which may be other people's
 _DIAGNOSIS = ("report.html", "report.json")
+# The chart takes its colours from the page around it, which a file does not have. A white ground, also in dark mode.
+_SVG = "http://www.w3.org/2000/svg"
+_STYLE = (
+    "svg{background:#fff;font-family:sans-serif}.tick{fill:#5c6676;font-size:12px}.grid{stroke:#e2e6ed}"
+    ".line{fill:none;stroke:#2563eb;stroke-width:2}.dot{fill:#2563eb}.strip{display:none}"
+)
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,7 @@ def build_releases(run: RunFiles, repo_id: str, about: About, rows: Sequence[Row
                 f"{folder} exists and is no release of this program. Give another --output, or remove it."
             )
         facts = release_facts(run, kind, repo_id, about)
-        shutil.rmtree(folder, ignore_errors=True)
-        with new_folder(folder) as building:
+        with new_folder(folder, replace=True) as building:
             _fill(building, run, facts, rows, about)
         releases.append(Release(kind, target, folder, facts))
     return releases
@@ -112,13 +118,7 @@ def release_facts(run: RunFiles, kind: str, repo_id: str, about: About) -> dict[
         },
         "started_from": about.base_model or ("random weights" if is_fresh(run) else ""),
         "network": _network(exported, recipe),
-        "about": {
-            "license": about.license,
-            "data": about.data,
-            "biases": about.biases,
-            "base_model": about.base_model,
-            "hub_datasets": dict(about.hub_datasets),
-        },
+        "about": {name: value for name, value in vars(about).items() if name != "pictures"},
         "probe": probe_sentence(run),
         "diagnosis": (run.folder / "diagnosis" / "report.html").is_file(),
     }
@@ -178,9 +178,18 @@ def _copy_training(folder: Path, run: RunFiles, facts: Mapping[str, Any], about:
     for name in (*_LOGS, *(_PICTURES if about.pictures else ())):
         if (run.folder / name).is_file():
             shutil.copyfile(run.folder / name, folder / name)
-    (folder / "loss.svg").write_text(loss_picture(run), encoding="utf-8")
+    (folder / "loss.svg").write_text(_loss_picture(run), encoding="utf-8")
     report = write_report(folder)
     report.write_text(report.read_text(encoding="utf-8").replace(str(folder), "training"), encoding="utf-8")
+
+
+def _loss_picture(run: RunFiles) -> str:
+    """The loss over the steps as text of an SVG file; it has no scripts and refers to nothing."""
+    found = re.search(r"<svg\b(.*?</svg>)", str(line_chart({"loss": run.points("loss")}, title="loss")), re.DOTALL)
+    if found is None:
+        return f'<svg xmlns="{_SVG}" viewBox="0 0 300 40"><text y="25">no loss was logged</text></svg>\n'
+    head, body = found[1].split(">", 1)
+    return f'<svg xmlns="{_SVG}"{head}><style>{_STYLE}</style>{body}\n'
 
 
 def _network(exported: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:

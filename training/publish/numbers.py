@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from model_cards.results import load_rows, refuse_unfounded
-from training.probes.before_after import ProbeResult
 from training.publish.places import command_without_places
 from training.run.folder import RunFiles
 from training.run.report import MEASURES
@@ -22,13 +21,7 @@ Row = dict[str, Any]
 def release_rows(run: RunFiles, name: str, results: Sequence[Path]) -> tuple[list[Row], list[str]]:
     """Every number of a release, the run's own first, and the models in `results` that nobody else could find.
 
-    Args:
-        run: The run folder.
-        name: What the model is called from now on.
-        results: Results files of `python -m training.evaluation`.
-
-    Raises:
-        ValueError: A number does not say where it comes from.
+    The model is called `name` from now on. Raises if a number does not say where it comes from.
     """
     rows = _own_rows(run, name)
     refuse_unfounded(rows, f"{run.folder} (its probe and measures)")
@@ -62,9 +55,13 @@ def _percent(share: float) -> str:
 
 def _own_rows(run: RunFiles, name: str) -> list[Row]:
     rows = []
-    for result, arm in ((run.before, BEFORE), (run.after, objective(run))):
-        if result is not None:
-            rows.append(_probe_row(run, name, arm, result))
+    for found, arm in ((run.before, BEFORE), (run.after, objective(run))):
+        if found is not None:
+            protocol = f"probe-1:count={found.count},size_px={found.size_px},seed={found.seed}"
+            row = _row(run, name, arm, protocol, "content_wins", found.content_wins)
+            row["spread"]["interval_95_over_images"] = list(found.interval)
+            drawn = {"data": "scenes of the probe", "data_hash": f"drawn from seed {found.seed}"}
+            rows.append(row | drawn | {"count": found.count})
     measures = [line for line in run.log if any(key in line for key in MEASURES)]
     asked = run.description.get("measured_on", {})
     protocol = "online-1:" + ",".join(f"{key}={asked[key]}" for key in ("gallery", "queries") if key in asked)
@@ -74,14 +71,6 @@ def _own_rows(run: RunFiles, name: str) -> list[Row]:
     for line, arm in [*ends, *chance]:
         rows += [_row(run, name, arm, protocol, key, line[key]) for key in MEASURES if line.get(key) is not None]
     return rows
-
-
-def _probe_row(run: RunFiles, name: str, arm: str, result: ProbeResult) -> Row:
-    protocol = f"probe-1:count={result.count},size_px={result.size_px},seed={result.seed}"
-    row = _row(run, name, arm, protocol, "content_wins", result.content_wins)
-    row["spread"]["interval_95_over_images"] = list(result.interval)
-    drawn = {"data": "scenes of the probe", "data_hash": f"drawn from seed {result.seed}"}
-    return row | drawn | {"count": result.count}
 
 
 def _row(run: RunFiles, name: str, arm: str, protocol: str, metric: str, value: float) -> Row:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from modeling_decodepos.losses import Objective, region_similarity_loss
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from modeling_decodepos.regions import View, check_regions
+from training.export.folders import new_folder
 
 START_FOLDER = "start"
 
@@ -23,18 +23,9 @@ def save_start(model: DecodePosModel, folder: Path, accelerator: Accelerator, re
     All processes must call this. Where a run was resumed, those that are there stay.
     """
     if accelerator.is_main_process and not (resumed and folder.is_dir()):
-        temporary = folder.with_name(f".writing_{folder.name}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        model.save_pretrained(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        with new_folder(folder, replace=True) as writing:
+            model.save_pretrained(writing)
     accelerator.wait_for_everyone()
-
-
-def load_start(folder: Path) -> DecodePosModel:
-    """The weights that `save_start` kept."""
-    model: DecodePosModel = DecodePosModel.from_pretrained(folder)
-    return model
 
 
 class FeatureAnchor:

@@ -9,7 +9,6 @@ must see the folder. Data order, learning rate and momentum are functions of the
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from training.errors import RunStopped
+from training.export.folders import bring_back_replaced, new_folder
 from training.run.log import count_things
 
 STATE_FILE = "state.json"
@@ -48,29 +48,25 @@ def save_checkpoint(
         RunStopped: It could not be written, for example because the disk is full. The earlier ones are untouched.
     """
     final = folder / f"step_{step:07d}"
-    temporary = folder / f".writing_{final.name}"
     random = _random_states(accelerator)
     problem: Exception | None = None
     if accelerator.is_main_process:
         try:
             for left in (*folder.glob(".writing_*"), *folder.glob(".deleting_*")):  # by a run that was killed
                 shutil.rmtree(left, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            save_file(_contiguous(model.state_dict()), temporary / "model.safetensors", metadata={"format": "pt"})
-            save_file(_contiguous(_optimizer_tensors(model, optimizer)), temporary / "optimizer.safetensors")
-            save_file(random, temporary / "random.safetensors")
-            if isinstance(model, PreTrainedModel):
-                model.config.save_pretrained(temporary)
-            text = json.dumps({**state, "step": step, "processes": accelerator.num_processes}, indent=2)
-            (temporary / STATE_FILE).write_text(text, encoding="utf-8")
-            for file in (*temporary.iterdir(), temporary):
-                _flush(file)
-            _put_in_place(temporary, final)
+            with new_folder(final, replace=True) as writing:
+                save_file(_contiguous(model.state_dict()), writing / "model.safetensors", metadata={"format": "pt"})
+                save_file(_contiguous(_optimizer_tensors(model, optimizer)), writing / "optimizer.safetensors")
+                save_file(random, writing / "random.safetensors")
+                if isinstance(model, PreTrainedModel):
+                    model.config.save_pretrained(writing)
+                text = json.dumps({**state, "step": step, "processes": accelerator.num_processes}, indent=2)
+                (writing / STATE_FILE).write_text(text, encoding="utf-8")
+                for file in (*writing.iterdir(), writing):
+                    _flush(file)
             _flush(folder)
             _retire(folder, final, keep, best_step)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            _bring_back_replaced(folder)
             problem = error
     failed = accelerator.reduce(torch.tensor(int(problem is not None), device=accelerator.device), "sum")
     if failed:
@@ -81,25 +77,6 @@ def save_checkpoint(
             f"{last}. Make room, then run the same command: it continues from there."
         )
     return final
-
-
-def _put_in_place(new: Path, final: Path) -> None:
-    """Give a whole checkpoint its name. An old one of that name goes last, and comes back if this is cut short."""
-    old = final.with_name(f".replaced_{final.name}")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.is_dir():
-        os.replace(final, old)
-    os.replace(new, final)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _bring_back_replaced(folder: Path) -> None:
-    """Give checkpoints their name again whose successors never got it."""
-    for old in folder.glob(".replaced_step_*"):
-        final = old.with_name(old.name.removeprefix(".replaced_"))
-        if not final.is_dir():
-            with contextlib.suppress(FileNotFoundError):  # another process did
-                os.replace(old, final)
 
 
 def saved_steps(folder: Path) -> list[Path]:
@@ -115,17 +92,25 @@ def step_of(path: Path) -> int:
 
 
 def _retire(folder: Path, newest: Path, keep: int, best_step: int | None) -> None:
+    """Delete what is not kept, so that a half deleted checkpoint is never taken for a whole one.
+
+    What cannot go yet, because somebody reads it over a network, goes when the next one is written.
+    """
     saved = saved_steps(folder)
     # Later ones belong to a run that was taken up again from here or before: they must not be resumed.
     later = [path for path in saved if step_of(path) > step_of(newest)]
     older = [path for path in saved if step_of(path) <= step_of(newest)][:-keep]
     for path in [*later, *(path for path in older if step_of(path) != best_step)]:
-        _delete(path)
+        doomed = path.with_name(f".deleting_{path.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def find_checkpoint(folder: Path, resume: str) -> Path | None:
     """The checkpoint to continue from: the newest in `folder` for auto, none, or the path given."""
-    _bring_back_replaced(folder)
+    for old in folder.glob(".replaced_step_*"):
+        bring_back_replaced(old.with_name(old.name.removeprefix(".replaced_")))
     if resume == "none":
         kept = saved_steps(folder)
         if kept:
@@ -151,13 +136,8 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """The saved state, after model, optimiser and random numbers have been put back.
 
-    Args:
-        path: Folder of the checkpoint.
-        model: Gets its weights.
-        optimizer: Gets its moments.
-        accelerator: Of the run that continues.
-        other_processes: Continue with another number of processes. What a process draws on its own (a backbone's
-            stochastic depth) then differs; data order and views do not depend on it.
+    With `other_processes` their number may differ. What a process draws on its own (a backbone's stochastic depth)
+    then does too; data order and views do not depend on it.
     """
     state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     if state["processes"] != accelerator.num_processes and not other_processes:
@@ -211,17 +191,6 @@ def _random_states(accelerator: Accelerator) -> dict[str, Tensor]:
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().contiguous() for name, value in tensors.items()}
-
-
-def _delete(path: Path) -> None:
-    """Delete a checkpoint so that a half deleted one is never taken for a whole one.
-
-    What cannot go yet, because somebody reads it over a network, goes when the next one is written.
-    """
-    doomed = path.with_name(f".deleting_{path.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    os.replace(path, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from dataset_scripts.files import write_json
-from training.export.native import export_backbone, export_pretraining
+from training.export.folders import export_backbone, export_pretraining
 from training.probes.before_after import ProbeResult, draw_probe, probe_model
 from training.probes.during import NearestRegions, OnlineMeasures, build_online
 from training.probes.neighbours import draw_neighbours
 from training.provenance import describe_data, describe_run, now
-from training.run.dataset import Data
 from training.run.report import write_report
-from training.run.setup import Run
+from training.run.setup import Data, Run
 
 
 def describe(run: Run, dataset: Data, online: OnlineMeasures | None = None) -> dict[str, Any]:
@@ -32,8 +31,7 @@ def describe(run: Run, dataset: Data, online: OnlineMeasures | None = None) -> d
 def note_start(run: Run, dataset: Data, online: OnlineMeasures | None, output_dir: Path) -> None:
     """Write run.json; of a run that goes on, the first start and command stay, and this one is added to `resumed`."""
     known, described = output_dir / "run.json", describe(run, dataset, online)
-    if run.step and known.is_file():
-        before = json.loads(known.read_text(encoding="utf-8"))
+    if run.step and (before := _read(known)):
         again = {"step": run.step, **{name: described[name] for name in ("started", "command", "commit")}}
         described |= {name: before[name] for name in ("started", "command") if name in before}
         described["resumed"] = [*before.get("resumed", []), again]
@@ -60,30 +58,24 @@ def probe(run: Run) -> ProbeResult:
 def compare_probes(run: Run, output_dir: Path) -> None:
     """Probe the trained network, and draw it beside the one the run began with."""
     path = output_dir / "probe.json"
-    if not path.is_file():
-        return
-    results = json.loads(path.read_text(encoding="utf-8"))
-    results["after"] = probe(run).to_dict()
-    write_json(path, results)
-    before, after = (ProbeResult.from_dict(results[name]) for name in ("before", "after"))
-    draw_probe(before, after).save(output_dir / "probe.png")
+    if results := _read(path):
+        results["after"] = probe(run).to_dict()
+        write_json(path, results)
+        before, after = (ProbeResult.from_dict(results[name]) for name in ("before", "after"))
+        draw_probe(before, after).save(output_dir / "probe.png")
 
 
 def compare_neighbours(run: Run, output_dir: Path) -> None:
     """What is near what now, drawn beside what was near when the run began."""
     path = output_dir / "neighbours.json"
-    if not path.is_file():
-        return
-    online = build_online(run.recipe.data, run.recipe.run, run.recipe.views.view_size_px)
-    if online is None:
-        return
-    results = json.loads(path.read_text(encoding="utf-8"))
-    if results.get("measured_on") != online.describe():  # since then --allow_change changed what is measured on
-        return
-    results["after"] = online.neighbours(run.net.decodepos).to_dict()
-    write_json(path, results)
-    before, after = (NearestRegions.from_dict(results[name]) for name in ("before", "after"))
-    draw_neighbours(online, before, after).save(output_dir / "neighbours.jpg", quality=88)
+    results = _read(path)
+    online = build_online(run.recipe.data, run.recipe.run, run.recipe.views.view_size_px) if results else None
+    # Since then --allow_change may have changed what is measured on.
+    if online is not None and results.get("measured_on") == online.describe():
+        results["after"] = online.neighbours(run.net.decodepos).to_dict()
+        write_json(path, results)
+        before, after = (NearestRegions.from_dict(results[name]) for name in ("before", "after"))
+        draw_neighbours(online, before, after).save(output_dir / "neighbours.jpg", quality=88)
 
 
 def finish(run: Run, dataset: Data, output_dir: Path) -> None:
@@ -96,7 +88,7 @@ def finish(run: Run, dataset: Data, output_dir: Path) -> None:
     compare_probes(run, output_dir)
     compare_neighbours(run, output_dir)
     known = output_dir / "run.json"
-    description = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else describe(run, dataset)
+    description = _read(known) or describe(run, dataset)
     description.pop("reason", None)  # of an earlier stop
     write_json(known, description | {"status": "finished", "finished": now(), "export": export})
     write_report(output_dir)
@@ -106,20 +98,22 @@ def record_stop(output_dir: Path, reason: str) -> None:
     """Say in run.json and on the page why a run was stopped; a full disk is no reason to lose the message."""
     known = output_dir / "run.json"
     with contextlib.suppress(OSError):
-        if known.is_file():
-            description = json.loads(known.read_text(encoding="utf-8"))
+        if description := _read(known):
             write_json(known, description | {"status": "stopped", "reason": reason, "finished": now()})
             write_report(output_dir)
 
 
 def is_finished(output_dir: Path) -> bool:
     """Whether an earlier call already left everything that `finish` leaves."""
-    known = output_dir / "run.json"
-    if not known.is_file():
-        return False
-    description = json.loads(known.read_text(encoding="utf-8"))
+    description = _read(output_dir / "run.json")
     left = [*description.get("export", {}).values(), output_dir / "report.html"]
-    return description["status"] == "finished" and all(Path(path).exists() for path in left)
+    return description.get("status") == "finished" and all(Path(path).exists() for path in left)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a JSON file of the run folder holds; empty if there is none."""
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return values
 
 
 def how_to_load(output_dir: Path) -> str:

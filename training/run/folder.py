@@ -17,32 +17,22 @@ from training.run.log import count_things, read_log
 DEFAULTS: dict[str, Any] = {item.name: item.default for group in GROUPS for item in dataclasses.fields(group)}
 """Of every key of a recipe."""
 
-PICTURES = ("views.png", "probe.png", "neighbours.jpg")
+PICTURES = {"views.png": b"\x89PNG", "probe.png": b"\x89PNG", "neighbours.jpg": b"\xff\xd8\xff"}
+"""Names of the pictures and the bytes they begin with."""
 
 
 @dataclass
 class RunFiles:
-    """What a run folder holds.
-
-    Attributes:
-        folder: Where it is.
-        description: run.json.
-        log: The lines of log.jsonl.
-        before: The probe before training.
-        after: The probe after it.
-        pictures: Bytes of those of `PICTURES` that are there.
-        broken: Why an image could not be read, by its id.
-        problems: What is missing or broken in the folder.
-    """
+    """What a run folder holds."""
 
     folder: Path
-    description: dict[str, Any] = field(default_factory=dict)
-    log: list[dict[str, Any]] = field(default_factory=list)
-    before: ProbeResult | None = None
+    description: dict[str, Any] = field(default_factory=dict)  # run.json
+    log: list[dict[str, Any]] = field(default_factory=list)  # the lines of log.jsonl
+    before: ProbeResult | None = None  # the probe before training
     after: ProbeResult | None = None
-    pictures: dict[str, bytes] = field(default_factory=dict)
-    broken: dict[str, str] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    pictures: dict[str, bytes] = field(default_factory=dict)  # those of `PICTURES` that are there
+    broken: dict[str, str] = field(default_factory=dict)  # why an image could not be read, by its id
+    problems: list[str] = field(default_factory=list)  # what is missing or broken in the folder
 
     def about(self, key: str) -> dict[str, Any]:
         """A part of run.json that has parts of its own; empty if there is none."""
@@ -113,11 +103,7 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """What a run folder holds; pieces that are missing or broken are named in `problems`.
-
-    Raises:
-        FileNotFoundError: The folder is not there, or no run has ever written to it.
-    """
+    """What a run folder holds; pieces that are missing or broken are named in `problems`."""
     if not (folder / "run.json").is_file() and not (folder / "log.jsonl").is_file():
         raise FileNotFoundError(f"{folder} holds neither run.json nor log.jsonl; expected the output_dir of a run.")
     run = RunFiles(folder)
@@ -139,13 +125,13 @@ def read_run(folder: Path) -> RunFiles:
                 setattr(run, name, ProbeResult.from_dict(values))
             except (KeyError, TypeError):
                 run.problems.append(f"probe.json: {name!r} is not a probe result of this version; it is left out.")
-    for name in PICTURES:
-        if (folder / name).is_file():
-            kind, magic = ("JPEG", b"\xff\xd8\xff") if name.endswith(".jpg") else ("PNG", b"\x89PNG")
-            run.pictures[name] = (folder / name).read_bytes()
-            if not run.pictures[name].startswith(magic):
-                del run.pictures[name]
-                run.problems.append(f"{name} is not a {kind} file; it is left out.")
+    for name in filter(lambda name: (folder / name).is_file(), PICTURES):
+        data = (folder / name).read_bytes()
+        if data.startswith(PICTURES[name]):
+            run.pictures[name] = data
+        else:
+            kind = "PNG" if name.endswith(".png") else "JPEG"
+            run.problems.append(f"{name} is not a {kind} file; it is left out.")
     for line in read_log(folder / "broken_images.jsonl"):
         if isinstance(line, dict):
             run.broken.setdefault(str(line.get("image_id")), str(line.get("reason")))

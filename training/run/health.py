@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,7 @@ WATCHED = ("object_knn_class_mean", "object_knn", "region_retrieval")
 
 
 def measure_spread(embeddings: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """Standard deviation and effective rank of normalised embeddings, and the rank that they could have at most.
-
-    Args:
-        embeddings: (B, R, D).
-        valid: (B, R), true for the rows that count.
-    """
+    """Standard deviation and effective rank of the valid ones of (B, R, D) embeddings, and their greatest rank."""
     rows = (F.normalize(embeddings.float(), dim=-1) * valid[..., None]).flatten(0, 1)
     return {
         "embedding_std": embedding_std(embeddings, valid),
@@ -56,6 +52,7 @@ def lies_on_a_line(rank: float, full_rank: float) -> bool:
     return rank < LEAST_RANK and full_rank >= 2 * LEAST_RANK
 
 
+@dataclass
 class CollapseWatch:
     """Warns once when embeddings become narrow, and stops the run when they stay collapsed.
 
@@ -63,35 +60,32 @@ class CollapseWatch:
     times that, or an effective rank below `LEAST_RANK` where a rank of at least twice that is possible.
     """
 
-    def __init__(
-        self,
-        size: int,
-        warn_below: float,
-        stop_below: float,
-        patience: int,
-        grace_steps: int,
-        checkpoints: Path,
-    ):
-        self.perfect = 1 / math.sqrt(size)
-        self.warn_below, self.stop_below = warn_below, stop_below
-        self.patience, self.grace_steps, self.checkpoints = patience, grace_steps, checkpoints
-        self.warned = False
-        self.collapsed_lines = 0
-        self.healthy_step = 0
+    size: int
+    warn_below: float
+    stop_below: float
+    patience: int
+    grace_steps: int
+    checkpoints: Path
+    warned: bool = False
+    collapsed_lines: int = 0
+    healthy_step: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to keep, and a new watch is given."""
+        return {name: getattr(self, name) for name in ("warned", "collapsed_lines", "healthy_step")}
 
     def observe(self, step: int, std: float, rank: float, full_rank: float) -> str | None:
-        """A warning to show, if it is time for one. A line without a number (too few regions) is passed over.
+        """A warning, if it is time for one; stops the run if the embeddings have been collapsed for too long.
 
-        Raises:
-            RunStopped: The embeddings have been collapsed for too long.
+        A line without a number (too few regions) is passed over.
         """
         if not math.isfinite(std):
             return None
+        perfect = 1 / math.sqrt(self.size)
         numbers = (
-            f"standard deviation {std:.2g}, perfect spread {self.perfect:.2g}; effective rank {rank:.1f} of "
-            f"{full_rank:.0f}"
+            f"standard deviation {std:.2g}, perfect spread {perfect:.2g}; effective rank {rank:.1f} of {full_rank:.0f}"
         )
-        if std >= self.stop_below * self.perfect and not lies_on_a_line(rank, full_rank):
+        if std >= self.stop_below * perfect and not lies_on_a_line(rank, full_rank):
             self.collapsed_lines, self.healthy_step = 0, step
         else:
             self.collapsed_lines += 1
@@ -104,42 +98,33 @@ class CollapseWatch:
                 "base_learning_rate, raise teacher_momentum or warmup_share, keep use_predictor true. collapse_stop 0 "
                 "switches this off."
             )
-        if std < self.warn_below * self.perfect and not self.warned:
+        if std < self.warn_below * perfect and not self.warned:
             self.warned = True
             return f"step {step}: the embeddings have become narrow ({numbers}). Watch for collapse."
         return None
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint has to keep."""
-        return {
-            "warned": self.warned,
-            "collapsed_lines": self.collapsed_lines,
-            "healthy_step": self.healthy_step,
-        }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`; an empty one changes nothing."""
-        for name, value in state.items():
-            setattr(self, name, value)
-
-
+@dataclass
 class KnnWatchdog:
     """Stops a run whose features have become much worse than those it began with.
 
     Meant for runs that continue given weights: fresh weights begin at chance, and there is nothing to lose.
     """
 
-    def __init__(self, share: float, checkpoints: Path):
-        self.share, self.checkpoints = share, checkpoints
-        self.measure: str | None = None
-        self.start = 0.0
-        self.healthy_step = 0
+    share: float
+    checkpoints: Path
+    measure: str | None = None
+    start: float = 0.0
+    healthy_step: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to keep, and a new watchdog is given."""
+        return {name: getattr(self, name) for name in ("measure", "start", "healthy_step")}
 
     def observe(self, step: int, measures: Mapping[str, float]) -> str | None:
-        """Remember the first measures, compare later ones with them; a warning where no fall from them can be told.
+        """Compare measures with the first ones, and stop the run if the watched one fell below its share of that.
 
-        Raises:
-            RunStopped: The watched measure has fallen below the allowed share of its first value.
+        Returns a warning where no fall from the first can be told.
         """
         if self.measure is None:
             self.measure = next((name for name in WATCHED if name in measures), None)
@@ -163,15 +148,6 @@ class KnnWatchdog:
     def _noise(self, measures: Mapping[str, float]) -> float:
         """Two standard errors of the share at the start. A fall within them is none: near chance nothing is lost."""
         return 2 * math.sqrt(self.start * (1 - self.start) / measures.get("measured_regions", math.inf))
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint has to keep."""
-        return {"measure": self.measure, "start": self.start, "healthy_step": self.healthy_step}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`; an empty one changes nothing."""
-        for name, value in state.items():
-            setattr(self, name, value)
 
 
 def name_checkpoint(folder: Path, step: int) -> str:
@@ -199,49 +175,37 @@ class Watch:
             settings.collapse_patience,
             settings.collapse_grace_steps,
             checkpoints,
+            **run.state.get("collapse_watch", {}),
         )
         # Fresh weights begin at chance: there is nothing that they could lose.
         share = 0.0 if run.recipe.model.backbone in BACKBONES else settings.watchdog_share
-        self.knn = KnnWatchdog(share, checkpoints)
-        self.broken = BrokenImages(
-            len(source),
-            run.recipe.data.max_broken_share,
-            output_dir / "broken_images.jsonl",
-            resume=run.step > 0,
-            writes=main_process,
-        )
+        self.knn = KnnWatchdog(share, checkpoints, **run.state.get("knn_watchdog", {}))
+        self.moves: list[int] = run.state.get("moves", [0, 0])  # mixed samples that could not move, mixed samples
+        known, most = output_dir / "broken_images.jsonl", run.recipe.data.max_broken_share
+        self.broken = BrokenImages(len(source), most, known, resume=run.step > 0, writes=main_process)
         if run.step > 0 and not isinstance(source, ImageStream):  # a stream finds no image by its number
             own = still_broken(self.broken.reasons, source) if main_process else {}
             self.broken.keep(broadcast_object_list([own])[0])
-        self.collapse.restore(run.state.get("collapse_watch", {}))
-        self.knn.restore(run.state.get("knn_watchdog", {}))
-        self.moves: list[int] = run.state.get("moves", [0, 0])  # mixed samples that could not move, mixed samples
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to keep."""
         return {"collapse_watch": self.collapse.state(), "knn_watchdog": self.knn.state(), "moves": self.moves}
 
     def observe(self, line: Mapping[str, Any], can_move: list[bool], broken: list[Broken]) -> None:
-        """Look at a log line, and at what this process met since the one before.
-
-        Raises:
-            RunStopped: The run had better not go on.
-        """
+        """Look at a log line, and at what this process met since the one before; stops a run that went wrong."""
         accelerator = self.run.accelerator
         counts = torch.tensor([can_move.count(False), len(can_move), len(broken)], device=accelerator.device)
         immobile, mixed, met = accelerator.reduce(counts, "sum").tolist()
-        if met:  # told to all processes; objects go through a pickle, in memory, so only when there are any
-            new = self.broken.add(gather_object(broken))
-            if new:
-                added = count_things(new, "more image")
-                accelerator.print(f"\n{added} cannot be read, {len(self.broken)} in all: broken_images.jsonl")
+        # Told to all processes; objects go through a pickle, in memory, so only when there are any.
+        if met and (new := self.broken.add(gather_object(broken))):
+            added = count_things(new, "more image")
+            accelerator.print(f"\n{added} cannot be read, {len(self.broken)} in all: broken_images.jsonl")
         self.moves = [self.moves[0] + immobile, self.moves[1] + mixed]
         if self.run.recipe.views.repositioning != "none":
             stop_if_immobile(self.moves[0], self.moves[1], self.run.recipe.run.max_immobile_share)
         if "effective_rank" in line:
             rank, full_rank = line["effective_rank"], line["full_rank"]
-            warning = self.collapse.observe(self.run.step, line["embedding_std"], rank, full_rank)
-            if warning:
+            if warning := self.collapse.observe(self.run.step, line["embedding_std"], rank, full_rank):
                 accelerator.print(f"\n{warning}")
 
     def measure(self) -> dict[str, float]:
@@ -251,13 +215,8 @@ class Watch:
         return measures
 
     def judge(self, measures: Mapping[str, float]) -> bool:
-        """Whether the measures are the best since training began.
-
-        Raises:
-            RunStopped: They are much worse than at the start.
-        """
-        warning = self.knn.observe(self.run.step, measures)
-        if warning:
+        """Whether the measures are the best since training began; stops a run that lost what it began with."""
+        if warning := self.knn.observe(self.run.step, measures):
             self.run.accelerator.print(f"\n{warning}")
         name = next((name for name in WATCHED if name in measures), None)
         best = self.run.state.get("best")

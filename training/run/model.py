@@ -16,13 +16,8 @@ from training.recipe import ModelArguments, Recipe
 
 def build_model(args: ModelArguments, seed: int, start: Path | None = None) -> DecodePosForPreTraining:
     """A pre-training model around a named backbone, or around weights: a Hub id's, a folder's, or those of `start`."""
-    heads: dict[str, Any] = {
-        "region_bins": args.region_bins,
-        "projector_hidden_size": args.projector_hidden_size,
-        "projection_size": args.projection_size,
-        "use_predictor": args.use_predictor,
-        "centre_cells": args.centre_cells,
-    }
+    names = ("region_bins", "projector_hidden_size", "projection_size", "use_predictor", "centre_cells")
+    heads: dict[str, Any] = {name: getattr(args, name) for name in names}
     set_seed(seed)
     if args.backbone in BACKBONES:
         if args.anchor_weight > 0:

@@ -73,18 +73,14 @@ class LARS(torch.optim.Optimizer):
             if group["adapt"]:
                 for update, ratio in zip(updates, self._trust_ratios(weights, updates, group["trust"]), strict=True):
                     update.mul_(ratio)
-            buffers = [self._momentum_buffer(p) for p in weights]
+            for weight in weights:
+                if not self.state[weight]:
+                    self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+            buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, updates)
             torch._foreach_add_(weights, buffers, alpha=-group["lr"])
         return loss
-
-    def _momentum_buffer(self, weight: torch.Tensor) -> torch.Tensor:
-        state = self.state[weight]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(weight)
-        buffer: torch.Tensor = state["momentum_buffer"]
-        return buffer
 
     @staticmethod
     def _trust_ratios(weights: list[torch.Tensor], updates: list[torch.Tensor], trust: float) -> list[torch.Tensor]:

@@ -61,11 +61,10 @@ class Curve:
 
     def draw(self, run: RunFiles, references: Mapping[str, float] | None = None) -> list[Markup]:
         """The chart, if any of its keys was logged."""
-        if not any(run.values(key) for key in self.keys):
-            return []
-        series = {key.replace("_", " "): run.points(key) for key in self.keys}
         about = {"title": self.title, "y_label": self.y_label, "note": self.note}
-        return [line_chart(series, references=references, y_range=self.y_range, **about)]
+        series = {key.replace("_", " "): run.points(key) for key in self.keys}
+        known = any(run.values(key) for key in self.keys)
+        return [line_chart(series, references=references, y_range=self.y_range, **about)] if known else []
 
 
 MEASURES = {
@@ -117,11 +116,7 @@ BEST_OF_PAIR = {"attract": -2.0, "repel": 0.0}
 
 
 def write_report(run_dir: Path | str) -> Path:
-    """The page of a run folder, written anew as report.html.
-
-    Raises:
-        FileNotFoundError: The folder is not there, or no run has ever written to it.
-    """
+    """The page of a run folder, written anew as report.html; FileNotFoundError where no run has ever written."""
     run = read_run(Path(run_dir))
     probes = {name: result for name, result in (("before", run.before), ("after", run.after)) if result}
     images, batch_size = run.about("data").get("images"), run.recipe.get("global_batch_size")
@@ -253,8 +248,7 @@ def build_tiles(run: RunFiles) -> list[Markup]:
     wins, note = [], "not measured after training"
     if run.after:
         wins = [result.content_wins for result in (run.before, run.after) if result]
-        low, high = map(write_percent, run.after.interval)
-        note = f"95 % interval {low} to {high}; 50 % is a coin toss"
+        note = "95 % interval {} to {}; 50 % is a coin toss".format(*map(write_percent, run.after.interval))
     items.append(stat_tile("probe: the object wins", _from_to(wins, write_percent), note, judge_probe(run)[1]))
     seconds, waited = sum(run.values("seconds")), run.mean("data_wait")
     note = "" if waited is None else f"{write_percent(waited)} of the time waiting for data"
@@ -286,11 +280,9 @@ def draw_measures(run: RunFiles) -> list[Markup]:
     """Curves of the measures of `training.probes.during`, with their start and what chance gives."""
     chance, items = run.about("measured_on").get("chance") or {}, []
     for key, curve in MEASURES.items():
-        known = run.values(key)
-        references = {"at the start": known[0]} if known else {}
-        items += curve.draw(
-            run, references | ({"always the most frequent class": chance[key]} if key in chance else {})
-        )
+        references = {"at the start": known[0]} if (known := run.values(key)) else {}
+        references |= {"always the most frequent class": chance[key]} if key in chance else {}
+        items += curve.draw(run, references)
     return items
 
 

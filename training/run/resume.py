@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
 
+from modeling_decodepos.settings import nearest
 from training.data.sources import ImageSource
 from training.data.streaming import ImageStream
 from training.recipe import Recipe, build_recipe
@@ -62,7 +62,6 @@ def allowed_changes(recipe: Recipe) -> set[str]:
     named = {name.strip() for name in recipe.run.allow_change.split(",") if name.strip()}
     known = recipe.values().keys()
     if unknown := sorted(named - known):
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = nearest(unknown[0], known)
         raise ValueError(f"allow_change names {', '.join(unknown)}, which is no key of a recipe.{hint}")
     return named

@@ -17,19 +17,20 @@ from torch import nn
 
 from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.losses import OBJECTIVES, Objective
-from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining
-from training.data.batches import StepBatches
-from training.data.sources import ImageSource, describe_regions
-from training.data.streaming import ImageStream, RegionStream, check_lanes
+from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
+from training.data.batches import RegionDataset, StepBatches
+from training.data.cache import cache_folder, load_cached
+from training.data.sources import ImageSource, ParquetImages, describe_regions, open_images
+from training.data.streaming import ImageStream, RegionStream, check_lanes, open_stream
 from training.recipe import Recipe
-from training.run.anchor import START_FOLDER, FeatureAnchor, load_start, save_start
+from training.run.anchor import START_FOLDER, FeatureAnchor, save_start
 from training.run.checkpoints import find_checkpoint, load_checkpoint, saved_steps
-from training.run.dataset import Data, build_dataset, plan_batches
 from training.run.log import count_things
 from training.run.model import build_model, check_view_sizes, compile_stages
 from training.run.optimisation import build_optimizer, learning_rate_at, teacher_momentum_at, weight_decay_at
 from training.run.resume import allowed_changes, read_recipe, refuse_other_data, refuse_other_recipe
 
+Data = RegionDataset | RegionStream
 # How long processes wait for one another. The main process alone prepares a data set, measures, writes checkpoints and
 # the report; GPUs would give up on it after ten minutes.
 LONGEST_WAIT = timedelta(hours=1)
@@ -78,11 +79,7 @@ class Run:
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
-    """The processes and the device of a run, checked against what was asked for.
-
-    Raises:
-        ValueError: Fewer processes came up than were asked for, the port is taken, or the tracker is not installed.
-    """
+    """The processes and the device of a run, checked against what was asked for."""
     settings = recipe.run
     if settings.tracker != "none" and find_spec(settings.tracker) is None:
         raise ValueError(
@@ -145,7 +142,8 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         save_start(net.decodepos, start, accelerator, resumed=checkpoint is not None)
     anchor = None
     if recipe.model.anchor_weight > 0:
-        anchor = FeatureAnchor(load_start(start).to(accelerator.device), objective, recipe.model.anchor_weight)
+        held = DecodePosModel.from_pretrained(start).to(accelerator.device)
+        anchor = FeatureAnchor(held, objective, recipe.model.anchor_weight)
     if recipe.model.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # it does not exist for CPUs
         if anchor is not None:
@@ -182,6 +180,41 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
             f"{output_dir} under the same path."
         )
     return run, dataset, batches
+
+
+def build_dataset(accelerator: Accelerator, recipe: Recipe, objective: Objective, output_dir: Path) -> Data:
+    """The images that a recipe names, as they become batches: streamed, from a cache, or decoded each time."""
+    data, seed = recipe.data, recipe.run.seed
+    views, image_level = list(objective.views), objective.level == "image"
+    if data.streaming:
+        with accelerator.main_process_first():
+            files = open_stream(data.data, data.split, data.region_source, seed)
+        return RegionStream(files, recipe.views, views, block=data.stream_block, seed=seed, image_level=image_level)
+    with accelerator.main_process_first():
+        source = open_images(data.data, data.split, data.region_source, seed)
+    if isinstance(source, ParquetImages) and source.unusable_boxes:
+        accelerator.print(
+            f"{count_things(source.unusable_boxes, 'box', 'es')} left out: a side below 1 pixel, or over half of it "
+            "outside its image"
+        )
+    if data.cache_px:  # one process builds it; the others wait for a file lock, which unlike a collective has no limit
+        folder = Path(data.cache_dir) if data.cache_dir else cache_folder(output_dir, source, data.cache_px)
+        source = load_cached(source, data.cache_px, folder, data.num_workers)
+        accelerator.print(f"pixels from the cache in {folder}")
+    return RegionDataset(source, recipe.views, views, seed=seed, image_level=image_level)
+
+
+def plan_batches(accelerator: Accelerator, recipe: Recipe, images: int) -> StepBatches:
+    """Which part of every global batch this process takes."""
+    per_process = recipe.run.accumulation_steps
+    first = accelerator.process_index * per_process
+    return StepBatches(
+        length=images,
+        global_batch_size=recipe.run.global_batch_size,
+        slices=accelerator.num_processes * per_process,
+        own_slices=tuple(range(first, first + per_process)),
+        seed=recipe.run.seed,
+    )
 
 
 def build_objective(recipe: Recipe) -> Objective:

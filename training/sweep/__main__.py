@@ -30,7 +30,7 @@ def build_parser(prog: str = "python -m training.sweep") -> CommandParser:
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m training.sweep") -> None:
     """Run a sweep; exit code 75 where rows are left."""
     args = build_parser(prog).parse_args(arguments)
-    from training.sweep.command import run_sweep  # torch takes seconds, --help needs none
+    from training.sweep.queue import run_sweep  # torch takes seconds, --help needs none
 
     try:
         left = run_sweep(args)

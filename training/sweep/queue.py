@@ -10,8 +10,8 @@ last checkpoint.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import hashlib
 import json
 import os
 import shlex
@@ -22,243 +22,183 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from dataset_scripts.files import write_json
+from dataset_scripts.files import lock_folder, write_json
 from model_cards.comparison import find_value, measure_name
+from modeling_decodepos.settings import read_value
 from training.errors import EXIT_INTERRUPTED
+from training.evaluation.results import Measured, Origin, build_rows, load_results
 from training.provenance import commit, now
-from training.recipe import build_recipe
 from training.run.log import read_log
-from training.sweep.sweep import Row, Sweep
+from training.run.model import build_model
+from training.run.resume import read_recipe, refuse_other_recipe
+from training.sweep.results import write_results
+from training.sweep.sweep import Row, Sweep, load_sweep
 
 ROOT = Path(__file__).parents[2]
 DIAGNOSIS = "diagnosis"
-# Of no consequence for what is trained and measured.
-_FREE = ("output_dir", "num_workers", "log_steps", "cache_dir", "cpu")
 
 
 class Stopped(RuntimeError):
     """Time is up, or somebody asked: what is under way has saved its state."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a row's files are."""
-
-    output: Path
-    row: Row
-
-    @property
-    def run(self) -> Path:
-        """The run folder."""
-        return self.output / "runs" / self.row.weights.name
-
-    @property
-    def model(self) -> Path:
-        """What is measured: the student with its own way to read regions, which a plain backbone does not know."""
-        return self.run / "export" / "pretraining"
-
-    @property
-    def file(self) -> Path:
-        """Its numbers."""
-        return self.output / "rows" / f"{self.row.name}.json"
-
-    @property
-    def log(self) -> Path:
-        """What its commands print."""
-        return self.output / "logs" / f"{self.row.name}.txt"
-
-
-def fingerprint(row: Row) -> str:
-    """Hash of all that decides a row's numbers; without the keys at their defaults, so that a new key changes none."""
-    defaults = build_recipe({}).values()
-    recipe = {
-        key: value for key, value in row.build_recipe().values().items() if key not in _FREE and value != defaults[key]
-    }
-    decisive = {"recipe": recipe, "untrained": row.sweep.arms[row.arm] is None, "measures": row.sweep.measures}
-    decisive |= {"flags": row.flags} if row.flags else {}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def load_row(place: Place) -> dict[str, Any] | None:
-    """A finished row, or None; one of another recipe is not finished."""
-    if not place.file.is_file():
-        return None
-    try:
-        values = json.loads(place.file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        return None
-    return values if values.get("fingerprint") == fingerprint(place.row) else None
+def run_sweep(args: argparse.Namespace) -> int:
+    """Train and measure, then write results.json and report.html for what is done; returns how many rows are left."""
+    changes = {}
+    for pair in args.set:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes KEY=VALUE, found {pair!r}.")
+        changes[key] = read_value(value)
+    sweep = load_sweep(args.sweep, changes, args.only)
+    if args.dry_run:
+        for row in sweep.rows(args.output):
+            print(shlex.join(train_command(row)))
+        return 0
+    queue = Queue(sweep, args.output, args.threads, args.again)
+    with lock_folder(args.output):
+        queue.work(args.jobs, args.budget_minutes)
+        return write_results(sweep, args.output, args.results)
 
 
 class Queue:
-    """Works off the rows of a sweep."""
+    """Works off the rows of a sweep, `threads` for each; of those that are done, `again` is measured once more."""
 
-    def __init__(
-        self, sweep: Sweep, output: Path, jobs: int, threads: int, budget_minutes: float, again: str | None = None
-    ):
-        self.sweep, self.output, self.jobs, self.threads = sweep, output, jobs, threads
-        self.again = again
+    def __init__(self, sweep: Sweep, output: Path, threads: int = 1, again: str | None = None):
         if again not in (None, *sweep.measures):
             raise ValueError(f"--again {again}: {sweep.name} has the measures {', '.join(sweep.measures)}.")
-        self.deadline = time.monotonic() + 60 * budget_minutes if budget_minutes else float("inf")
+        self.sweep, self.output, self.threads, self.again = sweep, output, threads, again
         self.stop = threading.Event()
-        self.architecture = threading.Lock()
-        self.training: dict[Path, threading.Lock] = defaultdict(threading.Lock)
+        self.training: dict[Path, threading.Lock] = defaultdict(threading.Lock)  # two arms may have the same weights
 
-    def work(self) -> None:
-        """Train and measure what is not done yet, until all is or time is up."""
-        places = [Place(self.output, row) for row in self.sweep.rows()]
-        missing = [place for place in places if not self.is_done(place)]
-        for undone in missing:
-            refuse_other_run(undone)
-        print(self.plan(places, missing), flush=True)
-        with (
-            stopping_on_signals(self.stop),
-            ThreadPoolExecutor(self.jobs) as pool,
-            tqdm(total=len(places), initial=len(places) - len(missing), unit="row", desc=self.sweep.name) as bar,
-        ):
-            waiting = iter(missing)
-            running: dict[Future[None], Place] = {}
-            while True:
-                while len(running) < self.jobs and not self._is_over() and (place := next(waiting, None)) is not None:
-                    running[pool.submit(self.finish_row, place)] = place
-                if not running:
-                    break
-                done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-                for future in done:
-                    place = running.pop(future)
-                    try:
+    def work(self, jobs: int, budget_minutes: float) -> None:
+        """Train and measure what is not done yet, some rows at a time, until all is or time is up."""
+        rows = self.sweep.rows(self.output)
+        missing = [row for row in rows if not self.is_done(row)]
+        for row in missing:
+            refuse_other_run(row)
+        done = len(rows) - len(missing)
+        print(f"{self.sweep.name}: {len(rows)} rows, {done} of them done; {jobs} at a time", flush=True)
+        self.stop_when_asked(budget_minutes)
+        self.write_architecture(rows)
+        # The bar counts images, for those are what takes the time: so it can say how much is left.
+        every, left = (sum(row.images for row in some) for some in (rows, missing))
+        bar = tqdm(total=every, initial=every - left, unit="img", desc=self.sweep.name)
+        with bar, ThreadPoolExecutor(jobs) as pool:
+            futures = {pool.submit(self.finish_row, row): row for row in missing}
+            try:
+                for future in as_completed(futures):
+                    with suppress(Stopped):
                         future.result()
-                    except Stopped:
-                        continue
-                    bar.update()
-                    bar.write(f"{place.row.name}: {_summary(place)}")
-                    bar.set_postfix_str(self.outlook(places))
+                        row = futures[future]
+                        bar.update(row.images)
+                        bar.write(f"{row.name}: {_summary(row)}")
+            finally:  # where one fails, those that have not begun are left
+                pool.shutdown(wait=False, cancel_futures=True)
 
-    def is_done(self, place: Place) -> bool:
+    def stop_when_asked(self, budget_minutes: float) -> None:
+        """Ask all that runs to stop when time is up, and at Ctrl-C and SIGTERM; a second one ends this process."""
+
+        def receive(number: int, frame: Any) -> None:
+            self.stop.set()
+            signal.signal(number, signal.SIG_DFL)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, receive)
+        if budget_minutes:
+            timer = threading.Timer(60 * budget_minutes, self.stop.set)
+            timer.daemon = True
+            timer.start()
+
+    def write_architecture(self, rows: Sequence[Row]) -> None:
+        """Write a folder with the config of the sweep's networks, for those that are not trained."""
+        untrained, folder = any(row.is_untrained for row in rows), self.output / "architecture"
+        if untrained and not (folder / "config.json").is_file():
+            trained = next(row for row in rows if not row.is_untrained)
+            build_model(trained.build_recipe().model, 0).config.save_pretrained(folder)
+
+    def is_done(self, row: Row) -> bool:
         """Whether a row's numbers are there, and those that are wanted again are from this commit."""
-        values = load_row(place)
+        values = row.load()
         if values is None or self.again is None:
             return values is not None
         here = commit()
         return all(result["commit"] == here for result in values["results"] if measured_by(result) == self.again)
 
-    def plan(self, places: Sequence[Place], missing: Sequence[Place]) -> str:
-        """What is to be done, and how long it will take if that can be known."""
-        text = (
-            f"{self.sweep.name}: {len(places)} rows, {len(places) - len(missing)} of them done; {self.jobs} at a time"
-        )
-        return f"{text}; {self.outlook(places)}"
-
-    def outlook(self, places: Sequence[Place]) -> str:
-        """The hours that are left, from what rows have taken so far."""
-        rows = [(place, load_row(place)) for place in places]
-        trained = [values for _, values in rows if values and values.get("train_seconds")]
-        speeds = [values["images"] / values["train_seconds"] for values in trained]
-        if not speeds:
-            speeds = [speed for place in places for speed in _speed_so_far(place.run)]
-        if not speeds:
-            return "hours unknown until the first row has trained for a while"
-        speed = sum(speeds) / len(speeds)
-        extra = [values["measure_seconds"] for _, values in rows if values]
-        left = [place for place, values in rows if values is None]
-        images = sum(images_of(place.row) for place in left)
-        seconds = images / speed + len(left) * (sum(extra) / len(extra) if extra else 0)
-        return f"{speed:.0f} images/s a row, about {seconds / 3600 / self.jobs:.1f} h left"
-
-    def finish_row(self, place: Place) -> None:
+    def finish_row(self, row: Row) -> None:
         """Train and measure one row, and store it."""
+        if self.stop.is_set():
+            raise Stopped
         values: dict[str, Any] = {
-            "arm": place.row.arm,
-            "seed": place.row.seed,
-            "fingerprint": fingerprint(place.row),
-            "recipe": place.row.build_recipe().values(),
+            "arm": row.arm,
+            "seed": row.seed,
+            "fingerprint": row.fingerprint,
+            "recipe": row.build_recipe().values(),
         }
-        if self.sweep.arms[place.row.arm] is None:
-            model = f"random:{self._architecture(place)}"
+        if row.is_untrained:
+            model = f"random:{self.output / 'architecture'}"
         else:
-            with self.training[place.run]:  # two arms may have the same weights
-                failure = self._train(place)
-            if place.row.weights == place.row:
-                values |= {"images": images_of(place.row), "train_seconds": _trained_seconds(place.run)}
+            model = str(row.model)
+            with self.training[row.run]:
+                failure = self._train(row)
+            if row.weights == row:
+                values |= {"images": row.images, "train_seconds": _trained_seconds(row.run)}
             if failure:
-                write_json(place.file, {**values, "measure_seconds": 0, "results": [], "failure": failure})
+                write_json(row.file, {**values, "measure_seconds": 0, "results": [], "failure": failure})
                 return
-            model = str(place.model)
-        values["command"] = shlex.join(self.train_command(place))
+        values["command"] = shlex.join(train_command(row))
         started = time.monotonic()
-        before = (load_row(place) or {}) if self.again else {}
+        before = (row.load() or {}) if self.again else {}
         kept = [result for result in before.get("results", []) if measured_by(result) != self.again]
-        results = self._measure(place, model, [self.again] if kept and self.again else list(self.sweep.measures))
+        results = self._measure(row, model, [self.again] if kept and self.again else list(self.sweep.measures))
         seconds = max(time.monotonic() - started, before.get("measure_seconds", 0))
         values |= {"measure_seconds": seconds, "results": [*kept, *results], "finished": now()}
-        write_json(place.file, values)
-        shutil.rmtree(place.run / "checkpoints", ignore_errors=True)
+        write_json(row.file, values)
+        shutil.rmtree(row.run / "checkpoints", ignore_errors=True)
 
-    def train_command(self, place: Place) -> list[str]:
-        """The command that trains a row."""
-        values = {**place.row.values, "output_dir": place.run}
-        flags = [part for key, value in values.items() for part in (f"--{key}", _flag(value))]
-        return ["python", "training/pretrain.py", str(self.sweep.recipe), *flags]
-
-    def _architecture(self, place: Place) -> Path:
-        """A folder with the config of the sweep's networks, for one that is not trained."""
-        from training.run.model import build_model
-
-        folder = self.output / "architecture"
-        with self.architecture:
-            if not (folder / "config.json").is_file():
-                trained = Row(self.sweep, self.sweep.trained, place.row.seed)
-                build_model(trained.build_recipe().model, 0).config.save_pretrained(folder)
-        return folder
-
-    def _train(self, place: Place) -> str | None:
+    def _train(self, row: Row) -> str | None:
         """Train a row, or go on; returns why there is nothing to measure, if so."""
-        if place.model.is_dir():
+        if row.model.is_dir():
             return None
-        code = self._call(self.train_command(place), place.log)
-        if code == EXIT_INTERRUPTED or (code and self._is_over()):  # it may not have come to its own handler yet
+        code = self._call(train_command(row), row.log)
+        if code == EXIT_INTERRUPTED or (code and self.stop.is_set()):  # it may not have come to its own handler yet
             raise Stopped
-        if code or not place.model.is_dir():
-            known = place.run / "run.json"
+        if code or not row.model.is_dir():
+            known = row.run / "run.json"
             reason = json.loads(known.read_text(encoding="utf-8")).get("reason") if known.is_file() else None
-            return reason or f"exit code {code}: {_last_lines(place.log)}"
+            return reason or f"exit code {code}: {_last_lines(row.log)}"
         return None
 
-    def _measure(self, place: Place, model: str, measures: Sequence[str]) -> list[dict[str, Any]]:
+    def _measure(self, row: Row, model: str, measures: Sequence[str]) -> list[dict[str, Any]]:
         """The rows of results that some of the sweep's measures give for a model."""
-        from training.evaluation.results import load_results
-
-        data = str(place.row.build_recipe().data.data)
-        found = place.output / "rows" / f"{place.row.name}.measured.json"
+        data = str(row.build_recipe().data.data)
+        found = row.file.with_suffix(".measured.json")
         found.unlink(missing_ok=True)
-        diagnosed = place.output / "diagnosis" / place.row.name
+        diagnosed = self.output / "diagnosis" / row.name
         results = []
         for protocol in measures:
-            flags = self.sweep.measures[protocol]
             if protocol == DIAGNOSIS:
                 command = ["python", "-m", "modeling_decodepos.diagnosis.command", model]
-                common = {"data": data, "seed": place.row.seed, "output": diagnosed}
+                common = {"data": data, "seed": row.seed, "output": diagnosed}
             else:
                 command = ["python", "-m", "training.evaluation", protocol]
-                common = {"model": model, "data": data, "arm": place.row.arm, "seeds": place.row.seed, "output": found}
-            every = {**common, **flags, **place.row.flags}
+                common = {"model": model, "data": data, "arm": row.arm, "seeds": row.seed, "output": found}
+            every = {**common, **self.sweep.measures[protocol], **row.flags}
             command += [part for key, value in every.items() for part in (f"--{key}", *_words(value))]
-            if self._call(command, place.log):
-                if self._is_over():
+            if self._call(command, row.log):
+                if self.stop.is_set():
                     raise Stopped
-                raise RuntimeError(f"{shlex.join(command)} failed: {_last_lines(place.log)}")
+                raise RuntimeError(f"{shlex.join(command)} failed: {_last_lines(row.log)}")
             if protocol == DIAGNOSIS:
-                results = diagnosis_rows(diagnosed / "report.json", model, place.row, shlex.join(command))
+                results = diagnosis_rows(diagnosed / "report.json", model, row, shlex.join(command))
         results = [*load_results(found), *results]
         found.unlink(missing_ok=True)
         return results
@@ -279,14 +219,17 @@ class Queue:
                 start_new_session=True,
             )
             while process.poll() is None:
-                if self._is_over():
+                if self.stop.wait(0.2):
                     process.terminate()
                     process.wait()
-                time.sleep(0.2)
         return process.returncode
 
-    def _is_over(self) -> bool:
-        return self.stop.is_set() or time.monotonic() > self.deadline
+
+def train_command(row: Row) -> list[str]:
+    """The command that trains a row."""
+    values = {**row.values, "output_dir": row.run}
+    flags = [part for key, value in values.items() for part in (f"--{key}", _flag(value))]
+    return ["python", "training/pretrain.py", str(row.sweep.recipe), *flags]
 
 
 def measured_by(result: dict[str, Any]) -> str:
@@ -296,8 +239,6 @@ def measured_by(result: dict[str, Any]) -> str:
 
 def diagnosis_rows(report: Path, model: str, row: Row, command: str) -> list[dict[str, Any]]:
     """The numbers of a diagnosis as rows of results: those of the last stage, and the context leak of every stage."""
-    from training.evaluation.results import machine
-
     found = json.loads(report.read_text(encoding="utf-8"))
     settings = ",".join(f"{key}={found['settings'][key]}" for key in ("data", "images", "picture_size_px"))
     if any(found["settings"].get("centre_cells", [])):
@@ -307,88 +248,42 @@ def diagnosis_rows(report: Path, model: str, row: Row, command: str) -> list[dic
     for stage in stages[:-1]:
         if "context_leak" in stage["numbers"]:
             numbers[f"context_leak_{stage['stage']}"] = "context_leak", stage["numbers"]["context_leak"]
-    return [
-        {
-            "model": model,
-            "arm": row.arm,
-            "protocol": f"{DIAGNOSIS}-{found['protocols'][name]}:{settings}",
-            "metric": metric,
-            "value": number["value"],
-            "spread": {"std_over_seeds": None, "interval_95_over_images": [number["low"], number["high"]]},
-            "seeds": [row.seed],
-            "values": [number["value"]],
-            "count": number["count"],
-            "command": command,
-            "commit": commit(),
-            "data_hash": found["settings"].get("data_hash", found["settings"]["data"]),
-            "machine": machine(),
-            "label": "reduced scale",
-            "measured": now(),
-        }
-        for metric, (name, number) in numbers.items()
-        if name in found["protocols"] and number["value"] is not None
-    ]
+    data_hash, here, results = found["settings"].get("data_hash", found["settings"]["data"]), commit(), []
+    for metric, (name, number) in numbers.items():
+        if name in found["protocols"] and number["value"] is not None:
+            protocol = f"{DIAGNOSIS}-{found['protocols'][name]}:{settings}"
+            origin = Origin(model, row.arm, protocol, data_hash, "reduced scale", here)
+            measured = Measured(number["value"], (number["low"], number["high"]), number["count"])
+            results += build_rows(origin, {row.seed: {metric: measured}}, {})
+    for result in results:
+        del result["settings"]  # the protocol names them
+        result["command"] = command
+    return results
 
 
-def refuse_other_run(place: Place) -> None:
+def refuse_other_run(row: Row) -> None:
     """Raises where the folder of a row holds a run of another recipe, whose weights would be measured in its place."""
-    from training.run.resume import read_recipe, refuse_other_recipe
-
-    known = place.run / "run.json"
-    if place.row.sweep.arms[place.row.arm] is not None and known.is_file():
-        recipe = place.row.build_recipe()
-        run = dataclasses.replace(recipe.run, output_dir=str(place.run))
-        refuse_other_recipe(place.run, read_recipe(known), dataclasses.replace(recipe, run=run))
-
-
-@contextmanager
-def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM set the event; a second one ends the process."""
-
-    def receive(number: int, frame: Any) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def images_of(row: Row) -> int:
-    """Images that training a row takes."""
-    if row.sweep.arms[row.arm] is None or row.weights != row:
-        return 0
-    run = row.build_recipe().run
-    return run.max_steps * run.global_batch_size
-
-
-def _speed_so_far(run: Path) -> list[float]:
-    speeds = [line["images_per_second"] for line in read_log(run / "log.jsonl") if line.get("images_per_second")]
-    return speeds[1:]
+    known = row.run / "run.json"
+    if not row.is_untrained and known.is_file():
+        recipe = row.build_recipe()
+        run = dataclasses.replace(recipe.run, output_dir=str(row.run))
+        refuse_other_recipe(row.run, read_recipe(known), dataclasses.replace(recipe, run=run))
 
 
 def _trained_seconds(run: Path) -> float:
-    """From the run's own log, so that an interrupted row counts what it really took."""
-    lines = [line for line in read_log(run / "log.jsonl") if line.get("images_per_second")]
-    if len(lines) < 2:
-        return 0.0
-    spans = zip(lines[1:], lines[:-1], strict=True)
-    batch = json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe"]["global_batch_size"]
-    return sum((line["step"] - before["step"]) * batch / line["images_per_second"] for line, before in spans)
+    """From the run's own log, so that an interrupted row counts what it really took; its first line is warming up."""
+    return sum([line["seconds"] for line in read_log(run / "log.jsonl") if line.get("images_per_second")][1:])
 
 
-def _summary(place: Place) -> str:
-    values = load_row(place) or {}
+def _summary(row: Row) -> str:
+    values = row.load() or {}
     if "failure" in values:
         return f"nothing to measure: {values['failure']}"
     shown = []
-    for name in place.row.sweep.show[:4]:
-        value = find_value(values.get("results", []), name)
-        shown.append(f"{name} {value:.3f}" if value is not None else f"{name} -")
-    return ", ".join(shown) or f"{len(values.get('results', []))} numbers"
+    for name in row.sweep.show[:4]:
+        value = find_value(values["results"], name)
+        shown.append(f"{name} -" if value is None else f"{name} {value:.3f}")
+    return ", ".join(shown) or f"{len(values['results'])} numbers"
 
 
 def _last_lines(log: Path) -> str:

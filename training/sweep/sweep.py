@@ -18,16 +18,20 @@ show: [object_knn/class_mean_k20]             # the numbers of the table, in thi
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from modeling_decodepos.settings import fields, from_values, nearest, read_yaml
-from training.recipe import Recipe, load_recipe
+from training.recipe import Recipe, build_recipe, load_recipe
 
 Keys = Mapping[str, Any]
 _WEIGHTS, _FLAGS = "weights_of", "measure_with"
+# Recipe keys of no consequence for what is trained and measured.
+_FREE = ("output_dir", "num_workers", "log_steps", "cache_dir", "cpu")
 
 
 @dataclass(frozen=True)
@@ -44,28 +48,29 @@ class Sweep:
     show: tuple[str, ...] = ()
     question: str = ""
 
-    def rows(self) -> list[Row]:
+    def rows(self, output: Path = Path()) -> list[Row]:
         """What is to be trained and measured, all arms of a seed before the next seed: a sweep cut short is fair."""
-        return [Row(self, arm, seed) for seed in self.seeds for arm in self.arms]
-
-    @property
-    def trained(self) -> str:
-        """An arm that is trained; an untrained network takes its architecture."""
-        return next(arm for arm, keys in self.arms.items() if keys is not None and _WEIGHTS not in keys)
+        return [Row(self, arm, seed, output) for seed in self.seeds for arm in self.arms]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One arm with one seed."""
+    """One arm with one seed, and where its files are below the folder of the sweep."""
 
     sweep: Sweep
     arm: str
     seed: int
+    output: Path
 
     @property
     def name(self) -> str:
         """Of its files."""
         return f"{self.arm}-seed{self.seed}"
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether the network is measured as it starts."""
+        return self.sweep.arms[self.arm] is None
 
     @property
     def keys(self) -> Keys:
@@ -75,7 +80,7 @@ class Row:
     @property
     def weights(self) -> Row:
         """The row whose weights are measured: this one, unless its arm has those of another."""
-        return Row(self.sweep, self.keys[_WEIGHTS], self.seed) if _WEIGHTS in self.keys else self
+        return replace(self, arm=self.keys[_WEIGHTS]) if _WEIGHTS in self.keys else self
 
     @property
     def flags(self) -> Keys:
@@ -92,15 +97,52 @@ class Row:
         """The whole recipe."""
         return load_recipe(self.sweep.recipe, self.values)
 
+    @property
+    def images(self) -> int:
+        """Images that training it takes."""
+        run = self.build_recipe().run
+        return 0 if self.is_untrained or self.weights != self else run.max_steps * run.global_batch_size
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides its numbers; without the keys at their defaults, so that a new key changes none."""
+        defaults, recipe = build_recipe({}).values(), self.build_recipe().values()
+        recipe = {key: value for key, value in recipe.items() if key not in _FREE and value != defaults[key]}
+        decisive = {"recipe": recipe, "untrained": self.is_untrained, "measures": self.sweep.measures}
+        decisive |= {"flags": self.flags} if self.flags else {}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        return self.output / "runs" / self.weights.name
+
+    @property
+    def model(self) -> Path:
+        """What is measured: the student with its own way to read regions, which a plain backbone does not know."""
+        return self.run / "export" / "pretraining"
+
+    @property
+    def file(self) -> Path:
+        """Its numbers."""
+        return self.output / "rows" / f"{self.name}.json"
+
+    @property
+    def log(self) -> Path:
+        """What its commands print."""
+        return self.output / "logs" / f"{self.name}.txt"
+
+    def load(self) -> dict[str, Any] | None:
+        """What is stored of it once it is finished; one of another recipe is not finished."""
+        try:
+            values: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        return values if values.get("fingerprint") == self.fingerprint else None
+
 
 def load_sweep(path: Path, changes: Keys | None = None, only: Sequence[str] | None = None) -> Sweep:
-    """Read a sweep file.
-
-    Args:
-        path: The YAML file.
-        changes: Recipe keys for all arms, over those of the file.
-        only: These arms only, and the baseline.
-    """
+    """The sweep of a YAML file; `changes` are recipe keys for all arms, over the file's, `only` its arms wanted."""
     # An empty key is a missing one.
     values = {name: value for name, value in read_yaml(path).items() if value or name not in fields(Sweep)}
     values["keys"] = {**values.get("keys", {}), **(changes or {})}

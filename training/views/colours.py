@@ -54,7 +54,7 @@ def sample_photometric(rng: np.random.Generator, args: ViewArguments, of_whole_i
 def apply_photometric(pixels: np.ndarray, treatment: Photometric) -> np.ndarray:
     """Treated (H, W, 3) uint8 RGB pixels; the input is left as it is."""
     for name, factor in treatment.jitter:
-        pixels = _JITTER[name](pixels, factor)
+        pixels = _jitter(pixels, name, factor)
     if treatment.grayscale:
         pixels = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if treatment.blur_sigma > 0:
@@ -65,28 +65,21 @@ def apply_photometric(pixels: np.ndarray, treatment: Photometric) -> np.ndarray:
     return pixels
 
 
-def _adjust_brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
-    return cv2.LUT(pixels, _blend_table(factor, 0.0))
-
-
-def _adjust_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
+def _jitter(pixels: np.ndarray, name: str, factor: float) -> np.ndarray:
+    if name == "hue":
+        hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
+        turn = np.zeros(hsv.shape[1:], dtype=np.uint8)
+        turn[:, 0] = int(factor * 255) % 256
+        lines = hsv.reshape(len(hsv), -1)
+        lines += turn.ravel()  # hue is a circle: it may wrap. Whole lines: adding to every third byte is far slower
+        return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    if name == "brightness":
+        return cv2.LUT(pixels, _blend_table(factor, 0.0))
     gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    mean = round(cv2.sumElems(gray)[0] / gray.size)
-    return cv2.LUT(pixels, _blend_table(factor, (1 - factor) * mean))
-
-
-def _adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
-    gray = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    return cv2.addWeighted(pixels, factor, gray, 1 - factor, 0)
-
-
-def _adjust_hue(pixels: np.ndarray, factor: float) -> np.ndarray:
-    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
-    turn = np.zeros(hsv.shape[1:], dtype=np.uint8)
-    turn[:, 0] = int(factor * 255) % 256
-    lines = hsv.reshape(len(hsv), -1)
-    lines += turn.ravel()  # hue is a circle: it may wrap. Whole lines: adding to every third byte is far slower
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    if name == "contrast":
+        mean = round(cv2.sumElems(gray)[0] / gray.size)
+        return cv2.LUT(pixels, _blend_table(factor, (1 - factor) * mean))
+    return cv2.addWeighted(pixels, factor, cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB), 1 - factor, 0)  # saturation
 
 
 def _blend_table(factor: float, offset: float) -> np.ndarray:
@@ -95,9 +88,3 @@ def _blend_table(factor: float, offset: float) -> np.ndarray:
 
 _LEVELS = np.arange(256)
 _SOLARIZED = np.where(_LEVELS < SOLARIZE_THRESHOLD, _LEVELS, 255 - _LEVELS).astype(np.uint8)
-_JITTER = {
-    "brightness": _adjust_brightness,
-    "contrast": _adjust_contrast,
-    "saturation": _adjust_saturation,
-    "hue": _adjust_hue,
-}

@@ -100,15 +100,9 @@ def sample_views(
 ) -> dict[str, ViewParameters]:
     """Parameters of the named views of one image, by name. The mixed view is left out for images that get none.
 
-    Args:
-        rng: The sample's own generator. Every view draws from its own stretch of the sequence, so that what a view
-            looks like does not depend on which others are asked for: the arms of a comparison share their crops.
-        image_size: Height and width of the image.
-        donor_size: Height and width of the image that gives the new surroundings.
-        boxes: (R, 4) unit xyxy boxes of the image; any number.
-        names: Keys of `VIEW_RULES`.
-        args: How to draw.
-        image_level: Use one region, the whole view, in every view (image-level baselines).
+    Every view draws from its own stretch of the generator's sequence, so that what a view looks like does not depend
+    on which others are asked for: the arms of a comparison share their crops. Sizes are height and width, `boxes`
+    (R, 4) unit xyxy. Image-level baselines have one region, the whole view, in every view.
     """
     height, width = image_size
     whole = (0, 0, width, height)
@@ -153,33 +147,20 @@ def sample_views(
 
 
 def apply_view(parameters: ViewParameters, image: np.ndarray, donor: np.ndarray | None = None) -> torch.Tensor:
-    """(3, S, S) uint8 pixels of a view, channels last in memory.
-
-    Args:
-        parameters: From `sample_views`.
-        image: (H, W, 3) uint8 RGB.
-        donor: The image whose pixels surround moved regions; needed for those views only.
-    """
+    """(3, S, S) uint8 pixels, channels last in memory, of a view of (H, W, 3) images; a donor is for moved regions."""
     pixels = read_pixels(parameters.source, image)
+    # The library's `cut_regions`, `reposition_foreground` and `replace_background` do the same to tensors; their
+    # `torch.where` takes fifty times as long on bytes with channels last.
     if parameters.cut is not None:
-        _lay(_mean_coloured(parameters.size_px), parameters.cut, pixels)
+        cv2.copyTo(_mean_coloured(parameters.size_px), parameters.cut.view(np.uint8), pixels)
     if parameters.placement is not None and parameters.background is not None:
         if donor is None or parameters.foreground is None:
             raise ValueError("a view with a placement needs the donor's pixels and a foreground mask.")
         canvas = read_pixels(parameters.background, donor)
         target, source = parameters.placement.overlap(canvas.shape[:2])
-        _lay(pixels[source], parameters.foreground[target], canvas[target])
+        cv2.copyTo(pixels[source], parameters.foreground[target].view(np.uint8), canvas[target])
         pixels = canvas
     return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def _lay(pixels: np.ndarray, where: np.ndarray, canvas: np.ndarray) -> None:
-    """Copy (H, W, 3) pixels onto the canvas where the mask is true.
-
-    The library's `cut_regions`, `reposition_foreground` and `replace_background` do the same to tensors; their
-    `torch.where` takes fifty times as long on bytes with channels last.
-    """
-    cv2.copyTo(pixels, where.view(np.uint8), canvas)
 
 
 @functools.cache
@@ -287,13 +268,7 @@ def _sample_move(
 
 def _pad(rows: np.ndarray, length: int) -> np.ndarray:
     """Rows padded to `length`: boxes with whole-view boxes, flags with False."""
+    missing = length - len(rows)
     if rows.dtype == bool:
-        padded = np.zeros(length, dtype=bool)
-    else:
-        padded = np.empty((length, 4), dtype=np.float32)
-        padded[len(rows) :] = WHOLE
-    padded[: len(rows)] = rows
-    return padded
-
-
-# --- the picture
+        return np.concatenate([rows, np.zeros(missing, bool)])
+    return np.concatenate([rows, np.broadcast_to(WHOLE, (missing, 4))], dtype=np.float32)

@@ -8,7 +8,6 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +22,7 @@ _NEEDED = ("images", "annotations", "categories")
 _KEPT = ("id", "category_id", "bbox", "area", "iscrowd", "segmentation")
 
 
-@dataclass(frozen=True)
-class CocoImage:
+class CocoImage(NamedTuple):
     """An image as the JSON lists it; sizes and texts are None where it has none."""
 
     id: int
@@ -35,27 +33,16 @@ class CocoImage:
     url: str | None
 
 
-@dataclass(frozen=True)
-class CocoContents:
-    """The contents of a COCO JSON.
-
-    Attributes:
-        images: by rising id.
-        annotations: of each image that has any, by its id: their JSON texts, in the file's order.
-        categories: name by id, by rising id.
-        licenses: URL by id.
-        dropped: annotations that are of no use, by reason.
-        annotation_count: of all annotations in the file.
-        has_outlines: whether any annotation that is used has an outline.
-    """
+class CocoContents(NamedTuple):
+    """The contents of a COCO JSON; images and categories by rising id."""
 
     images: list[CocoImage]
-    annotations: Mapping[int, list[bytes]]
+    annotations: Mapping[int, list[bytes]]  # of each image that has any, by its id: JSON texts, in the file's order
     categories: dict[int, str]
-    licenses: dict[int, str]
-    dropped: dict[str, int]
-    annotation_count: int
-    has_outlines: bool
+    licenses: dict[int, str]  # URL by id
+    dropped: dict[str, int]  # annotations that are of no use, by reason
+    annotation_count: int  # of all in the file
+    has_outlines: bool  # whether any annotation that is used has one
 
 
 class _Annotation(NamedTuple):
@@ -98,10 +85,10 @@ def read_annotations(path: Path) -> CocoContents:
     categories = _categories(content, path)
     if not images or not categories:
         raise ValueError(f"{path} lists {len(images)} images and {len(categories)} categories, expected some of each.")
-    licenses = _listed(content, "licenses", path) if "licenses" in content else []
 
     annotations: list[_Annotation] = _listed(content, "annotations", path, _Annotation)
-    sizes = [_size_of(images.get(annotation.image_id)) for annotation in annotations]
+    of = [images.get(annotation.image_id) for annotation in annotations]
+    sizes = [((image and image.width) or math.inf, (image and image.height) or math.inf) for image in of]
     faults = box_faults([annotation.box for annotation in annotations], *np.reshape(sizes, (-1, 2)).T).tolist()
     used = defaultdict(list)
     has_outlines = False
@@ -117,15 +104,11 @@ def read_annotations(path: Path) -> CocoContents:
         images=[image for _, image in sorted(images.items())],
         annotations=used,
         categories=dict(sorted(categories.items())),
-        licenses={_whole(item, "id", path, "licenses"): _license(item) for item in licenses},
+        licenses=dict(_license(item, path) for item in _listed(content, "licenses", path)),
         dropped=count_faults(faults),
         annotation_count=len(annotations),
         has_outlines=has_outlines,
     )
-
-
-def _size_of(image: CocoImage | None) -> tuple[float, float]:
-    return (image and image.width) or math.inf, (image and image.height) or math.inf
 
 
 def _image(value: dict[str, Any], path: Path) -> CocoImage:
@@ -158,7 +141,8 @@ def _categories(content: Mapping[str, Any], path: Path) -> dict[int, str]:
 
 def _listed(content: Mapping[str, Any], key: str, path: Path, kind: type = dict) -> list[Any]:
     """A member that is a list of objects."""
-    values = content[key] if isinstance(content[key], list) else [content[key]]
+    values = content.get(key, [])
+    values = values if isinstance(values, list) else [values]
     if wrong := [value for value in values if not isinstance(value, kind)]:
         raise ValueError(f"{path}: {key} holds {str(wrong[0])[:40]}, not objects that belong there.")
     return values
@@ -173,6 +157,7 @@ def _whole(value: Mapping[str, Any], field: str, path: Path, where: str) -> int:
     return number
 
 
-def _license(item: Mapping[str, Any]) -> str:
+def _license(item: Mapping[str, Any], path: Path) -> tuple[int, str]:
     # Copies of the file that went through a careless program have backslashes before the slashes.
-    return str(item.get("url") or item.get("name")).replace("\\/", "/")
+    url = str(item.get("url") or item.get("name")).replace("\\/", "/")
+    return _whole(item, "id", path, "licenses"), url

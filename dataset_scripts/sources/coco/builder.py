@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask
 
 from modeling_decodepos.pictures import turn_pixels
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
@@ -32,7 +33,7 @@ from ...pictures.encoded import LARGEST_CLASS_COUNT, encode_png, picture_row, re
 from ...pictures.listing import check_folder, files_sha256, walk
 from . import parquet as coco_parquet
 from .annotations import CocoContents, CocoImage, read_annotations
-from .outlines import encode_outline, outline_area, outline_mask
+from .outlines import encode_outline, outline_mask
 
 HELP = "COCO: its original folder, or a COCO-type Parquet data set (folder or Hub id)"
 VERSION = 1
@@ -94,18 +95,12 @@ def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan:
 
 
 def coco_source(folder: Path, work: Path, allow_missing: bool = False) -> DatasetPlan:
-    """The data set in a folder of COCO's layout.
-
-    Args:
-        folder: holds `annotations` and the folders of pictures.
-        work: folder for the lists that workers read; it must last as long as the build.
-        allow_missing: leave out pictures that are not there; otherwise they are an error.
-    """
+    """The data set in a folder of COCO's layout; `work` is for the lists that workers read while it is built."""
     splits: dict[str, CocoSplit] = {}
     recipes: dict[str, Any] = {}
     categories: dict[int, str] = {}
     for split, (name, path) in _annotation_files(folder).items():
-        pictures = _picture_folder(folder, name)
+        pictures = next((place for place in (folder / name, folder / "images" / name) if place.is_dir()), None)
         if pictures is None:
             print(f"{path.name} has no folder {name} of pictures beside it: the split {split} is left out.")
             continue
@@ -119,9 +114,8 @@ def coco_source(folder: Path, work: Path, allow_missing: bool = False) -> Datase
 
     is_official = list(categories) == OFFICIAL_CATEGORIES
     complete = is_official and all(_completeness(recipe) == "" for recipe in recipes.values())
-    recipe = {"source": "coco", "coco_version": VERSION, "complete": complete, "parts": recipes}
     return DatasetPlan(
-        recipe=recipe,
+        recipe={"source": "coco", "coco_version": VERSION, "complete": complete, "parts": recipes},
         splits={split: place.records.count for split, place in splits.items()},
         class_names=list(categories.values()),
         make_row=partial(coco_row, splits=splits),
@@ -161,21 +155,18 @@ def draw_map(
     """The semantic map (H, W) of one image: 0 = no class, k = category k - 1, 255 = ignore."""
     layers = []
     for annotation in annotations:
+        x, y, w, h = annotation["bbox"]
+        outline = annotation.get("segmentation") or [[x, y, x + w, y, x + w, y + h, x, y + h]]
         try:
-            outline = encode_outline(_outline(annotation), height, width)
+            outline = encode_outline(outline, height, width)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{where}: annotation {annotation.get('id')}: {error}.") from error
         ignore = annotation.get("iscrowd") or not annotation.get("segmentation")
         layers.append((outline, SEGMENTATION_IGNORE if ignore else categories[annotation["category_id"]] + 1))
     labels = np.zeros((height, width), np.uint8)
-    for outline, value in sorted(layers, key=lambda layer: -outline_area(layer[0])):
+    for outline, value in sorted(layers, key=lambda layer: -int(mask.area(layer[0]))):
         labels[outline_mask(outline)] = value
     return labels
-
-
-def _outline(annotation: Mapping[str, Any]) -> Any:
-    x, y, w, h = annotation["bbox"]
-    return annotation.get("segmentation") or [[x, y, x + w, y, x + w, y + h, x, y + h]]
 
 
 def _area(annotation: Mapping[str, Any]) -> float:
@@ -210,26 +201,23 @@ def _annotation_files(folder: Path) -> dict[str, tuple[str, Path]]:
     return files
 
 
-def _picture_folder(folder: Path, name: str) -> Path | None:
-    places = (folder / name, folder / "images" / name)
-    return next((place for place in places if place.is_dir()), None)
-
-
 def _open_split(
     name: str, pictures: Path, path: Path, contents: CocoContents, work: Path, allow_missing: bool
 ) -> tuple[CocoSplit, dict[str, Any]]:
     files = dict(walk(pictures))
+    used = [image for image in contents.images if image.file_name in files]
     missing = [image.file_name for image in contents.images if image.file_name not in files]
-    if missing and (not allow_missing or len(missing) == len(contents.images)):
+    if missing and not (allow_missing and used):
         cure = "Download them" if allow_missing else "Download them, or build without them: --allow-missing"
         raise ValueError(
             f"{len(missing):,} of the {len(contents.images):,} pictures in {path.name} are not in {pictures}; "
             f"the first is {missing[0]}. {cure}."
         )
-    absent = set(missing)
-    used = [image for image in contents.images if image.file_name not in absent]
-    records = write_records(work, (_record(image, contents.annotations.get(image.id, [])) for image in used))
-    recipe: dict[str, Any] = {
+    # JSON of the image's values and, as the last one, its annotations, which are JSON already.
+    texts = (b",".join(contents.annotations.get(image.id, [])) for image in used)
+    rows = (json.dumps(image).encode()[:-1] + b",[" + text + b"]]" for image, text in zip(used, texts, strict=True))
+    records = write_records(work, rows)
+    recipe = {
         "name": name,
         "images": records.count,
         "missing": len(missing),
@@ -249,19 +237,14 @@ def _open_split(
     return split, recipe
 
 
-def _record(image: CocoImage, annotations: list[bytes]) -> bytes:
-    """JSON of the image's values and, as the last one, its annotations."""
-    return json.dumps([*vars(image).values()]).encode()[:-1] + b",[" + b",".join(annotations) + b"]]"
-
-
 # --------------------------------------------------------------------------------------------------------------- card
 
 
 def _completeness(recipe: Mapping[str, Any]) -> str:
     """What is missing of an official split, in words; nothing if it is complete."""
-    images, annotations = OFFICIAL.get(recipe["name"], (0, 0))
-    if not images:
+    if recipe["name"] not in OFFICIAL:
         return f"{recipe['name']} is no split of COCO 2017"
+    images, annotations = OFFICIAL[recipe["name"]]
     if (recipe["images"], recipe["annotations"]) == (images, annotations):
         return ""
     return (

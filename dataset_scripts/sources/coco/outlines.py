@@ -13,9 +13,10 @@ FARTHEST_PX = 100_000  # a corner beyond this is no corner of a picture, and the
 
 def encode_outline(outline: Any, height: int, width: int) -> Any:
     """The outline as pycocotools' run lengths."""
-    if not outline or isinstance(outline, Mapping):
-        lengths = _run_lengths(outline, height, width) if outline else [height * width]
-        return mask.frPyObjects({"size": [height, width], "counts": lengths}, height, width)
+    outline = outline or []
+    if isinstance(outline, Mapping):
+        lengths = {"size": [height, width], "counts": _run_lengths(outline, height, width)}
+        return mask.frPyObjects(lengths, height, width)
     if not isinstance(outline, list) or not all(isinstance(polygon, list) for polygon in outline):
         raise ValueError(f"the outline is {str(outline)[:40]}, expected a list of polygons, or run lengths")
     polygons = [polygon for polygon in outline if len(polygon) >= 6]  # fewer than three corners enclose nothing
@@ -24,13 +25,8 @@ def encode_outline(outline: Any, height: int, width: int) -> Any:
         if corners.ndim != 1 or not (np.abs(corners) <= FARTHEST_PX).all():
             raise ValueError(f"a polygon is not a list of finite numbers up to {FARTHEST_PX:,}")
     if not polygons:
-        return encode_outline(None, height, width)
+        return mask.encode(np.zeros((height, width), np.uint8, order="F"))
     return mask.merge(mask.frPyObjects(polygons, height, width))
-
-
-def outline_area(encoded: Any) -> int:
-    """How many pixels an encoded outline covers."""
-    return int(mask.area(encoded))
 
 
 def outline_mask(encoded: Any) -> NDArray[np.bool_]:

@@ -8,11 +8,9 @@ import argparse
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -40,23 +38,6 @@ The licences of pictures and annotations are those of the source.
 """
 
 
-@dataclass(frozen=True)
-class ParquetSplit:
-    """What a row of one split is made from.
-
-    Attributes:
-        files: Parquet files in the order of the rows.
-        sha256: of all files of the data set, to tell them from others by the same names.
-        class_names: of the categories, in the order of their numbers in the result.
-        box_format: "xywh" or "xyxy".
-    """
-
-    files: tuple[Path, ...]
-    sha256: str
-    class_names: tuple[str, ...]
-    box_format: str
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags for a Parquet source."""
     parser.add_argument("--box_format", choices=("auto", *BOX_FORMATS), default="auto", help="of a Parquet source")
@@ -79,21 +60,16 @@ def open_source(arguments: argparse.Namespace) -> DatasetPlan:
 def parquet_source(
     folder: Path, origin: str, class_names: Sequence[str] | None = None, box_format: str = "auto"
 ) -> DatasetPlan:
-    """The data set in a folder of Parquet files.
+    """The data set in the Parquet files at any depth of a folder, which came from `origin`, as the card says.
 
-    Args:
-        folder: holds the files, at any depth.
-        origin: where they come from, for the card.
-        class_names: of the category numbers; None takes those in the files: of their features, or texts as categories.
-        box_format: "xywh", "xyxy", or "auto" to find out.
+    Without class names, those in the files are taken: of their features, or texts as categories.
     """
     files = _split_files(folder)
     every_file = [file for of_split in files.values() for file in of_split]
-    scan = _scan(every_file)
-    names = scan.categories.names(class_names or scan.class_names) or (PLACEHOLDER_CLASS,)
-    found_format = choose_box_format(scan.boxes, scan.sizes) if box_format == "auto" else box_format
-    faults = box_faults(to_xywh(scan.boxes, found_format), *scan.sizes.T)
-    dropped = count_faults(faults)
+    boxes, sizes, found_names, categories = _scan(every_file)
+    names = categories.names(class_names or found_names) or (PLACEHOLDER_CLASS,)
+    found_format = choose_box_format(boxes, sizes) if box_format == "auto" else box_format
+    dropped = count_faults(box_faults(to_xywh(boxes, found_format), *sizes.T))
     listed = json.dumps([(file.relative_to(folder).as_posix(), file_sha256(file)) for file in every_file])
     files_sha256 = hashlib.sha256(listed.encode()).hexdigest()
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
@@ -108,10 +84,7 @@ def parquet_source(
         },
         splits={split: sum(pq.read_metadata(file).num_rows for file in files[split]) for split in files},
         class_names=names,
-        make_row=partial(
-            parquet_row,
-            splits={split: ParquetSplit(tuple(files[split]), files_sha256, names, found_format) for split in files},
-        ),
+        make_row=partial(parquet_row, files=files, sha256=files_sha256, class_names=names, box_format=found_format),
         title="Images with boxes",
         license="other",
         description=DESCRIPTION.format(
@@ -123,10 +96,16 @@ def parquet_source(
     )
 
 
-def parquet_row(split: str, number: int, splits: Mapping[str, ParquetSplit]) -> Row:
-    """Row `number` of a split."""
-    place = splits[split]
-    found = rows_of(place.files, place.sha256)[number]
+def parquet_row(
+    split: str,
+    number: int,
+    files: Mapping[str, tuple[Path, ...]],
+    sha256: str,
+    class_names: Sequence[str],
+    box_format: str,
+) -> Row:
+    """Row `number` of a split; the hash of all files tells them from others by the same names."""
+    found = rows_of(files[split], sha256)[number]
     image_id = str(found["image_id"]) if found.get("image_id") is not None else f"{split}-{number:08d}"
     image = found["image"]
     if not isinstance(image, dict) or not image.get("bytes"):
@@ -135,7 +114,7 @@ def parquet_row(split: str, number: int, splits: Mapping[str, ParquetSplit]) -> 
     size = (found.get("width") or picture.upright[0], found.get("height") or picture.upright[1])
     turn = picture.turn_to_fit(size)
     objects = read_objects(found["objects"], f"image {image_id}")
-    boxes = to_xywh(objects.boxes, place.box_format)
+    boxes = to_xywh(objects.boxes, box_format)
     kept = np.flatnonzero(box_faults(boxes, *size) == "")
     turned = turn_boxes(boxes, turn, *size)
     areas = [float(w * h) if area is None else area for (_, _, w, h), area in zip(boxes, objects.areas, strict=True)]
@@ -144,7 +123,7 @@ def parquet_row(split: str, number: int, splits: Mapping[str, ParquetSplit]) -> 
         image_id,
         {
             "bbox": turned[kept].tolist(),
-            "category": [category_number(objects.categories[k], place.class_names) for k in kept],
+            "category": [category_number(objects.categories[k], class_names) for k in kept],
             "area": [areas[k] for k in kept],
             "iscrowd": [objects.crowds[k] for k in kept],
         },
@@ -155,24 +134,7 @@ def parquet_row(split: str, number: int, splits: Mapping[str, ParquetSplit]) -> 
 # --------------------------------------------------------------------------------------------------------------- files
 
 
-@dataclass(frozen=True)
-class _Scan:
-    """What the columns other than the pictures say.
-
-    Attributes:
-        boxes: (N, 4) as they are there.
-        sizes: (N, 2) width and height of the image of each box, infinite where they are not known.
-        class_names: in the files' features, if they have such.
-        categories: that occur.
-    """
-
-    boxes: NDArray[np.float64]
-    sizes: NDArray[np.float64]
-    class_names: list[str] | None
-    categories: Categories
-
-
-def _split_files(folder: Path) -> dict[str, list[Path]]:
+def _split_files(folder: Path) -> dict[str, tuple[Path, ...]]:
     """Parquet files by split, as their names or those of their folders begin; a name of no split is "train"."""
     splits: dict[str, list[Path]] = {"train": [], "validation": [], "test": []}
     for path in sorted(folder.rglob("*.parquet")):
@@ -181,10 +143,15 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
             continue
         words = [re.split(r"[^a-zA-Z]", part)[0].lower() for part in reversed(parts)]
         splits[next((_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES), "train")].append(path)
-    return {split: files for split, files in splits.items() if files}
+    return {split: tuple(files) for split, files in splits.items() if files}
 
 
-def _scan(files: Sequence[Path]) -> _Scan:
+def _scan(files: Sequence[Path]) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str] | None, Categories]:
+    """What the columns other than the pictures say.
+
+    Boxes (N, 4) as they are there, width and height (N, 2) of the image of each, infinite where they are not known,
+    class names in the files' features, if they have such, and the categories that occur.
+    """
     boxes, sizes = [], []
     categories, names = Categories(), None
     for path in files:
@@ -196,16 +163,10 @@ def _scan(files: Sequence[Path]) -> _Scan:
             )
         names = names or class_names_of(schema)
         columns = [name for name in ("objects", "width", "height") if name in schema.names]
-        for row in _each_row(path, columns):
-            objects = read_objects(row["objects"], str(path))
-            categories.add(objects.categories, str(path))
-            size = [row.get("width") or np.inf, row.get("height") or np.inf]
-            boxes.append(objects.boxes)
-            sizes.append(np.tile(size, (len(objects.boxes), 1)))
-    return _Scan(np.concatenate(boxes), np.concatenate(sizes).astype(np.float64), names, categories)
-
-
-def _each_row(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1000, columns=columns):
-            yield from batch.to_pylist()
+        with pq.ParquetFile(path) as file:
+            for row in (row for batch in file.iter_batches(1000, columns=columns) for row in batch.to_pylist()):
+                objects = read_objects(row["objects"], str(path))
+                categories.add(objects.categories, str(path))
+                boxes.append(objects.boxes)
+                sizes += [(row.get("width") or np.inf, row.get("height") or np.inf)] * len(objects.boxes)
+    return np.concatenate(boxes), np.array(sizes, np.float64).reshape(-1, 2), names, categories

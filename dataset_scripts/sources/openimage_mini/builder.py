@@ -5,15 +5,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from modeling_decodepos.settings import add_flags, from_values, given, read_yaml
 
@@ -21,14 +19,13 @@ from ...build.parquet import DatasetPlan
 from ...build.work_folder import WorkFolder, holds_something
 from .downloads import Downloader, FetchError, GoneError, Pace
 from .index import INDEX_NAME, Index, ids_sha256, index_rows, read_index, write_index
-from .masks import aspects, locate_masks
+from .masks import locate_masks, mask_aspect
 from .photos import IMAGE_URL, Photo, fetch_photos
 from .rows import mini_row, save_rows
-from .selection import Rule, Selection, select
+from .selection import Rule, select
 from .tables import (
-    Boxes,
-    Ids,
-    is_image_id,
+    check_image_ids,
+    id_text,
     read_boxes,
     read_classes,
     read_image_list,
@@ -42,45 +39,29 @@ METADATA_URL = "https://storage.googleapis.com/openimages"
 VERSION = 1  # of what the rule and the rows mean; part of the recipe
 
 
-@dataclass(frozen=True)
-class Table:
-    """A file of Open Images.
+class Table(NamedTuple):
+    """A file of Open Images."""
 
-    Attributes:
-        names: it may have in the source folder.
-        address: below the metadata URL, if it is in none of these names there.
-        group: what `--without` calls it; empty if nothing goes without it.
-    """
+    address: str  # below the metadata URL, if it is in the source folder under none of its names
+    group: str = ""  # what `--without` calls it; empty if nothing goes without it
+    other_name: str = ""
 
-    names: tuple[str, ...]
-    address: str
-    group: str = ""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """It may have in the source folder."""
+        return (Path(self.address).name, *filter(None, [self.other_name]))
 
 
 TABLES = {
-    "classes": Table(
-        ("class-descriptions-boxable.csv", "oidv7-class-descriptions-boxable.csv"), "v5/class-descriptions-boxable.csv"
-    ),
-    "train boxes": Table(
-        ("oidv6-train-annotations-bbox.csv", "train-annotations-bbox.csv"), "v6/oidv6-train-annotations-bbox.csv"
-    ),
-    "validation boxes": Table(("validation-annotations-bbox.csv",), "v5/validation-annotations-bbox.csv"),
-    "hierarchy": Table(("bbox_labels_600_hierarchy.json",), "2018_04/bbox_labels_600_hierarchy.json", "hierarchy"),
-    "mask classes": Table(("classes-segmentation.txt",), "v5/classes-segmentation.txt", "mask-classes"),
-    "train images": Table(
-        ("train-images-boxable-with-rotation.csv",), "2018_04/train/train-images-boxable-with-rotation.csv", "images"
-    ),
-    "validation images": Table(
-        ("validation-images-with-rotation.csv",), "2018_04/validation/validation-images-with-rotation.csv", "images"
-    ),
-    "train masks": Table(
-        ("train-annotations-object-segmentation.csv",), "v5/train-annotations-object-segmentation.csv", "masks"
-    ),
-    "validation masks": Table(
-        ("validation-annotations-object-segmentation.csv",),
-        "v5/validation-annotations-object-segmentation.csv",
-        "masks",
-    ),
+    "classes": Table("v5/class-descriptions-boxable.csv", other_name="oidv7-class-descriptions-boxable.csv"),
+    "train boxes": Table("v6/oidv6-train-annotations-bbox.csv", other_name="train-annotations-bbox.csv"),
+    "validation boxes": Table("v5/validation-annotations-bbox.csv"),
+    "hierarchy": Table("2018_04/bbox_labels_600_hierarchy.json", "hierarchy"),
+    "mask classes": Table("v5/classes-segmentation.txt", "mask-classes"),
+    "train images": Table("2018_04/train/train-images-boxable-with-rotation.csv", "images"),
+    "validation images": Table("2018_04/validation/validation-images-with-rotation.csv", "images"),
+    "train masks": Table("v5/train-annotations-object-segmentation.csv", "masks"),
+    "validation masks": Table("v5/validation-annotations-object-segmentation.csv", "masks"),
 }
 GROUPS = tuple(dict.fromkeys(table.group for table in TABLES.values() if table.group))
 SPLITS = ("train", "validation")
@@ -142,12 +123,8 @@ def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan 
         return None
 
     missing = _read_missing(arguments.missing) if arguments.missing else set()
-    masks = None
-    if with_masks:
-        names = [
-            name for table in index.splits.values() for of_image in table["masks"].to_pylist() for name in of_image
-        ]
-        masks = locate_masks(masks_folder, names, folder / "masks") if names else None
+    names = [name for table in index.splits.values() for name in pc.list_flatten(table["masks"]).to_pylist()]
+    masks = locate_masks(masks_folder, names, folder / "masks") if with_masks and names else None
     photos = [path.absolute() for path in (arguments.images or source / "images", downloads / "images")]
     wanted = [photo for photo in _photos(index, masks, arguments.originals) if photo.image_id not in missing]
     gone = fetch_photos(wanted, photos, arguments.image_url, downloader, arguments.connections)
@@ -165,7 +142,7 @@ def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan 
 def _open_index(
     arguments: argparse.Namespace, work: Path, downloads: Path, downloader: Downloader, with_masks: bool
 ) -> Index:
-    values = _rule_values(arguments)
+    values = (read_yaml(arguments.recipe) if arguments.recipe else {}) | given(arguments, Rule)
     if (arguments.source / INDEX_NAME).is_file():
         if values:
             raise ValueError(
@@ -184,10 +161,6 @@ def _open_index(
     return read_index(folder)
 
 
-def _rule_values(arguments: argparse.Namespace) -> dict[str, Any]:
-    return (read_yaml(arguments.recipe) if arguments.recipe else {}) | given(arguments, Rule)
-
-
 def _collect_tables(
     folders: tuple[Path, Path], base_url: str, without: set[str], with_masks: bool, downloader: Downloader
 ) -> dict[str, Path]:
@@ -197,19 +170,17 @@ def _collect_tables(
     for name, table in TABLES.items():
         if table.group in without:
             continue
-        present = [source / file for file in table.names if (source / file).is_file()]
-        present = present or [downloads / file for file in table.names if (downloads / file).is_file()]
-        if len(present) > 1:
+        paths = [folder / file for folder in folders for file in table.names]
+        present = [path for path in paths if path.is_file()]
+        if len(present) > 1 and present[0].parent == present[1].parent:
             raise ValueError(f"{present[0]} and {present[1].name} are both the {name}: remove one of them.")
-        if present:
-            found[name] = present[0]
-            continue
-        if table.group == "masks" and not with_masks:
+        if not present and table.group == "masks" and not with_masks:
             continue  # hundreds of megabytes that would serve for nothing
-        path, url = downloads / Path(table.address).name, f"{base_url.rstrip('/')}/{table.address}"
+        path, url = downloads / table.names[0], f"{base_url.rstrip('/')}/{table.address}"
         try:
-            downloader.fetch_file(url, path)
-            found[name] = path
+            if not present:
+                downloader.fetch_file(url, path)
+            found[name] = present[0] if present else path
         except GoneError as error:
             if not table.group:
                 raise ValueError(
@@ -245,11 +216,16 @@ def choose(tables: Mapping[str, Path], rule: Rule) -> Index:
     counts["selection"] = selection.counts
     if len(selection.train) < rule.train_images:
         print(f"{len(selection.train):,} training images fulfil the rule, {rule.train_images:,} were asked for.")
-    chosen = {"train": selection.train, "validation": selection.validation}
-    rows = {
-        split: _rows_of(split, ids, boxes[split], selection, tables, class_index, counts)
-        for split, ids in chosen.items()
-    }
+    rows = {}
+    for split, ids in {"train": selection.train, "validation": selection.validation}.items():
+        texts = [id_text(number) for number in ids]
+        masks = attribution = None
+        if f"{split} masks" in tables:
+            masks, unknown = read_masks(tables[f"{split} masks"], texts, class_index)
+            counts[f"{split} masks"] = {"listed": sum(map(len, masks)), "unknown class": unknown}
+        if f"{split} images" in tables:
+            attribution, counts[f"{split} images"] = read_image_list(tables[f"{split} images"], texts)
+        rows[split] = index_rows(ids, boxes[split], selection.classes, masks, attribution)
     return Index(
         rule=rule,
         absent=tuple(name for name in TABLES if name not in tables),
@@ -258,24 +234,6 @@ def choose(tables: Mapping[str, Path], rule: Rule) -> Index:
         small=selection.small,
         **rows,
     )
-
-
-def _rows_of(
-    split: str,
-    ids: Ids,
-    boxes: Boxes,
-    selection: Selection,
-    tables: Mapping[str, Path],
-    class_index: Mapping[str, int],
-    counts: dict[str, dict[str, int]],
-) -> pa.Table:
-    masks = attribution = None
-    if f"{split} masks" in tables:
-        masks, unknown = read_masks(tables[f"{split} masks"], ids, class_index)
-        counts[f"{split} masks"] = {"listed": sum(map(len, masks)), "unknown class": unknown}
-    if f"{split} images" in tables:
-        attribution, counts[f"{split} images"] = read_image_list(tables[f"{split} images"], ids)
-    return index_rows(ids, boxes, selection, masks, attribution)
 
 
 def _in_words(counts: Mapping[str, int]) -> str:
@@ -298,23 +256,20 @@ def _write_ids(output: Path, index: Index, overwrite: bool) -> None:
 
 def _read_missing(path: Path) -> set[str]:
     try:
-        ids = set(path.read_text(encoding="utf-8").split())
+        ids = path.read_text(encoding="utf-8").split()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error}), expected one image id per line.") from error
-    if wrong := sorted(image_id for image_id in ids if not is_image_id(image_id)):
-        raise ValueError(f"{path}: {wrong[0]!r} is no image id, expected 16 digits of 0-9a-f per line.")
-    return ids
+    check_image_ids(pa.array(ids, pa.string()), str(path))
+    return set(ids)
 
 
 def _photos(index: Index, masks: Mapping[str, Path] | None, originals: bool) -> list[Photo]:
     photos = []
     for split, table in index.splits.items():
-        rows = table.select(["image_id", "masks", "original_size", "original_md5"]).to_pylist()
-        first = {row["image_id"]: masks[row["masks"][0]] for row in rows if row["masks"]} if masks else {}
-        aspect = aspects(first)
-        for row in rows:
+        for row in table.select(["image_id", "masks", "original_size", "original_md5"]).to_pylist():
             size, md5 = (row["original_size"], row["original_md5"]) if originals else (None, None)
-            photos.append(Photo(split, row["image_id"], size, md5, aspect.get(row["image_id"])))
+            aspect = mask_aspect(masks[row["masks"][0]]) if masks and row["masks"] else None
+            photos.append(Photo(split, row["image_id"], size, md5, aspect))
     return photos
 
 
@@ -322,23 +277,22 @@ def _plan(
     index: Index, missing: set[str], masks: Mapping[str, Path] | None, photos: Sequence[Path], work: Path
 ) -> DatasetPlan:
     """The data set of the photos that are there."""
-    there: dict[str, list[bool]] = {
-        split: [image_id not in missing for image_id in table["image_id"].to_pylist()]
+    ids = {split: table["image_id"].to_pylist() for split, table in index.splits.items()}
+    left_out = sorted(missing.intersection(ids["train"] + ids["validation"]))
+    kept = {
+        split: table.filter([image_id not in missing for image_id in ids[split]])
         for split, table in index.splits.items()
     }
-    listed = [image_id for table in index.splits.values() for image_id in table["image_id"].to_pylist()]
-    left_out = sorted(missing.intersection(listed))
-    kept = {split: table.filter(there[split]) for split, table in index.splits.items()}
     rows = {split: save_rows(work, table, masks) for split, table in kept.items()}
     splits = {split: table.num_rows for split, table in kept.items()}
-    small = sum(there["train"][: index.small])
+    small = index.small - len(missing.intersection(ids["train"][: index.small]))
     recipe = {
         "source": "openimage-mini",
         "openimage_mini_version": VERSION,
         "rule": dataclasses.asdict(index.rule),
         "absent_tables": list(index.absent),
         "index_sha256": index.sha256,
-        "ids_sha256": {split: ids_sha256(table["image_id"].to_pylist()) for split, table in index.splits.items()},
+        "ids_sha256": {split: ids_sha256(ids[split]) for split in ids},
         "missing_ids": len(left_out),
         "missing_ids_sha256": ids_sha256(left_out),
         "masks": masks is not None,
@@ -366,7 +320,10 @@ TAKEDOWN_CONTACT = "TAKEDOWN-CONTACT"
 
 def _description(index: Index, kept: Mapping[str, pa.Table], small: int, missing: int) -> str:
     rule = index.rule
-    boxes = {split: np.bincount(_categories(table), minlength=len(index.classes)) for split, table in kept.items()}
+    boxes = {
+        split: np.bincount(pc.list_flatten(table["categories"]).to_numpy(), minlength=len(index.classes))
+        for split, table in kept.items()
+    }
     classes = "\n".join(
         f"| {name} | {label} | {train:,} | {validation:,} |"
         for (label, name), train, validation in zip(index.classes, boxes["train"], boxes["validation"], strict=True)
@@ -455,7 +412,3 @@ def _composition(index: Index, kept: Mapping[str, pa.Table]) -> str:
         counts = f"{table.num_rows:,} | {per_photo.sum():,} | {spread} | {len(set(authors)):,}"
         lines.append(f"| {split} | {counts} | {table.num_rows - len(authors):,} |")
     return "\n".join([*lines, "", f"{len(index.classes)} classes, listed with their boxes at the end."])
-
-
-def _categories(table: pa.Table) -> NDArray[np.int64]:
-    return pc.list_flatten(table["categories"].combine_chunks()).to_numpy(zero_copy_only=False)

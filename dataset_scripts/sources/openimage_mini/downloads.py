@@ -7,16 +7,17 @@ back. 404 and 410 mean that the file is gone. Every file appears under its name 
 
 import email.utils
 import http.client
+import math
 import random
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -67,32 +68,22 @@ class Pace:
 
 @dataclass(frozen=True)
 class Downloader:
-    """How to fetch.
+    """How to fetch."""
 
-    Attributes:
-        pace: shared by all threads.
-        attempts: requests per file before it counts as failed.
-        timeout_s: without a byte from the server.
-        deadline_s: for a whole file that is kept in memory, against a server that drips.
-        backoff_s: the first pause; each further one is twice as long.
-        most_retry_after_s: a server that asks for more is asked again after this.
-        most_bytes: a file kept in memory may have at most so many.
-    """
-
-    pace: Pace
-    attempts: int = 5
-    timeout_s: float = 30.0
-    deadline_s: float = 120.0
-    backoff_s: float = 1.0
-    most_retry_after_s: float = 120.0
-    most_bytes: int = 64 << 20
+    pace: Pace  # shared by all threads
+    attempts: int = 5  # requests per file before it counts as failed
+    timeout_s: float = 30.0  # without a byte from the server
+    deadline_s: float = 120.0  # for a whole file that is kept in memory, against a server that drips
+    backoff_s: float = 1.0  # the first pause; each further one is twice as long
+    most_retry_after_s: float = 120.0  # a server that asks for more is asked again after this
+    most_bytes: int = 64 << 20  # a file kept in memory may have at most so many
 
     def fetch(self, url: str, verify: Callable[[bytes], object]) -> bytes:
         """The content of a small file; `verify` raises ValueError for content that is not what was wanted."""
 
         def once() -> bytes:
             with self._open(url) as response:
-                content = b"".join(self._pieces(response, self.most_bytes, time.monotonic() + self.deadline_s))
+                content = b"".join(self._pieces(response, self.most_bytes, self.deadline_s))
             verify(content)
             return content
 
@@ -111,7 +102,7 @@ class Downloader:
         note = part.with_suffix(".version")
         version = note.read_text() if have and note.is_file() else ""
         headers = {"Range": f"bytes={have}-", "If-Range": version} if have and version else {}
-        with self._open(url, headers) as response:
+        with self._open(url, **headers) as response:
             resumed = response.status == 206 and (response.headers["Content-Range"] or "").startswith(f"bytes {have}-")
             if response.status == 206 and not resumed:
                 raise FetchError(f"asked for the rest from byte {have}, got {response.headers['Content-Range']}")
@@ -122,35 +113,33 @@ class Downloader:
                 part.open("ab" if resumed else "wb") as file,
                 tqdm(total=total, initial=file.tell(), desc=part.name[1:-5], unit="B", unit_scale=True) as progress,
             ):
-                for piece in self._pieces(response, None, None):
+                for piece in self._pieces(response):
                     if file.tell() == 0 and piece.lstrip().startswith(b"<"):
                         raise FetchError(f"a web page came instead: it begins with {piece[:30]!r}")
                     file.write(piece)
                     progress.update(len(piece))
         note.unlink(missing_ok=True)
 
+    @staticmethod
     def _pieces(
-        self, response: http.client.HTTPResponse, most_bytes: int | None, deadline: float | None
+        response: http.client.HTTPResponse, most_bytes: float = math.inf, seconds: float = math.inf
     ) -> Iterator[bytes]:
-        announced = response.headers["Content-Length"]
-        if announced and most_bytes is not None and int(announced) > most_bytes:
+        announced, received, begin = response.headers["Content-Length"], 0, time.monotonic()
+        if announced and int(announced) > most_bytes:
             raise FetchError(f"{int(announced):,} bytes announced, expected at most {most_bytes:,}")
-        received = 0
         while piece := response.read1(PIECE_BYTES):
             received += len(piece)
-            if most_bytes is not None and received > most_bytes:
+            if received > most_bytes:
                 raise FetchError(f"more than {most_bytes:,} bytes")
-            if deadline is not None and time.monotonic() > deadline:
-                raise FetchError(f"{received:,} bytes in {self.deadline_s:.0f} s: too slow")
+            if time.monotonic() > begin + seconds:
+                raise FetchError(f"{received:,} bytes in {seconds:.0f} s: too slow")
             yield piece
         if announced and received != int(announced):
             raise FetchError(f"{received:,} of {int(announced):,} bytes: cut off")
 
-    @contextmanager
-    def _open(self, url: str, headers: dict[str, str] | None = None) -> Iterator[http.client.HTTPResponse]:
-        request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT, **(headers or {})})
-        with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
-            yield response
+    def _open(self, url: str, **headers: str) -> Any:
+        request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT, **headers})
+        return urllib.request.urlopen(request, timeout=self.timeout_s)
 
     def _repeat(self, url: str, once: Callable[[], Content]) -> Content:
         reason = "no attempt was made"

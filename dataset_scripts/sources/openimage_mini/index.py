@@ -19,15 +19,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from modeling_decodepos.settings import from_values
 
 from ...files import whole_file, write_text
-from .selection import Rule, Selection
-from .tables import Boxes, canonical_order, id_text, is_image_id
+from .selection import Rule
+from .tables import IMAGE_LIST, Boxes, Ids, check_image_ids, id_text
 
 INDEX_NAME = "index.json"
 INDEX_FORMAT = 1
+FILES = ("data/train-small.parquet", "data/train-rest.parquet", "data/validation.parquet")
 
 SCHEMA = pa.schema(
     {
@@ -45,28 +47,17 @@ SCHEMA = pa.schema(
         "original_md5": pa.string(),
     }
 )
-ATTRIBUTION = SCHEMA.names[5:]
 
 
 @dataclass(frozen=True)
 class Index:
-    """The chosen images.
-
-    Attributes:
-        rule: what chose them.
-        absent: tables that were not there, so that what they tell is missing.
-        classes: (LabelName, readable name) in the order of `categories`.
-        counts: what was read and left out, for the record.
-        small: rows of `train` that are the small tier, from the first on.
-        train: rows in the form of `SCHEMA`.
-        validation: the same.
-    """
+    """The chosen images."""
 
     rule: Rule
-    absent: tuple[str, ...]
-    classes: tuple[tuple[str, str], ...]
-    counts: Mapping[str, Mapping[str, int]]
-    small: int
+    absent: tuple[str, ...]  # tables that were not there, so that what they tell is missing
+    classes: tuple[tuple[str, str], ...]  # (LabelName, readable name) in the order of `categories`
+    counts: Mapping[str, Mapping[str, int]]  # what was read and left out, for the record
+    small: int  # rows of `train` that are the small tier, from the first on
     train: pa.Table
     validation: pa.Table
 
@@ -93,45 +84,38 @@ def ids_sha256(ids: Sequence[str]) -> str:
 
 
 def index_rows(
-    ids: np.ndarray,
+    ids: Ids,
     boxes: Boxes,
-    selection: Selection,
+    classes: NDArray[np.intp],
     masks: Sequence[Sequence[tuple[str, int]]] | None,
     attribution: pa.Table | None,
 ) -> pa.Table:
-    """Rows of a split.
+    """Rows of a split, one per id in that order, with what is known of its images.
 
     Args:
-        ids: of the images, in the order of the rows.
-        boxes: all usable boxes of the split; those of kept classes are taken.
-        selection: for its classes.
-        masks: name and class of the masks of every image, or None if they are not known.
-        attribution: columns of the image list for every image, or None if they are not known.
+        ids: of the images.
+        boxes: all usable boxes of the split, sorted.
+        classes: places of the kept classes, in the order of their new numbers.
+        masks: name and class of the masks of every image.
+        attribution: columns of the image list for every image.
     """
-    place_of = np.full(max(int(boxes.category.max(initial=0)), int(selection.classes.max())) + 1, -1, np.int64)
-    place_of[selection.classes] = np.arange(len(selection.classes))
-    mine = boxes[np.isin(boxes.image, ids) & (place_of[boxes.category] >= 0)]
-    mine = mine[canonical_order(mine)]
-    starts = np.searchsorted(mine.image, ids, side="left")
-    stops = np.searchsorted(mine.image, ids, side="right")
-    order = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)] or [np.zeros(0, np.intp)])
-    offsets = pa.array(np.concatenate([[0], np.cumsum(stops - starts)]), pa.int32())
-    corners = pa.FixedSizeListArray.from_arrays(pa.array(mine.corners[order].ravel()), 4)
-    categories = pa.array(place_of[mine.category[order]])
-    kept_masks = [
-        [(name, int(place_of[category])) for name, category in of_image if place_of[category] >= 0]
-        for of_image in (masks if masks is not None else [[]] * len(ids))
-    ]
+    number_of = {place: number for number, place in enumerate(classes.tolist())}
+    mine = boxes[np.isin(boxes["image"], ids) & np.isin(boxes["category"], classes)]
+    sorter = np.argsort(ids)
+    row = sorter[np.searchsorted(ids, mine["image"], sorter=sorter)]
+    mine = mine[np.argsort(row, kind="stable")]
+    offsets = pa.array(np.cumsum([0, *np.bincount(row, minlength=len(ids))]), pa.int32())
+    corners = pa.FixedSizeListArray.from_arrays(pa.array(mine["corners"].ravel()), 4)
+    kept = [[(name, number_of[place]) for name, place in found if place in number_of] for found in masks or []]
+    kept = kept or [[]] * len(ids)
     columns = {
-        "image_id": pa.array([id_text(number) for number in ids], pa.string()),
+        "image_id": [id_text(number) for number in ids],
         "boxes": pa.ListArray.from_arrays(offsets, corners),
-        "categories": pa.ListArray.from_arrays(offsets, categories),
-        "masks": pa.array([[name for name, _ in of_image] for of_image in kept_masks], SCHEMA.field("masks").type),
-        "mask_categories": pa.array(
-            [[category for _, category in of_image] for of_image in kept_masks], SCHEMA.field("mask_categories").type
-        ),
+        "categories": pa.ListArray.from_arrays(offsets, np.searchsorted(classes, mine["category"])),
+        "masks": pa.array([[name for name, _ in found] for found in kept], SCHEMA.field("masks").type),
+        "mask_categories": [[number for _, number in found] for found in kept],
     }
-    for name in ATTRIBUTION:
+    for name in IMAGE_LIST:
         columns[name] = pa.nulls(len(ids), SCHEMA.field(name).type) if attribution is None else attribution[name]
     return pa.table(columns).cast(SCHEMA)
 
@@ -141,32 +125,24 @@ def index_rows(
 
 def write_index(folder: Path, index: Index) -> None:
     """Writes the folder; `index.json` comes last, so a folder that has one is whole."""
-    data = folder / "data"
     (folder / INDEX_NAME).unlink(missing_ok=True)
-    for name, table in _files(index).items():
-        with whole_file(data / name) as temporary:
+    tables = (index.train.slice(0, index.small), index.train.slice(index.small), index.validation)
+    files = {name: table for name, table in zip(FILES, tables, strict=True) if table.num_rows}
+    for name, table in files.items():
+        with whole_file(folder / name) as temporary:
             pq.write_table(table, temporary, compression="zstd")
-    write_text(folder / "README.md", _card(index))
+    write_text(folder / "README.md", _card(index, list(files)))
     facts = {
         "format": INDEX_FORMAT,
         "rule": asdict(index.rule),
-        "absent": list(index.absent),
-        "classes": [list(pair) for pair in index.classes],
+        "absent": index.absent,
+        "classes": index.classes,
         "counts": index.counts,
         "small": index.small,
         "sha256": index.sha256,
         "ids_sha256": {split: ids_sha256(table["image_id"].to_pylist()) for split, table in index.splits.items()},
     }
     write_text(folder / INDEX_NAME, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-
-
-def _files(index: Index) -> dict[str, pa.Table]:
-    tables = {
-        "train-small.parquet": index.train.slice(0, index.small),
-        "train-rest.parquet": index.train.slice(index.small),
-        "validation.parquet": index.validation,
-    }
-    return {name: table for name, table in tables.items() if table.num_rows}
 
 
 def read_index(folder: Path) -> Index:
@@ -178,32 +154,30 @@ def read_index(folder: Path) -> Index:
         raise ValueError(f"{path} is not JSON ({error}). Write the ids again.") from error
     if not isinstance(facts, dict) or facts.get("format") != INDEX_FORMAT:
         raise ValueError(f"{path}: expected format {INDEX_FORMAT}. It was written by another program.")
-    parts = {}
-    for name in ("train-small", "train-rest", "validation"):
-        file = folder / "data" / f"{name}.parquet"
-        parts[name] = pq.read_table(file).cast(SCHEMA) if file.is_file() else SCHEMA.empty_table()
+    small, rest, validation = (
+        pq.read_table(folder / name).cast(SCHEMA) if (folder / name).is_file() else SCHEMA.empty_table()
+        for name in FILES
+    )
     index = Index(
         from_values(Rule, facts["rule"], "the rule"),
         tuple(facts["absent"]),
         tuple((label, name) for label, name in facts["classes"]),
         facts["counts"],
         facts["small"],
-        pa.concat_tables([parts["train-small"], parts["train-rest"]]),
-        parts["validation"],
+        pa.concat_tables([small, rest]),
+        validation,
     )
     if (found := index.sha256) != facts["sha256"]:
         raise ValueError(
             f"{folder}: the ids have the hash {found[:12]}…, index.json says {facts['sha256'][:12]}…: a file is "
             "damaged or was edited. Get the folder again."
         )
-    if wrong := [
-        name for table in index.splits.values() for name in table["image_id"].to_pylist() if not is_image_id(name)
-    ]:
-        raise ValueError(f"{folder}: image_id {wrong[0]!r} is no Open Images id, expected 16 digits of 0-9a-f.")
+    for table in index.splits.values():
+        check_image_ids(table["image_id"], f"{folder}, image_id")
     return index
 
 
-def _card(index: Index) -> str:
+def _card(index: Index, files: Sequence[str]) -> str:
     from datasets import ClassLabel, DatasetInfo, Features, List, Value
     from datasets.info import DatasetInfosDict
     from huggingface_hub import DatasetCardData
@@ -211,13 +185,10 @@ def _card(index: Index) -> str:
     category = List(ClassLabel(names=[name for _, name in index.classes]))
     features = Features.from_arrow_schema(SCHEMA)
     features |= {"boxes": List(List(Value("float32"), length=4)), "categories": category, "mask_categories": category}
-    files = list(_files(index))
 
     def config(name: str, chosen: Sequence[str]) -> dict[str, Any]:
-        paths: dict[str, list[str]] = {}
-        for file in chosen:
-            paths.setdefault(file.partition("-")[0].partition(".")[0], []).append(f"data/{file}")
-        return {"config_name": name, "data_files": [{"split": split, "path": path} for split, path in paths.items()]}
+        paths = {split: [path for path in chosen if f"/{split}" in path] for split in ("train", "validation")}
+        return {"config_name": name, "data_files": [{"split": s, "path": path} for s, path in paths.items() if path]}
 
     data = DatasetCardData(
         pretty_name="OpenImage-MINI (our reconstruction), ids and boxes",

@@ -4,23 +4,22 @@ A folder `masks/` with the official zips (`train-masks-0.zip` …), or with the 
 whose names are in the mask table are opened, and a file taken out of a zip is named by the table, not by the zip.
 """
 
-import io
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
 
+from modeling_decodepos.pictures import broken_if_it_fails, read_size
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
 
 from ...files import whole_file
 from .tables import MASK_NAME
 
 MOST_MASK_BYTES = 16 << 20
-MOST_MASK_PIXELS = 90_000_000
 
 
 def locate_masks(folder: Path, names: Sequence[str], cache: Path) -> dict[str, Path]:
@@ -28,8 +27,7 @@ def locate_masks(folder: Path, names: Sequence[str], cache: Path) -> dict[str, P
     if wrong := [name for name in names if not MASK_NAME.fullmatch(name)]:
         raise ValueError(f"{wrong[0]!r} is no name of a mask; nothing was opened.")
     wanted = set(names)
-    found = {path.name: path for path in folder.rglob("*.png") if path.name in wanted}
-    found |= {name: cache / name[:2] / name for name in wanted - set(found) if (cache / name[:2] / name).is_file()}
+    found = {path.name: path for place in (cache, folder) for path in place.rglob("*.png") if path.name in wanted}
     for archive in tqdm(sorted(folder.rglob("*.zip")), desc="masks", unit=" zips"):
         if len(found) < len(wanted):
             _take_out(archive, wanted - set(found), cache, found)
@@ -61,21 +59,10 @@ def _take_out(archive: Path, wanted: set[str], cache: Path, found: dict[str, Pat
         raise ValueError(f"{archive} is no whole zip file ({error}). Fetch it again.") from error
 
 
-def mask_size(path: Path) -> tuple[int, int]:
-    """Width and height of a mask, from its header."""
-    with _opened(path) as image:
-        return image.size
-
-
-def _opened(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path, formats=("PNG",))
-    except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{path} is no usable PNG ({error}). Delete it and put the right one there.") from error
-    if image.width * image.height > MOST_MASK_PIXELS:
-        image.close()
-        raise ValueError(f"{path} is {image.width} x {image.height} px, expected at most {MOST_MASK_PIXELS:,} pixels.")
-    return image
+def mask_aspect(path: Path) -> float:
+    """Width / height of a mask, from its header."""
+    height, width = read_size(path, str(path), formats=("PNG",))
+    return width / height
 
 
 def class_map(masks: Sequence[tuple[Path, int]], width: int, height: int) -> NDArray[np.uint8]:
@@ -86,27 +73,9 @@ def class_map(masks: Sequence[tuple[Path, int]], width: int, height: int) -> NDA
     """
     result = np.full((height, width), SEGMENTATION_IGNORE, np.uint8)
     for path, category in masks:
-        with _opened(path) as image:
-            try:
-                mask = image.convert("L")
-            except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken chunks
-                raise ValueError(
-                    f"{path} does not decode ({error}). Delete it and put the right one there."
-                ) from error
+        with broken_if_it_fails(str(path), "mask"), Image.open(path, formats=("PNG",)) as image:
+            mask = image.convert("L")
         if mask.size != (width, height):
             mask = mask.resize((width, height), Image.Resampling.NEAREST)
         result[np.asarray(mask) > 0] = category + 1
     return result
-
-
-def map_png(labels: NDArray[np.uint8]) -> bytes:
-    """A class map as PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(labels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def aspects(first_masks: Mapping[str, Path]) -> dict[str, float]:
-    """Width / height by image id, from one mask of each."""
-    sizes = {image_id: mask_size(path) for image_id, path in first_masks.items()}
-    return {image_id: width / height for image_id, (width, height) in sizes.items()}

@@ -5,13 +5,15 @@ import errno
 import hashlib
 import io
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
+
+from modeling_decodepos.pictures import broken_if_it_fails
 
 from ...files import whole_file
 from .downloads import Downloader, FetchError, GoneError, StoppedError
@@ -26,21 +28,13 @@ _BATCH = 2000
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo to be fetched.
-
-    Attributes:
-        split: train or validation.
-        image_id: sixteen hexadecimal digits.
-        size: bytes of the photographer's original, if the address serves originals.
-        md5: its MD5 in base64, likewise.
-        aspect: width / height as its masks have it, if there are any.
-    """
+    """One photo to be fetched, and what else is known of it."""
 
     split: str
     image_id: str
-    size: int | None = None
-    md5: str | None = None
-    aspect: float | None = None
+    size: int | None = None  # bytes of the photographer's original, if the address serves originals
+    md5: str | None = None  # in base64, likewise
+    aspect: float | None = None  # width / height as its masks have it
 
 
 def photo_path(folders: Sequence[Path], split: str, image_id: str) -> Path:
@@ -55,27 +49,18 @@ def verify_photo(content: bytes, photo: Photo) -> tuple[int, int]:
     """Width and height of a photo that decodes to its last row; raises ValueError with the reason if it does not."""
     if photo.size is not None and len(content) != photo.size:
         raise ValueError(f"{len(content):,} bytes, the image list says {photo.size:,}")
-    if photo.md5 and _md5(content) != photo.md5:
-        raise ValueError(f"MD5 is {_md5(content)}, the image list says {photo.md5}")
-    try:
-        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
-            width, height = image.size
-            if width * height > MOST_PIXELS:
-                raise ValueError(f"{width} x {height} px, expected at most {MOST_PIXELS:,} pixels")
-            image.load()
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"expected at most {MOST_PIXELS:,} pixels: {error}") from error
-    except UnidentifiedImageError as error:
-        raise ValueError(f"no JPEG: it begins with {content[:16]!r}") from error
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken headers
-        raise ValueError(f"the JPEG does not decode ({error})") from error
+    md5 = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
+    if photo.md5 and md5 != photo.md5:
+        raise ValueError(f"MD5 is {md5}, the image list says {photo.md5}")
+    what = f"{len(content):,} bytes, beginning {content[:16]!r}"
+    with broken_if_it_fails(photo.image_id, what), Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+        width, height = image.size
+        if width * height > MOST_PIXELS:  # Pillow's own warning may get lost between threads
+            raise ValueError(f"{width} x {height} px, expected at most {MOST_PIXELS:,} pixels")
+        image.load()
     if photo.aspect is not None and abs(width / height / photo.aspect - 1) > ASPECT_TOLERANCE:
         raise ValueError(f"{width} x {height} px, its masks have the aspect {photo.aspect:.3f}: another picture")
     return width, height
-
-
-def _md5(content: bytes) -> str:
-    return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
 
 
 def fetch_photos(
@@ -93,8 +78,6 @@ def fetch_photos(
 
     def fetch(photo: Photo) -> None:
         nonlocal in_a_row
-        if downloader.pace.stopped.is_set():
-            return
         url = f"{base_url.rstrip('/')}/{photo.split}/{photo.image_id}.jpg"
         try:
             content = downloader.fetch(url, lambda content: verify_photo(content, photo))
@@ -117,8 +100,8 @@ def fetch_photos(
         ThreadPoolExecutor(connections) as pool,
     ):
         try:
-            for batch in _batches(absent):
-                for _ in pool.map(fetch, batch):
+            for start in range(0, len(absent), _BATCH):
+                for _ in pool.map(fetch, absent[start : start + _BATCH]):
                     progress.update()
         except BaseException:
             downloader.pace.stopped.set()  # the other threads would wait for their next attempts
@@ -134,12 +117,7 @@ def fetch_photos(
     return gone
 
 
-def _batches(photos: Sequence[Photo]) -> Iterable[Sequence[Photo]]:
-    return (photos[start : start + _BATCH] for start in range(0, len(photos), _BATCH))
-
-
 def _store(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
     try:
         with whole_file(path, sync=False) as temporary:
             temporary.write_bytes(content)

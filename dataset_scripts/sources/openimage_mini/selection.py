@@ -1,7 +1,7 @@
 """Which images OpenImage-MINI consists of: a rule on boxes, without randomness, that no order of rows changes.
 
 The paper's list was never released; this is our reconstruction of a set as large as COCO, of several objects per
-image. From the usable boxes (`openimages_tables`):
+image. From the usable boxes (`tables`):
 
 1.  Classes: those allowed by the caller (leaves of the hierarchy, classes with masks) that have enough boxes in both
     splits; if more than `most_classes` are left, those with most training boxes.
@@ -19,6 +19,7 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,85 +63,62 @@ class Rule:
             )
 
 
-@dataclass(frozen=True)
-class Selection:
-    """What was chosen.
-
-    Attributes:
-        classes: places in the caller's class list, in its order.
-        train: ids in the order of the rows.
-        small: how many of them are the small tier.
-        validation: ids in the order of the rows.
-        counts: of classes and candidates, for the record.
-    """
+class Selection(NamedTuple):
+    """What was chosen: places in the caller's class list, and ids in the order of the rows."""
 
     classes: NDArray[np.intp]
     train: Ids
-    small: int
+    small: int  # so many of `train`, from the first on, are the small tier
     validation: Ids
-    counts: dict[str, int]
+    counts: dict[str, int]  # of classes and candidates, for the record
 
 
 def select(train: Boxes, validation: Boxes, allowed: NDArray[np.bool_], names: Sequence[str], rule: Rule) -> Selection:
-    """Applies the rule.
-
-    Args:
-        train: usable boxes of the training split.
-        validation: those of the validation split.
-        allowed: (classes,) which classes may be used.
-        names: of all classes, unique; they decide ties between classes.
-        rule: the thresholds.
-    """
+    """What the rule chooses among the usable boxes; the unique names of all classes decide ties between them."""
     classes = _kept_classes(train, validation, allowed, names, rule)
     if not len(classes):
         raise ValueError(
             f"No class has {rule.least_train_boxes} training and {rule.least_validation_boxes} validation boxes. "
             "Lower least_train_boxes or least_validation_boxes, or look whether the tables belong together."
         )
-    kept = np.zeros(len(names), bool)
-    kept[classes] = True
-    val_candidates = _candidates(validation, kept, rule).images
-    candidates = _candidates(train, kept, rule)
+    kept = np.isin(np.arange(len(names)), classes)
     # An image of both splits would be learned and then asked for.
-    fresh = ~np.isin(candidates.images, np.unique(validation.image))
+    candidates, both = _candidates(train, kept, rule, without=validation["image"])
+    val_candidates, _ = _candidates(validation, kept, rule)
     counts = {
         "classes": len(classes),
-        "train candidates": int(fresh.sum()),
-        "train candidates also in validation, left out": int((~fresh).sum()),
-        "validation candidates": len(val_candidates),
+        "train candidates": len(candidates.images),
+        "train candidates also in validation, left out": both,
+        "validation candidates": len(val_candidates.images),
     }
-    if not fresh.any():
+    if not len(candidates.images):
         raise ValueError(
             "No training image fulfils the rule. Lower least_boxes or least_classes, or widen least_side and "
             "greatest_side."
         )
-    candidates = candidates.of(fresh)
-    candidates = candidates.ordered(_sha1_order(candidates.images, rule.salt))
     taken = _greedy(candidates, names, rule)
     small = min(rule.small_images, len(taken))
     rows = np.concatenate([np.sort(taken[:small]), np.sort(taken[small:])])
-    val_order = _sha1_order(val_candidates, rule.salt)[: rule.validation_images]
-    return Selection(classes, candidates.images[rows], small, val_candidates[val_order], counts)
+    return Selection(classes, candidates.images[rows], small, val_candidates.images[: rule.validation_images], counts)
 
 
 def _kept_classes(
     train: Boxes, validation: Boxes, allowed: NDArray[np.bool_], names: Sequence[str], rule: Rule
 ) -> NDArray[np.intp]:
     """Places of the classes that are kept, in order."""
-    train_boxes = np.bincount(train.category, minlength=len(names))
-    validation_boxes = np.bincount(validation.category, minlength=len(names))
+    train_boxes = np.bincount(train["category"], minlength=len(names))
+    validation_boxes = np.bincount(validation["category"], minlength=len(names))
     enough = (train_boxes >= rule.least_train_boxes) & (validation_boxes >= rule.least_validation_boxes)
     found = np.flatnonzero(allowed & enough & (train_boxes > 0))
     most = sorted(found.tolist(), key=lambda place: (-train_boxes[place], names[place]))[: rule.most_classes]
     return np.array(sorted(most), np.intp)
 
 
-@dataclass(frozen=True)
-class _Candidates:
+class _Candidates(NamedTuple):
     """Images that fulfil the multi-object rule, and what they show, a row per image and class.
 
     Attributes:
-        images: (N,) ids.
+        images: (N,) ids, in the order of the SHA-1.
         place: (P,) place in `images`, ascending.
         category: (P,) the kept classes that it shows.
     """
@@ -149,35 +127,30 @@ class _Candidates:
     place: NDArray[np.intp]
     category: NDArray[np.intp]
 
-    def of(self, which: NDArray[np.bool_]) -> _Candidates:
-        """Those images only."""
-        mine = which[self.place]
-        return _Candidates(self.images[which], (np.cumsum(which) - 1)[self.place[mine]], self.category[mine])
 
-    def ordered(self, order: NDArray[np.intp]) -> _Candidates:
-        """The same images in another order."""
-        rank = np.empty(len(order), np.intp)
-        rank[order] = np.arange(len(order))
-        place = rank[self.place]
-        rows = np.argsort(place, kind="stable")
-        return _Candidates(self.images[order], place[rows], self.category[rows])
-
-
-def _candidates(boxes: Boxes, kept: NDArray[np.bool_], rule: Rule) -> _Candidates:
-    """The images that fulfil the rule, in the order of their ids."""
-    mine = kept[boxes.category]
-    of_size = _have_sides(boxes.corners, rule)[mine]
-    ids, image = np.unique(boxes.image[mine], return_inverse=True)
+def _candidates(
+    boxes: Boxes, kept: NDArray[np.bool_], rule: Rule, without: Ids | Sequence[int] = ()
+) -> tuple[_Candidates, int]:
+    """The images that fulfil the rule, and how many more would if they were not among those to do without."""
+    mine = kept[boxes["category"]]
+    ids, image = np.unique(boxes["image"][mine], return_inverse=True)
     class_count = len(kept)
-    pairs = np.sort(image * class_count + boxes.category[mine])  # np.unique would hash them, many times slower
+    pairs = np.sort(image * class_count + boxes["category"][mine])  # np.unique would hash them, many times slower
     pairs = pairs[np.diff(pairs, prepend=-1) > 0]  # one per image and class
-    place, category = pairs // class_count, pairs % class_count
+    place, category = np.divmod(pairs, class_count)
     good = (
         (np.bincount(image, minlength=len(ids)) >= rule.least_boxes)
         & (np.bincount(place, minlength=len(ids)) >= rule.least_classes)
-        & (np.bincount(image[of_size], minlength=len(ids)) > 0)
+        & (np.bincount(image[_have_sides(boxes["corners"][mine], rule)], minlength=len(ids)) > 0)
     )
-    return _Candidates(ids, place, category).of(good)
+    fresh = good & ~np.isin(ids, np.unique(without))
+    of_rank = np.flatnonzero(fresh)
+    of_rank = of_rank[_sha1_order(ids[of_rank], rule.salt)]
+    rank = np.full(len(ids), -1)
+    rank[of_rank] = np.arange(len(of_rank))
+    place = rank[place]
+    rows = np.argsort(place, kind="stable")[np.count_nonzero(place < 0) :]
+    return _Candidates(ids[of_rank], place[rows], category[rows]), int((good & ~fresh).sum())
 
 
 def _have_sides(corners: NDArray[np.float32], rule: Rule) -> NDArray[np.bool_]:

@@ -1,30 +1,24 @@
 """Pictures of a diagnosis: heat maps on the pictures themselves, drawn with Pillow.
 
-Colours run from dark blue (least) to pale yellow (most), legible without colour vision. Lengths are CSS pixels.
+Colours run from dark blue (least) to pale yellow (most), legible without colour vision.
 """
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
+from ...sheet import BOX, Pixels, Sheet
 from ..data.pictures import ProbeData
 from ..models.features import StageFeatures
 from ..results import ModelResult
 
-_SCALE = 2  # drawn for screens with two pixels per CSS pixel
-_TILE, _GAP, _LEFT, _TOP, _CAPTION = 148, 8, 150, 30, 22
-_INK, _MUTED, _BOX = "#1c2330", "#667085", "#ffd400"
 _RAMP = ((0.0, "0d0f2b"), (0.25, "3b1f6b"), (0.5, "9b2f6f"), (0.75, "ee6a4c"), (1.0, "fdf5b2"))
-
-Pixels = NDArray[np.uint8]
 
 
 def colorize(values: Tensor, low: float | None = None, high: float | None = None) -> Pixels:
@@ -37,46 +31,6 @@ def colorize(values: Tensor, low: float | None = None, high: float | None = None
     colors = np.array([[int(text[k : k + 2], 16) for k in (0, 2, 4)] for _, text in _RAMP], float)
     parts = [np.interp(share, stops, colors[:, channel]) for channel in range(3)]
     return np.stack(parts, -1).round().astype(np.uint8)
-
-
-class Sheet:
-    """A white sheet of square tiles in rows, a label before each row and a caption below each tile."""
-
-    def __init__(self, columns: Sequence[str], rows: int):
-        self.width = _LEFT + len(columns) * (_TILE + _GAP) + _GAP
-        self.image = Image.new("RGB", (self.width * _SCALE, (_TOP + rows * (_TILE + _CAPTION)) * _SCALE), "white")
-        self.draw = ImageDraw.Draw(self.image)
-        for number, name in enumerate(columns):
-            self._text(_LEFT + number * (_TILE + _GAP), 8, name, _INK, 13, _TILE)
-
-    def label(self, row: int, text: str, note: str = "") -> None:
-        """Write before a row."""
-        top = _TOP + row * (_TILE + _CAPTION)
-        for line, part in enumerate(textwrap.wrap(text, 19)[:4]):
-            self._text(8, top + 8 + 17 * line, part, _INK, 13, _LEFT - 14)
-        for line, part in enumerate(textwrap.wrap(note, 22)[:4]):
-            self._text(8, top + 84 + 15 * line, part, _MUTED, 11, _LEFT - 14)
-
-    def put(
-        self, row: int, column: int, tile: Pixels, caption: str = "", box: Tensor | None = None, smooth: bool = False
-    ) -> None:
-        """Paste (h, w, 3) pixels into a tile, with a box (4,) in units of it."""
-        left, top = _LEFT + column * (_TILE + _GAP), _TOP + row * (_TILE + _CAPTION)
-        how = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
-        side = _TILE * _SCALE
-        self.image.paste(Image.fromarray(tile).resize((side, side), how), (left * _SCALE, top * _SCALE))
-        if box is not None:
-            x1, y1, x2, y2 = (float(value) * _TILE for value in box)
-            place = [round(v * _SCALE) for v in (left + x1, top + y1, left + x2, top + y2)]
-            self.draw.rectangle([place[0] - 1, place[1] - 1, place[2] + 1, place[3] + 1], outline=_INK, width=5)
-            self.draw.rectangle(place, outline=_BOX, width=3)
-        self._text(left, top + _TILE + 3, caption, _MUTED, 11, _TILE)
-
-    def _text(self, x: float, y: float, text: str, color: str, size: int, room: int) -> None:
-        font = ImageFont.load_default(size=size * _SCALE)
-        while text and font.getlength(text) > room * _SCALE:
-            text = text.removesuffix("…")[:-1] + "…" if len(text.removesuffix("…")) > 1 else ""
-        self.draw.text((x * _SCALE, y * _SCALE), text, fill=color, font=font)
 
 
 def draw_blank_pages(models: Sequence[ModelResult]) -> Image.Image | None:
@@ -113,14 +67,15 @@ def draw_influence(models: Sequence[ModelResult], data: ProbeData, columns: int 
     sheet.label(0, "query region")
     pictures = [_picture(data.queries.pixels[data.swaps.images[k]]) for k in range(columns)]
     for column, picture in enumerate(pictures):
-        sheet.put(0, column, picture, box=data.swaps.boxes[column])
+        sheet.put(0, column, picture, boxes=[(data.swaps.boxes[column], BOX)])
     for row, model in enumerate(shown, start=1):
         sheet.label(row, model.name, f"{model.last.name}: gradient energy")
         for column in range(columns):
             energy = model.features.gradients[column]
-            share = share_outside(energy, data.swaps.boxes[column])
+            box = data.swaps.boxes[column]
+            share = share_outside(energy, box)
             blend = heat_over(pictures[column], energy)
-            sheet.put(row, column, blend, f"{share:.0%} outside the box", data.swaps.boxes[column], smooth=True)
+            sheet.put(row, column, blend, f"{share:.0%} outside the box", [(box, BOX)], smooth=True)
     return sheet.image
 
 
@@ -157,7 +112,7 @@ def draw_swaps(models: Sequence[ModelResult], data: ProbeData, rows: int = 3) ->
             (swaps.moved[row], swaps.moved_boxes[row]),
         )
         for column, (pixels, box) in enumerate(tiles):
-            sheet.put(row, column, _picture(pixels), box=box)
+            sheet.put(row, column, _picture(pixels), boxes=[(box, BOX)])
     return sheet.image
 
 

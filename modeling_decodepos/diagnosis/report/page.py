@@ -140,13 +140,7 @@ def save_report(diagnosis: Diagnosis, output: Path | str) -> Path:
 
 
 def build_page(diagnosis: Diagnosis, figures: Mapping[str, Markup], layers: Sequence[str] = ()) -> str:
-    """The whole page.
-
-    Args:
-        diagnosis: What was measured.
-        figures: A picture per measure, for those that have one.
-        layers: Files of the debias layers.
-    """
+    """The whole page, with a picture for those measures that have one, and the names of files of debias layers."""
     about = diagnosis.settings
     status = f"{about['data']} · {about['images']} query pictures, {about['gallery_images']} gallery pictures · "
     status += f"{about['picture_size_px']} px · seed {about['seed']}"
@@ -191,9 +185,9 @@ def summarise(model: ModelResult) -> str:
                 text += f" (random weights: {write(control.value, BY_KEY[key])}{unclear})"
             found.append(text + ".")
     keys = ("knn_clean", "knn_recontextualised", "knn_repositioned")
-    clean, context, moved = (_last(model.stages, key) for key in keys)
-    if clean and clean.value and context and moved and not is_guessing(stage):
-        elsewhere, away = write(context.value, BY_KEY[keys[1]]), write(moved.value, BY_KEY[keys[2]])
+    values = [value.value for key in keys if (value := _last(model.stages, key))]
+    if len(values) == 3 and values[0] and not is_guessing(stage):
+        _, elsewhere, away = (write(value, BY_KEY[key]) for key, value in zip(keys, values, strict=True))
         found.append(f"In other surroundings that becomes {elsewhere}, in another place {away}.")
     return " ".join(found) or "Nothing was measured at its last stage."
 
@@ -220,9 +214,13 @@ def _write_whole(value: Estimate | None, metric: Metric) -> str:
     if value is None or value.value is None:
         return (value and value.reason) or "not measured"
     text = write(value.value, metric)
-    if value.low is not None and value.high is not None:
-        text += f" ({write(value.low, metric).removesuffix(PERCENT)} to {write(value.high, metric)})"
+    if ends := _interval(value):
+        text += f" ({write(ends[0], metric).removesuffix(PERCENT)} to {write(ends[1], metric)})"
     return text
+
+
+def _interval(value: Estimate | None) -> tuple[float, float] | None:
+    return None if value is None or value.low is None or value.high is None else (value.low, value.high)
 
 
 def _title(measure: str) -> str:
@@ -237,9 +235,8 @@ def _last(stages: Sequence[StageResult] | None, key: str) -> Estimate | None:
 
 def _overlap(one: Estimate, other: Estimate) -> bool:
     """Whether both have intervals, and these have a number in common."""
-    if one.low is None or one.high is None or other.low is None or other.high is None:
-        return False
-    return one.low <= other.high and other.low <= one.high
+    first, second = _interval(one), _interval(other)
+    return bool(first and second and first[0] <= second[1] and second[0] <= first[1])
 
 
 # ----------------------------------------------------------------------------------------------------------- sections
@@ -290,26 +287,26 @@ def _section(diagnosis: Diagnosis, measure: str, figure: Markup, layers: Sequenc
 
 def _bars(diagnosis: Diagnosis, metric: Metric) -> Markup:
     """One bar per model, its last stage, with both controls as marks on it."""
-    items, values = [], []
+    items: list[Bar] = []
+    values: list[float] = []
     for number, model in enumerate(diagnosis.models):
-        value = _last(model.stages, metric.key)
-        marks = [("mark", metric.chance)] if metric.chance else []
-        for stages, kind in ((model.random, "control"), (model.statistics, "control square")):
-            if (control := _last(stages, metric.key)) is not None and control.value is not None:
-                marks.append((kind, control.value))
-                values.append(control.value)
-        values += [value.value] if value is not None and value.value is not None else []
-        interval = (value.low, value.high) if value and value.low is not None and value.high is not None else None
-        text = _write_whole(model.last.numbers.get(metric.key), metric)
-        items.append(Bar(model.name, value.value if value else None, text, interval, marks, number % 6))
+        arms = {"value": model.stages, "control": model.random, "control square": model.statistics}
+        known = {kind: found.value for kind, stages in arms.items() if (found := _last(stages, metric.key))}
+        drawn = {kind: value for kind, value in known.items() if value is not None}
+        values += drawn.values()
+        value = drawn.pop("value", None)
+        marks = [("mark", metric.chance), *drawn.items()] if metric.chance else list(drawn.items())
+        estimate = model.last.numbers.get(metric.key)
+        whisker = None if value is None else _interval(estimate)
+        items.append(Bar(model.name, value, _write_whole(estimate, metric), whisker, marks, number % 6))
     if not values:
-        reasons = {value.reason for model in diagnosis.models if (value := model.last.numbers.get(metric.key))}
+        reasons = {found.reason for model in diagnosis.models if (found := model.last.numbers.get(metric.key))}
         return message(f"{metric.title}: not measured. {'; '.join(sorted(reasons))}")
     high = 1.0 if metric.percent and max(values) > 0.35 else max(*values, 1e-9) * 1.15
     # Or noise around nothing fills the bar.
     high = max(high, 0.2 if metric.percent else 0.0, (metric.chance or 0.0) * 1.15)
     head = Markup("<p><strong>{}</strong>, last stage. {}</p>").format(metric.title, metric.reading)
-    return head + bars(items, high, wide=True)
+    return head + bars(items, high)
 
 
 def _series(models: Sequence[ModelResult], points: Sequence[Points]) -> dict[str, Points]:
@@ -332,8 +329,9 @@ def _stage_charts(models: Sequence[ModelResult], metric: Metric) -> list[Markup]
         "by stage": _series(models, [by_stage(model.stages) for model in models]),
         "by stage, random weights": _series(models, [by_stage(model.random) for model in models]),
     }
-    known = [y for series in arms.values() for _, ys in series.values() for y in ys if y is not None]
-    greatest = max(known, default=0.0)
+    greatest = max(
+        (y for series in arms.values() for _, ys in series.values() for y in ys if y is not None), default=0.0
+    )
     high = 1.0 if metric.percent and greatest > 0.35 else 1.05 * max(greatest, metric.chance or 0.0) or None
     how: dict[str, Any] = {"references": {"chance": metric.chance} if metric.chance else {}, "y_range": (0.0, high)}
     return [
@@ -345,15 +343,14 @@ def _stage_charts(models: Sequence[ModelResult], metric: Metric) -> list[Markup]
 
 def _paddings(diagnosis: Diagnosis) -> Markup:
     """What other paddings do to each model."""
-    parts = []
+    parts, keys = [], ("position_blank", "border_contrast")
     for model in diagnosis.models:
-        if not model.last.padding:
+        if not (found := model.last.padding):
             parts.append(message(f"{model.name}: no padded convolutions, so there is no padding to exchange."))
             continue
-        keys = ("position_blank", "border_contrast")
-        found = {mode: model.last.padding.get(mode, {}) for mode in PADDING_MODES}
         rows = [
-            (mode, *(_write_whole(values.get(key), BY_KEY[key]) for key in keys)) for mode, values in found.items()
+            (mode, *(_write_whole(found.get(mode, {}).get(key), BY_KEY[key]) for key in keys))
+            for mode in PADDING_MODES
         ]
         text = Markup("<p><strong>{}</strong> with other paddings, the weights unchanged.</p>").format(model.name)
         parts.append(text + table(["padding", "position on blank pages, R²", "drift at the border"], rows))

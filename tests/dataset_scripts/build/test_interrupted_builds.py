@@ -122,7 +122,7 @@ def test_a_stopped_build_leaves_no_process_and_goes_on(
     assert process.returncode == code
     wait_until_gone(process.pid)
     if number != signal.SIGKILL:
-        assert said.strip().splitlines()[-1].startswith("Stopped. Finished shards are kept")
+        assert said.strip().splitlines()[-1].startswith("Stopped. What is finished is kept")
         assert "Traceback" not in said
         assert not list(folder.rglob(".*.tmp"))
     done = load_manifest(folder)

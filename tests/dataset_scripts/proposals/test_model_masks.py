@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset_scripts.proposals import Proposals, add_regions, check_provider, recipe_of
+from dataset_scripts.proposals import Proposals, add_regions, recipe_of
 from dataset_scripts.proposals.model_masks import _generator, without_doubles
 from tests.dataset_scripts.proposals.pictures_of_regions import encode, noise, row
 
@@ -55,7 +55,6 @@ def sam(tmp_path_factory):
 
 def test_masks_of_a_model_become_boxes_with_scores(sam, tmp_path):
     chosen = Proposals("masks", mask_model=sam, cache=str(tmp_path))
-    check_provider(chosen)
     entry = row(encode(noise(40, 25)), 40, 25)
     found = add_regions(entry, chosen)["regions"]
     boxes, scores = np.array(found["bbox"]), found["score"]

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_scripts.proposals import PROVIDERS, Proposals, add_regions, check_provider, propose, recipe_of
-from dataset_scripts.proposals.filtering import keep_once, keep_useful
+from dataset_scripts.proposals import PROVIDERS, Proposals, add_regions, propose, recipe_of
+from dataset_scripts.proposals.geometric import map_masks
 from dataset_scripts.proposals.inputs import ProposalInput
-from dataset_scripts.proposals.map_masks import map_masks
 from dataset_scripts.proposals.segments import segment_boxes, segment_image
-from dataset_scripts.proposals.selective import FULL
+from dataset_scripts.proposals.selective import FULL, keep_useful
 from tests.dataset_scripts.proposals.pictures_of_regions import clutter, encode, grainy, noise, row, shapes
 
 ROOT = Path(__file__).parents[3]
@@ -134,8 +133,6 @@ def test_the_filter_gives_way_step_by_step():
     assert kept(slim, speck) == [slim]
     assert kept(speck) == [[0, 0, 240, 180]]
     assert kept([0, 0, 240, 180], slim) == [[0, 0, 240, 180]]  # too large, but not long
-    once = keep_once(np.array([good, tiny, good], np.float32))
-    assert once.tolist() == [good, tiny]
 
 
 # --- pixels
@@ -276,9 +273,9 @@ def test_a_map_of_another_kind_is_refused(wrong):
 
 def test_names_are_checked():
     for name in PROVIDERS:
-        check_provider(name)
+        recipe_of(name)
     with pytest.raises(ValueError, match="'magic', expected one of boxes, random, grid, none"):
-        check_provider("magic")
+        recipe_of("magic")
     with pytest.raises(ValueError, match="mask_model is 'x' and proposals is 'grid'"):
         Proposals("grid", mask_model="x")
 
@@ -294,9 +291,9 @@ def test_the_recipe_says_what_decides_the_boxes_and_no_more():
 
 def test_an_opencv_without_its_extra_modules_is_named(monkeypatch):
     monkeypatch.delattr(cv2, "ximgproc")
-    check_provider("grid")
+    recipe_of("grid")
     with pytest.raises(ValueError, match="without its module ximgproc.*opencv-contrib-python-headless"):
-        check_provider("selective")
+        recipe_of("selective")
 
 
 def test_segment_boxes_are_tight():

@@ -225,7 +225,7 @@ def test_a_local_folder_of_photos_needs_no_server(server, tmp_path, capsys):
     (photos / f"{TRAIN[0]}.jpg").write_bytes(photo(1)[:-100])
     again = command(server, tmp_path / "source", tmp_path / "again", *RULE, "--images", str(photos))
     assert main(again) == 1
-    assert re.search(f"{TRAIN[0]}.jpg: the JPEG does not decode .*Delete it", capsys.readouterr().err)
+    assert re.search(f"{TRAIN[0]}.jpg: .*cannot be decoded .*truncated.*Delete it", capsys.readouterr().err)
 
 
 def test_ids_only_is_small_loads_and_builds_the_same(server, tmp_path, capsys):
@@ -407,9 +407,9 @@ def test_masks_that_are_missing_broken_or_huge_are_named(server, tmp_path, capsy
     good = path.read_bytes()
     for content, message, code in (
         (None, f"1 of 2 masks are not there, such as {name}", 2),
-        (good[:46], f"{name} does not decode", 1),  # known when its row is made
-        (b"no picture", f"{name} is no usable PNG", 2),
-        (huge_png_header(60_000, 40_000), f"{name} is no usable PNG", 2),
+        (good[:46], f"{name} cannot be decoded", 1),  # known when its row is made
+        (b"no picture", f"{name} cannot be decoded (header): no known kind of picture", 2),
+        (huge_png_header(60_000, 40_000), f"{name} cannot be decoded (header): DecompressionBomb", 2),
     ):
         path.unlink(missing_ok=True)
         if content is not None:

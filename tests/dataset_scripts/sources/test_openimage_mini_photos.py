@@ -175,20 +175,20 @@ def huge_jpeg(width: int, height: int) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize(("side", "message"), [(9_600, "expected at most"), (60_000, "expected at most")])
-def test_a_decompression_bomb_is_not_unpacked(side, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("side", [9_600, 60_000])
+def test_a_decompression_bomb_is_not_unpacked(side):
+    with pytest.raises(ValueError, match="decompression bomb|expected at most"):
         verify_photo(huge_jpeg(side, side), Photo("train", A))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (jpeg()[:-200], "does not decode"),
-        (jpeg()[:300], "does not decode|no JPEG"),
-        (b"", "no JPEG"),
-        (b"<html>", "no JPEG: it begins with b'<html>'"),
-        (huge_png_header(50_000, 50_000), "no JPEG"),
+        (jpeg()[:-200], "cannot be decoded .*truncated"),
+        (jpeg()[:300], "cannot be decoded"),
+        (b"", "no known kind of picture"),
+        (b"<html>", "beginning b'<html>'.: no known kind of picture"),
+        (huge_png_header(50_000, 50_000), "no known kind of picture"),
     ],
 )
 def test_what_is_no_whole_jpeg_is_refused(content, message):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dataset_scripts.sources.openimage_mini.selection import Rule, select
-from dataset_scripts.sources.openimage_mini.tables import Boxes, id_text
+from dataset_scripts.sources.openimage_mini.tables import BOX, Boxes, id_text
 from modeling_decodepos.settings import from_values
 
 SMALL = Rule(
@@ -17,11 +17,7 @@ SMALL = Rule(
 
 def boxes_of(rows) -> Boxes:
     """Boxes from (id, class, x1, y1, x2, y2)."""
-    return Boxes(
-        np.array([row[0] for row in rows], np.uint64),
-        np.array([row[1] for row in rows], np.int16),
-        np.array([row[2:] for row in rows], np.float32).reshape(-1, 4),
-    )
+    return np.array([(number, category, corners) for number, category, *corners in rows], BOX)
 
 
 def image(number: int, *classes: int, side: float = 0.5) -> list[tuple]:

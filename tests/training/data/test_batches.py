@@ -109,8 +109,7 @@ def test_a_mean_donor_is_one_colour(scenes: Path):
     args = ViewArguments(view_size_px=32, donor="mean")
     dataset = RegionDataset(open_images(scenes, "train"), args, ["repositioned"])
     for index in range(4):
-        (sample,) = dataset.read_samples([(0, index)], {})
-        views = sample.views
+        views = dataset.read_sample(0, index).views
         shown = dataset[(0, index)].views["repositioned"].pixel_values[0]
         around = shown[:, ~torch.from_numpy(views["repositioned"].foreground)]
         assert around.unique(dim=1).flatten().tolist() == [124, 116, 104]

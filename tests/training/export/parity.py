@@ -21,8 +21,8 @@ from transformers import ResNetConfig, ResNetModel
 from modeling_decodepos import DecodePosModel
 from tests.modeling.conftest import shake
 from tests.training.export.foreign_resnets import Detectron2ResNet, SideBySideResNet, prepare_pixels
-from training.export.command import export
 from training.export.loading import LoadedNetwork
+from training.export.writing import export
 from training.views.normalise import normalise
 
 SIZES = {18: ("basic", [64, 128, 256, 512]), 50: ("bottleneck", [256, 512, 1024, 2048])}

@@ -12,9 +12,9 @@ from transformers import Dinov2Config
 
 from modeling_decodepos import DecodePosModel
 from tests.modeling.conftest import shake, tiny_config, tiny_resnet
-from training.export.command import export
 from training.export.graphs import TOLERANCE, check_graph, run_onnx
 from training.export.loading import LoadedNetwork
+from training.export.writing import export
 
 KINDS = {
     "resnet": (tiny_resnet(), 64),

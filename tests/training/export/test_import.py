@@ -20,9 +20,8 @@ from transformers import ResNetModel
 from modeling_decodepos import DecodePosForPreTraining
 from tests.modeling.conftest import shake, tiny_resnet
 from training.export.__main__ import main
-from training.export.layouts import BARE, C4, FPN, LAYOUTS, Prefix, to_layout
+from training.export.layouts import BARE, C4, FPN, LAYOUTS, PIXEL_FORMS, Prefix, to_layout
 from training.export.loading import load_foreign, load_network
-from training.export.pixel_forms import PIXEL_FORMS
 from training.recipe import ModelArguments
 from training.run.model import build_model
 from training.views.normalise import normalise

@@ -21,10 +21,10 @@ from tests.training.export import parity as export_parity
 from tests.training.export.foreign_resnets import Detectron2ResNet, SideBySideResNet, prepare_pixels
 from tests.training.export.parity import compare, difference, export_to, images, own_map, resnet
 from training.export.__main__ import main
-from training.export.command import export
 from training.export.layouts import C4, LAYOUTS, from_layout, key_table, to_layout
 from training.export.loading import LoadedNetwork, load_foreign
 from training.export.resnets import BATCH_NORM, NAMED, build_resnet
+from training.export.writing import export
 
 # The reference adds and multiplies in another order: in fp32 that is some 1e-6 of the greatest value.
 TOLERANCE = 2e-5
@@ -162,9 +162,9 @@ def test_every_name_is_known_and_no_two_are_one() -> None:
     keys = set(ResNetModel(tiny_resnet(depths=[1, 1, 12, 1], layer_type="bottleneck")).state_dict())
     for layout in LAYOUTS.values():
         for prefix in layout.prefixes:
-            table = key_table(layout.names, prefix)
+            table = key_table(layout, prefix)
             assert keys <= set(table.values()) and len(set(table.values())) == len(table)
-    c4 = key_table(LAYOUTS["detectron2"].names, C4)
+    c4 = key_table(LAYOUTS["detectron2"], C4)
     assert "roi_heads.res5.0.conv1.norm.weight" in c4
     assert not {"backbone.res5.0.conv1.weight", "roi_heads.res4.0.conv1.weight"} & c4.keys()
 

@@ -26,8 +26,8 @@ def checkpoints(tmp_path):
 
 @pytest.fixture
 def watch(checkpoints):
-    def build(warn_below=0.5, stop_below=0.1, patience=3, grace_steps=20):
-        return CollapseWatch(SIZE, warn_below, stop_below, patience, grace_steps, checkpoints)
+    def build(warn_below=0.5, stop_below=0.1, patience=3, grace_steps=20, **state):
+        return CollapseWatch(SIZE, warn_below, stop_below, patience, grace_steps, checkpoints, **state)
 
     return build
 
@@ -106,16 +106,15 @@ def test_without_an_old_checkpoint_the_message_says_so(tmp_path):
 
 
 def test_a_watch_goes_on_from_its_state(watch):
-    straight, first, second = watch(), watch(), watch()
+    first = watch()
     feed(first, [0.9, 0.9, 0.45, 0.05, 0.05])
-    second.restore(json.loads(json.dumps(first.state())))
-    assert second.observe(60, 0.4 / 8, 30.0, FULL) is None  # it has warned before
-    second.restore(json.loads(json.dumps(first.state())))
+    state = json.loads(json.dumps(first.state()))
+    assert watch(**state).observe(60, 0.4 / 8, 30.0, FULL) is None  # it has warned before
+    second = watch(**state)
+    assert second.state() == first.state() != watch().state()
     for guard in (first, second):
         with pytest.raises(RunStopped, match="healthy log line: step 30"):
             guard.observe(60, 0.05 / 8, 2.5, FULL)
-    straight.restore({})
-    assert straight.state() == watch().state()
 
 
 def test_the_watchdog_stops_a_run_that_loses_what_it_began_with(checkpoints):
@@ -174,9 +173,9 @@ def test_the_watchdog_does_not_bark_at_noise(checkpoints):
 
 
 def test_a_watchdog_goes_on_from_its_state(checkpoints):
-    first, second = KnnWatchdog(0.7, checkpoints), KnnWatchdog(0.7, checkpoints)
+    first = KnnWatchdog(0.7, checkpoints)
     first.observe(0, {"object_knn": 0.8})
-    second.restore(json.loads(json.dumps(first.state())))
+    second = KnnWatchdog(0.7, checkpoints, **json.loads(json.dumps(first.state())))
     with pytest.raises(RunStopped, match="fell to 0.3 from 0.8"):
         second.observe(10, {"object_knn": 0.3})
 

@@ -17,16 +17,8 @@ from model_cards.evidence import draw, load_sweeps, with_sweeps
 from training.evaluation.results import KEY
 from training.provenance import commit
 from training.sweep.__main__ import main
-from training.sweep.command import write_results
-from training.sweep.queue import (
-    Place,
-    Queue,
-    diagnosis_rows,
-    fingerprint,
-    images_of,
-    load_row,
-    refuse_other_run,
-)
+from training.sweep.queue import Queue, diagnosis_rows, refuse_other_run
+from training.sweep.results import write_results
 from training.sweep.sweep import load_sweep
 
 ROOT = Path(__file__).parents[3]
@@ -96,41 +88,40 @@ def test_a_seed_is_finished_in_all_arms_before_the_next(write):
 
 def test_what_changes_a_number_makes_a_row_undone(write, tmp_path):
     def prints(**changes):
-        return fingerprint(load_sweep(write(**changes)).rows()[2])
+        return load_sweep(write(**changes)).rows()[2].fingerprint
 
     assert prints() == prints() == prints(keys={"max_steps": 4, "num_workers": 3}) == prints(seeds=[0])
     assert len({prints(), prints(keys={"max_steps": 5}), prints(measures={"object_knn": {"size_px": 64}})}) == 3
-    row = load_sweep(write()).rows()[2]
-    place = Place(tmp_path, row)
-    assert load_row(place) is None
-    place.file.parent.mkdir()
-    place.file.write_text(json.dumps({"fingerprint": fingerprint(row)}))
-    assert load_row(place) is not None
-    assert load_row(Place(tmp_path, load_sweep(write(keys={"max_steps": 5})).rows()[2])) is None
-    place.file.write_text("{")
-    assert load_row(place) is None
+    row = load_sweep(write()).rows(tmp_path)[2]
+    assert row.load() is None
+    row.file.parent.mkdir()
+    row.file.write_text(json.dumps({"fingerprint": row.fingerprint}))
+    assert row.load() is not None
+    assert load_sweep(write(keys={"max_steps": 5})).rows(tmp_path)[2].load() is None
+    row.file.write_text("{")
+    assert row.load() is None
 
 
 def test_the_weights_of_another_recipe_are_not_measured(write, tmp_path):
-    place = Place(tmp_path, load_sweep(write()).rows()[2])
-    refuse_other_run(place)  # nothing there yet
-    place.run.mkdir(parents=True)
-    recipe = place.row.build_recipe().values() | {"output_dir": str(place.run), "num_workers": 7}
-    (place.run / "run.json").write_text(json.dumps({"recipe": recipe}))
-    refuse_other_run(place)
-    (place.run / "run.json").write_text(json.dumps({"recipe": recipe | {"view_size_px": 64}}))
+    row = load_sweep(write()).rows(tmp_path)[2]
+    refuse_other_run(row)  # nothing there yet
+    row.run.mkdir(parents=True)
+    recipe = row.build_recipe().values() | {"output_dir": str(row.run), "num_workers": 7}
+    (row.run / "run.json").write_text(json.dumps({"recipe": recipe}))
+    refuse_other_run(row)
+    (row.run / "run.json").write_text(json.dumps({"recipe": recipe | {"view_size_px": 64}}))
     with pytest.raises(ValueError, match="view_size_px: 64 there, 96 now"):
-        refuse_other_run(place)
+        refuse_other_run(row)
 
 
 def test_an_arm_may_read_the_weights_of_another_otherwise(write, tmp_path):
     arms = SWEEP["arms"] | {"again": {"weights_of": "both", "measure_with": {"centre_cells": True}}}
     sweep = load_sweep(write(arms=arms, seeds=[0]))
-    both, again = (Place(tmp_path, row) for row in sweep.rows()[2:])
+    both, again = sweep.rows(tmp_path)[2:]
     assert again.run == both.run and again.file != both.file
-    assert again.row.build_recipe() == both.row.build_recipe() and fingerprint(again.row) != fingerprint(both.row)
-    assert fingerprint(both.row) == fingerprint(load_sweep(write(seeds=[0])).rows()[2])
-    assert images_of(again.row) == 0 and images_of(both.row) == 4 * 32
+    assert again.build_recipe() == both.build_recipe() and again.fingerprint != both.fingerprint
+    assert both.fingerprint == load_sweep(write(seeds=[0])).rows()[2].fingerprint
+    assert again.images == 0 and both.images == 4 * 32
     assert list(load_sweep(write(arms=arms), only=["again"]).arms) == ["plain", "both", "again"]
     called = []
 
@@ -141,10 +132,9 @@ def test_an_arm_may_read_the_weights_of_another_otherwise(write, tmp_path):
                 write_json(Path(command[command.index("--output") + 1]), {"results": []})
             return 0
 
-    for place in (both, again):
-        place.model.mkdir(parents=True, exist_ok=True)
-        (place.run / "run.json").write_text(json.dumps({"recipe": {"global_batch_size": 32}}))
-        Recording(sweep, tmp_path, 1, 1, 0).finish_row(place)
+    for row in (both, again):
+        row.model.mkdir(parents=True, exist_ok=True)
+        Recording(sweep, tmp_path).finish_row(row)
     assert [("--centre_cells" in command, "True" in command) for command in called] == [(False, False), (True, False)]
     assert [command[command.index("--model") + 1] for command in called] == [str(both.model)] * 2
 
@@ -152,16 +142,15 @@ def test_an_arm_may_read_the_weights_of_another_otherwise(write, tmp_path):
 def test_a_measure_that_changed_is_taken_again_and_the_others_stay(write, tmp_path):
     measures = {"object_knn": {"size_px": 32}, "linear_segmentation": {"size_px": 32}}
     sweep = load_sweep(write(measures=measures, seeds=[0]))
-    place = Place(tmp_path, sweep.rows()[1])
-    place.model.mkdir(parents=True)
-    (place.run / "run.json").write_text(json.dumps({"recipe": {"global_batch_size": 32}}))
+    row = sweep.rows(tmp_path)[1]
+    row.model.mkdir(parents=True)
     old = [
         {"protocol": f"{name}-1:size_px=32", "metric": "m", "value": 0.1, "commit": "0" * 40, "seeds": [0]}
         for name in measures
     ]
-    row = {"arm": "plain", "seed": 0, "fingerprint": fingerprint(place.row), "measure_seconds": 90.0, "results": old}
-    place.file.parent.mkdir()
-    place.file.write_text(json.dumps(row))
+    stored = {"arm": "plain", "seed": 0, "fingerprint": row.fingerprint, "measure_seconds": 90.0, "results": old}
+    row.file.parent.mkdir()
+    row.file.write_text(json.dumps(stored))
     asked = []
 
     class Measuring(Queue):
@@ -171,31 +160,45 @@ def test_a_measure_that_changed_is_taken_again_and_the_others_stay(write, tmp_pa
             write_json(Path(command[command.index("--output") + 1]), {"results": [one | {"metric": "m"}]})
             return 0
 
-    queue = Measuring(sweep, tmp_path, 1, 1, 0, again="object_knn")
-    assert not queue.is_done(place) and Queue(sweep, tmp_path, 1, 1, 0).is_done(place)
-    queue.finish_row(place)
-    values = load_row(place)
+    queue = Measuring(sweep, tmp_path, again="object_knn")
+    assert not queue.is_done(row) and Queue(sweep, tmp_path).is_done(row)
+    queue.finish_row(row)
+    values = row.load()
     assert asked == ["object_knn"] and values["measure_seconds"] == 90.0
     assert {result["protocol"]: result["value"] for result in values["results"]} == {
         "linear_segmentation-1:size_px=32": 0.1,
         "object_knn-2": 0.2,
     }
-    assert queue.is_done(place)
+    assert queue.is_done(row)
     with pytest.raises(ValueError, match="--again object_nn"):
-        Queue(sweep, tmp_path, 1, 1, 0, again="object_nn")
+        Queue(sweep, tmp_path, again="object_nn")
 
 
-def test_the_hours_that_are_left_follow_from_the_rows_that_are_done(write, tmp_path):
-    sweep = load_sweep(write(keys={"max_steps": 100}))
-    places = [Place(tmp_path, row) for row in sweep.rows()]
-    queue = Queue(sweep, tmp_path, jobs=2, threads=1, budget_minutes=0)
-    assert "unknown" in queue.outlook(places)
-    places[0].file.parent.mkdir()
-    for place, trained in ((places[0], {}), (places[1], {"images": 3200, "train_seconds": 32.0})):
-        row = {"fingerprint": fingerprint(place.row), "measure_seconds": 40.0, "results": [], **trained}
-        place.file.write_text(json.dumps(row))
-    # Five trained rows of 32 seconds and seven measurements of 40, two at a time.
-    assert queue.outlook(places) == f"100 images/s a row, about {(5 * 32 + 7 * 40) / 3600 / 2:.1f} h left"
+def test_only_what_is_left_is_done_and_a_row_that_fails_stops_the_others(write, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+    sweep = load_sweep(write(seeds=[0, 1]))
+    rows = sweep.rows(tmp_path)
+    rows[1].file.parent.mkdir()
+    rows[1].file.write_text(json.dumps({"fingerprint": rows[1].fingerprint}))
+    asked = []
+
+    class Failing(Queue):
+        def finish_row(self, row):
+            asked.append(row.name)
+            if row.arm == "both":
+                raise RuntimeError("measuring failed")
+            write_json(row.file, {"fingerprint": row.fingerprint, "results": []})
+
+    with pytest.raises(RuntimeError, match="measuring failed"):
+        Failing(sweep, tmp_path).work(jobs=1, budget_minutes=0)
+    assert asked[:2] == ["start-seed0", "both-seed0"] and len(asked) < 5
+    said = capfd.readouterr()
+    assert "6 rows, 1 of them done" in said.out and "start-seed0: object_knn/micro_k1 -" in said.out + said.err
+    assert (tmp_path / "architecture" / "config.json").is_file()
+    stopped = Queue(sweep, tmp_path)
+    stopped.stop.set()
+    stopped.work(jobs=1, budget_minutes=0)
+    assert not rows[2].file.exists()
 
 
 def numbers(values) -> list[dict]:
@@ -249,12 +252,11 @@ def test_results_and_page_hold_the_rows_that_are_done(write, tmp_path, capsys):
     path = write(arms={"plain": {"objective": "byol_region"}, "<script>x": {"objective": "both"}})
     sweep = load_sweep(path)
     found = numbers({"plain": [0.2, 0.3, 0.4], "<script>x": [0.25, 0.36]})
-    for row in sweep.rows():
+    for row in sweep.rows(tmp_path / "out"):
         values = [one for one in found if (one["arm"], one["seed"]) == (row.arm, row.seed)]
-        place = Place(tmp_path / "out", row)
-        place.file.parent.mkdir(parents=True, exist_ok=True)
+        row.file.parent.mkdir(parents=True, exist_ok=True)
         if values:
-            place.file.write_text(json.dumps(values[0] | {"fingerprint": fingerprint(row)}))
+            row.file.write_text(json.dumps(values[0] | {"fingerprint": row.fingerprint}))
     assert write_results(sweep, tmp_path / "out", tmp_path / "card.json") == 1
     stored = load_sweeps(tmp_path)["card"]
     assert [row["values"] for row in stored["results"]] == [[0.2, 0.3, 0.4], [0.25, 0.36]]
@@ -300,12 +302,12 @@ def test_a_command_that_cannot_run_says_why(write, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_stops_at_its_budget_and_goes_on(write, squares, tmp_path):
+def test_a_sweep_stops_at_its_budget_and_goes_on(write, scenes, tmp_path):
     """Two trained arms and the untrained network, on real processes; the second call does only what is left."""
     path = write(
         seeds=[0],
         keys={
-            "data": str(squares), "view_size_px": 64, "max_steps": 3, "global_batch_size": 4, "num_workers": 0,
+            "data": str(scenes), "view_size_px": 64, "max_steps": 3, "global_batch_size": 4, "num_workers": 0,
             "measure_steps": 0, "probe_count": 0, "save_steps": 1, "num_regions": 2,
         },
         measures={"object_knn": {"size_px": 32, "neighbours": [1]}},
@@ -321,7 +323,7 @@ def test_a_sweep_stops_at_its_budget_and_goes_on(write, squares, tmp_path):
 
     first = call("--budget-minutes", "0.4")
     assert first.returncode == 75, first.stderr
-    done = sorted((output / "rows").glob("*.json")) if (output / "rows").is_dir() else []
+    done = sorted((output / "rows").glob("*-seed0.json")) if (output / "rows").is_dir() else []
     kept = {file.name: file.stat().st_mtime_ns for file in done}
     second = call("--jobs", "2")
     assert second.returncode == 0, second.stderr

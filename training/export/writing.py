@@ -1,34 +1,62 @@
-"""A ResNet's weights as files of other libraries, with the lines of their configuration that must go with them."""
+"""A network as a folder of another library, of transformers, or as a graph, with the lines that load it.
+
+python -m training.export runs/scenes_smoke/export/pretraining --format backbone --output my-backbone
+python -m training.export resnet50.pth --from torchvision --format backbone --output my-start
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from training.export.folders import Readme
-from training.export.layouts import LAYOUTS, to_layout
-from training.export.pixel_forms import PIXEL_FORMS
+from modeling_decodepos.imagenet import IMAGE_MEAN, IMAGE_STD
+from modeling_decodepos.modeling_decodepos import DecodePosModel
+from training.export.folders import Readme, export_backbone, new_folder, write_readme
+from training.export.graphs import write_graph
+from training.export.layouts import LAYOUTS, PIXEL_FORMS, to_layout
+from training.export.loading import LoadedNetwork
 from training.export.resnets import BATCH_NORM, NAMED, check_exportable
-from training.views.normalise import IMAGE_MEAN, IMAGE_STD
 
 PIXELS = PIXEL_FORMS["imagenet"]
 
 
-def write_library(backbone: PreTrainedModel, library: str, folder: Path, place: str) -> Readme:
-    """Write a ResNet as a file of another library; what the README says.
+def export(loaded: LoadedNetwork, format_name: str, output: Path, image_size_px: int = 224) -> Readme:
+    """Write a network to a new folder in a format of `training.export.__main__.FORMATS`; what its README says."""
+    extractor, place = loaded.extractor, output.name
+    with new_folder(output) as folder:
+        if format_name in LAYOUTS:
+            readme = _write_library(extractor.backbone, format_name, folder, place)
+        elif format_name == "backbone":
+            readme = _write_backbone(extractor, folder, place, image_size_px)
+        else:
+            readme = write_graph(extractor, format_name, folder, place, image_size_px)
+        readme.lines += [f"When it was read: {note}." for note in loaded.notes]
+        write_readme(folder, readme, loaded.origin)
+    return readme
 
-    Args:
-        backbone: A ResNet of transformers.
-        library: A name of `LAYOUTS`.
-        folder: Where to write.
-        place: What the folder will be called when it is complete.
-    """
+
+def _write_backbone(extractor: DecodePosModel, folder: Path, place: str, image_size_px: int) -> Readme:
+    export_backbone(extractor, folder, image_size_px)
+    config: Any = extractor.config.backbone_config
+    facts: dict[str, Any] = {"architecture": config.model_type, "pixels": asdict(PIXELS)}
+    if config.model_type == "resnet":
+        facts |= {"stride_in": "1x1" if config.downsample_in_bottleneck else "3x3", "batch_norm": BATCH_NORM}
+    return Readme(
+        "from transformers import AutoImageProcessor, AutoModel\n\n"
+        f'processor = AutoImageProcessor.from_pretrained("{place}")\nmodel = AutoModel.from_pretrained("{place}")',
+        f"{config.model_type} backbone for transformers",
+        facts=facts,
+        lines=[f"To start a run from it: `accelerate launch training/pretrain.py --backbone {place}`."],
+    )
+
+
+def _write_library(backbone: Any, library: str, folder: Path, place: str) -> Readme:
     name = check_exportable(backbone, library)
     kind = NAMED[name][1]
     stride_in_1x1 = bool(backbone.config.downsample_in_bottleneck) and kind == "bottleneck"
@@ -43,10 +71,9 @@ def write_library(backbone: PreTrainedModel, library: str, folder: Path, place: 
             "--format detectron2-fpn has one."
         )
     weights = to_layout({key: value.contiguous() for key, value in backbone.state_dict().items()}, LAYOUTS[library])
-    if library == "torchvision":
-        readme = _torchvision(weights, name, folder, place)
-    elif library == "timm":
-        readme = _timm(weights, name, folder, place)
+    if library in ("torchvision", "timm"):
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        readme = _torchvision(name, place) if library == "torchvision" else _timm(backbone, name, folder, place)
     else:
         readme = _detectron2(weights, name, stride_in_1x1, folder, place)
     readme.title = f"{name} for {library}"
@@ -60,8 +87,7 @@ def write_library(backbone: PreTrainedModel, library: str, folder: Path, place: 
     return readme
 
 
-def _torchvision(weights: dict[str, Tensor], name: str, folder: Path, place: str) -> Readme:
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+def _torchvision(name: str, place: str) -> Readme:
     return Readme(
         "import torch, torchvision\nfrom safetensors.torch import load_file\n\n"
         f"model = torchvision.models.{name}()\nmodel.fc = torch.nn.Identity()\n"
@@ -69,12 +95,11 @@ def _torchvision(weights: dict[str, Tensor], name: str, folder: Path, place: str
     )
 
 
-def _timm(weights: dict[str, Tensor], name: str, folder: Path, place: str) -> Readme:
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+def _timm(backbone: Any, name: str, folder: Path, place: str) -> Readme:
     config = {
         "architecture": name,
         "num_classes": 0,
-        "num_features": max(value.shape[0] for value in weights.values() if value.ndim == 4),
+        "num_features": backbone.config.hidden_sizes[-1],
         "pretrained_cfg": {
             "num_classes": 0,
             "input_size": [3, 224, 224],
@@ -97,19 +122,11 @@ def _detectron2(weights: dict[str, Tensor], name: str, stride_in_1x1: bool, fold
     # Beside the names, matched by the longest common end for versions that put something before them.
     torch.save({"model": weights, "__author__": "decodepos", "matching_heuristics": True}, folder / "model.pth")
     depth, kind, _ = NAMED[name]
-    code = "\n".join(
-        [
-            "MODEL:",
-            f'  WEIGHTS: "{place}/model.pth"',
-            f"  PIXEL_MEAN: {list(PIXELS.mean)}",
-            f"  PIXEL_STD: {list(PIXELS.std)}",
-            "  RESNETS:",
-            f"    DEPTH: {depth}",
-            f"    STRIDE_IN_1X1: {stride_in_1x1}",
-            *(["    RES2_OUT_CHANNELS: 64"] if kind == "basic" else []),
-            "INPUT:",
-            f"  FORMAT: {PIXELS.channels}",
-        ]
+    width = "    RES2_OUT_CHANNELS: 64\n" if kind == "basic" else ""
+    code = (
+        f'MODEL:\n  WEIGHTS: "{place}/model.pth"\n  PIXEL_MEAN: {list(PIXELS.mean)}\n  PIXEL_STD: {list(PIXELS.std)}\n'
+        f"  RESNETS:\n    DEPTH: {depth}\n    STRIDE_IN_1X1: {stride_in_1x1}\n"
+        f"{width}INPUT:\n  FORMAT: {PIXELS.channels}"
     )
     (folder / "detectron2.yaml").write_text(code + "\n", encoding="utf-8")
     where = "region head (`roi_heads.res5`)" if "roi_heads.res5.0.conv1.weight" in weights else "backbone"
