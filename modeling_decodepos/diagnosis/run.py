@@ -100,6 +100,7 @@ def diagnose(
     with tqdm(total=3 * len(draws) * len(loaded), unit=" networks", disable=not progress, dynamic_ncols=True) as bar:
         for number, model in enumerate(loaded, start=1):
             bar.set_description(model.name[-24:])
+            model = _counted(model, bar)
             with failures.of(model.name):
                 diagnosis.models.append(_diagnose_one(model, draws, diagnosis, bar))
             bar.update(3 * len(draws) * number - bar.n)
@@ -107,6 +108,19 @@ def diagnose(
     diagnosis.failed = {name: str(error) for name, error in failures.found.items()}
     settings["centre_cells"] = [result.model.centre_cells for result in diagnosis.models]
     return diagnosis
+
+
+def _counted(model: FeatureModel, bar: tqdm[Any]) -> FeatureModel:
+    """The same model, which tells the bar how many pictures it and its random weights have seen."""
+    seen, maps, fresh = 0, model.maps, model.fresh
+
+    def counting(pixels: torch.Tensor) -> Sequence[torch.Tensor]:
+        nonlocal seen
+        seen += len(pixels)
+        bar.set_postfix_str(f"{seen} pictures")
+        return maps(pixels)
+
+    return dataclasses.replace(model, maps=counting, fresh=fresh and (lambda seed: _counted(fresh(seed), bar)))
 
 
 @dataclasses.dataclass

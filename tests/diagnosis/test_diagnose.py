@@ -514,9 +514,13 @@ def test_pictures_without_boxes_are_asked_about_place_only(tmp_path):
         pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     (tmp_path / "torn.png").write_bytes(b"no picture")
+    (tmp_path / "empty.png").write_bytes(b"")
     found = diagnose(own_pixels, str(tmp_path), images=8, size_px=64)
     assert "the data has no boxes" in found.skipped["context"]
-    assert any("1 pictures could not be read" in note and "torn.png" in note for note in found.settings["notes"])
+    assert any(
+        "2 pictures could not be read" in note and ("torn.png" in note or "empty.png" in note)
+        for note in found.settings["notes"]
+    )
     numbers = found.models[0].last.numbers
     assert numbers["position_blank"].value is not None and not {"context_leak", "position_regions"} & set(numbers)
     page = save_report(found, tmp_path / "out").read_text(encoding="utf-8")

@@ -131,6 +131,8 @@ def load_model(
     if isinstance(spec, FeatureModel):
         network = Network(spec.name, spec.module, spec.mean, spec.std)
         net = MapModel(lambda pixels: spec.maps(pixels)[-1])
+        if spec.embed is not None:  # its last map is not what its regions are made from
+            net.embed = lambda pixels, boxes: spec.embed(spec.maps(pixels), boxes)
     else:
         network = load_network(spec, seed=seed, name=spec if isinstance(spec, str) else None)
         net = _region_network(network)

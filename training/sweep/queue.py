@@ -34,7 +34,7 @@ from dataset_scripts.files import lock_folder, write_json
 from model_cards.comparison import find_value, measure_name
 from modeling_decodepos.settings import read_value
 from training.errors import EXIT_INTERRUPTED
-from training.evaluation.results import Measured, Origin, build_rows, load_results
+from training.evaluation.results import Measured, build_rows, load_results
 from training.provenance import commit, now
 from training.run.log import read_log
 from training.run.model import build_model
@@ -252,7 +252,8 @@ def diagnosis_rows(report: Path, model: str, row: Row, command: str) -> list[dic
     for metric, (name, number) in numbers.items():
         if name in found["protocols"] and number["value"] is not None:
             protocol = f"{DIAGNOSIS}-{found['protocols'][name]}:{settings}"
-            origin = Origin(model, row.arm, protocol, data_hash, "reduced scale", here)
+            origin = {"model": model, "arm": row.arm, "protocol": protocol, "commit": here}
+            origin |= {"data_hash": data_hash, "label": "reduced scale"}
             measured = Measured(number["value"], (number["low"], number["high"]), number["count"])
             results += build_rows(origin, {row.seed: {metric: measured}}, {})
     for result in results:

@@ -161,7 +161,7 @@ def _table_rows(files: list[Path], rng: np.random.Generator) -> Iterator[tuple[s
 
 def _decode(file: str, row: Mapping[str, Any], size_px: int, rng: np.random.Generator) -> _Photo:
     data = (row["image"] or {}).get("bytes")
-    if not data:
+    if data is None:
         raise ValueError(f"{file}: an image without bytes. Embed them, as dataset_scripts.prepare does.")
     width, height = row.get("width"), row.get("height")
     decoded = decode_picture(data, file, (height, width) if width and height else None)

@@ -33,7 +33,7 @@ from transformers.utils import cached_file
 from ...backbones import BACKBONES
 from ...configuration_decodepos import DecodePosConfig
 from ...imagenet import IMAGE_MEAN, IMAGE_STD
-from ...modeling_decodepos import DecodePosForPreTraining, DecodePosModel, is_map_norm
+from ...modeling_decodepos import DecodePosModel, is_map_norm
 
 RANDOM = "random:"
 
@@ -53,7 +53,7 @@ class Network:
 def load_network(spec: Spec, *, seed: int = 0, name: str | None = None) -> Network:
     """The network of a specification (see the head of this module); `seed` is that of fresh weights."""
     if not isinstance(spec, str):
-        call = spec.decodepos if isinstance(spec, DecodePosForPreTraining) else spec
+        call = _own_class(spec)
         return Network(name or str(getattr(spec, "__name__", type(spec).__name__)), call, *_instance_statistics(spec))
     name = name or _short_name(spec)
     prefix, _, rest = spec.partition(":")
@@ -70,6 +70,18 @@ def load_network(spec: Spec, *, seed: int = 0, name: str | None = None) -> Netwo
     if rest:
         return Network(name, _import(prefix, rest))
     return Network(name, _load_weights(spec), *pixel_statistics(spec))
+
+
+def _own_class(instance: Any) -> Any:
+    """An instance; of a pre-training model of ours, the student; of remote code's copy of our classes, one of ours."""
+    if getattr(getattr(instance, "config", None), "model_type", None) != DecodePosConfig.model_type:
+        return instance
+    student = getattr(instance, "decodepos", instance)
+    if isinstance(student, DecodePosModel):
+        return student
+    ours = DecodePosModel(DecodePosConfig.from_dict(student.config.to_dict()))
+    ours.load_state_dict(student.state_dict())
+    return ours.eval()
 
 
 def vision_part(network: Network) -> Any:

@@ -1,6 +1,8 @@
 """What can be evaluated, and what is refused with a reason."""
 
+import importlib
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from transformers import (
     ViTModel,
 )
 
+import modeling_decodepos
 from modeling_decodepos import DecodePosConfig, DecodePosModel
 from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.diagnosis import load_model as load_features
@@ -188,3 +191,22 @@ def test_centred_cells_are_refused_where_cells_are_patches(spec):
     with pytest.raises(ValueError, match="centre_cells is for networks whose strided convolutions pad"):
         load_model(spec, 0, centre_cells=True)
     assert load_model(NET, 0, centre_cells=True).net.centre_cells
+
+
+def test_an_instance_of_remote_code_is_read_as_one_of_ours(pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch):
+    """`trust_remote_code` makes classes of another package out of the same files."""
+    package = types.ModuleType("copied")
+    package.__path__ = [str(Path(modeling_decodepos.__file__).parent)]
+    monkeypatch.setitem(sys.modules, "copied", package)
+    theirs = importlib.import_module("copied.modeling_decodepos")
+    small = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], layer_type="basic")
+    ours = DecodePosModel(DecodePosConfig(backbone_config=small, region_bins=6, zero_init_residual=False)).eval()
+    copied = theirs.DecodePosModel(theirs.DecodePosConfig.from_dict(ours.config.to_dict())).eval()
+    copied.load_state_dict(ours.state_dict())
+    assert not isinstance(copied, DecodePosModel)
+    one, other = (load_model(spec, 0) for spec in (ours, copied))
+    assert torch.equal(one.embed(pixels, BOXES), other.embed(pixels, BOXES))
+    assert torch.equal(one.dense(pixels), other.dense(pixels))
+    assert load_features(copied, size_px=64).stages == load_features(ours, size_px=64).stages
+    wrapped = load_model(load_features(ours, size_px=64), 0)
+    assert wrapped.embed(pixels, BOXES).shape == one.embed(pixels, BOXES).shape
