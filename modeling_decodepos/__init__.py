@@ -58,7 +58,7 @@ def __dir__() -> list[str]:
 
 # ------------------------------------------------------------------------------------------------------ registration
 
-# What is imported after each of these; our files register their classes.
+# What is imported once each of these is there; our files register their classes.
 _FOLLOWS = {
     "transformers.models.auto.configuration_auto": f"{__name__}.configuration_decodepos",
     "transformers.models.auto.modeling_auto": f"{__name__}.modeling_decodepos",
@@ -66,22 +66,38 @@ _FOLLOWS = {
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds the modules of `_FOLLOWS` as usual, and imports what follows when they are loaded."""
+    """Imports what follows when the outermost import is over: transformers' modules import the Auto classes while they
+    are half imported themselves, and ours need them whole."""
+
+    depth = 0
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path, target) if name in _FOLLOWS else None
+        watched = name.partition(".")[0] in ("transformers", __name__)
+        spec = PathFinder.find_spec(name, path, target) if watched else None
         if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            execute(module)
-            importlib.import_module(_FOLLOWS[name])
+            self.depth += 1
+            try:
+                execute(module)
+            finally:
+                self.depth -= 1
+            if self.depth == 0:
+                self.catch_up()
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
+    def catch_up(self) -> None:
+        for name in _FOLLOWS.keys() & sys.modules.keys():
+            if follower := _FOLLOWS.pop(name, ""):  # an import within this one may have come before
+                importlib.import_module(follower)
+        if not _FOLLOWS and self in sys.meta_path:
+            sys.meta_path.remove(self)
 
-sys.meta_path.insert(0, _AfterImport())
-for _name in _FOLLOWS.keys() & sys.modules.keys():
-    importlib.import_module(_FOLLOWS[_name])
+
+_watch = _AfterImport()
+sys.meta_path.insert(0, _watch)
+_watch.catch_up()

@@ -258,7 +258,7 @@ def run_training(run: Run, dataset: Data, batches: StepBatches, watch: Watch, ou
         note_start(run, dataset, watch.online, output_dir)
         if run.step == 0:
             look_before(run, watch.online, output_dir)
-        draw_sample(dataset).save(output_dir / "views.png")
+        draw_sample(dataset).quantize(256).save(output_dir / "views.png", optimize=True)
     if run.step == 0 and run.recipe.run.measure_steps:
         measures = watch.measure()
         record(run, log, {"step": 0, **measures})
