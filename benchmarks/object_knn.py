@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads that each may use")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is timed")
     parser.add_argument("--gallery", type=int, default=85_000, help="rows of the gallery")
-    parser.add_argument("--queries", type=int, default=3_600, help="rows that are asked about")
+    parser.add_argument("--queries", type=int, default=3_600, help="query rows")
     parser.add_argument("--width", type=int, default=512, help="of a feature")
     parser.add_argument("--coco", action=argparse.BooleanOptionalAction, default=True, help="the size of COCO too")
     arguments = parser.parse_args()

@@ -16,7 +16,8 @@ MEANINGS = {
     "position_r2": "how well a region's place can be read from its feature, R²; 0 and below: not at all, 1: exactly",
     "context_leak": "what a feature follows when content or surroundings are exchanged; 0: content alone, 1: "
     "surroundings alone",
-    "region_retrieval": "share of regions found again, among all, before another image in another place",
+    "region_retrieval": "share of regions whose nearest neighbour, among all, is themselves before another image in "
+    "another place",
 }
 
 

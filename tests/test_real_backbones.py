@@ -345,7 +345,9 @@ def test_the_command_makes_what_can_be_had(tmp_path: Path, monkeypatch: pytest.M
     assert (source["package"], source["version"]) == ("tiny-weights", "1.2")
     assert source["licence_as_stated"] == "LICENSE: MIT License, and so on" and len(source["sha256"]) == 64
     model = AutoModel.from_pretrained(output / "tiny")
-    assert torch.equal(model.conv_stem.first_conv.convolution.weight, torch.load(weights, weights_only=True)["features.0.0.weight"])
+    assert torch.equal(
+        model.conv_stem.first_conv.convolution.weight, torch.load(weights, weights_only=True)["features.0.0.weight"]
+    )
     assert load_model(str(output / "tiny"), size_px=64)(noise())[-1].shape[2:] == (2, 2)
 
     # What is there is left alone, and nothing is asked of pip.

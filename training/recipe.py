@@ -215,7 +215,7 @@ class ModelArguments:
 
 @dataclass(frozen=True)
 class RunArguments:
-    """How it is optimised, where it runs and what it leaves behind."""
+    """How it is optimised, where it runs and what it writes."""
 
     output_dir: str = key("runs/scenes_smoke", "Folder of the run.", OURS)
     max_steps: int = key(0, "Updates in all; 0 means `epochs` decides.", OURS, within=FROM_ZERO)

@@ -75,7 +75,7 @@ class Categories:
         if not names and self.largest >= 0:
             raise ValueError(
                 f"Categories are numbers (up to {self.largest}) and nothing names them. "
-                "Give their names: --class-names FILE, one per line, the first for category 0."
+                "Give their names: --class_names FILE, one per line, the first for category 0."
             )
         if self.largest >= len(names):
             raise ValueError(f"Category {self.largest} occurs, but there are only {len(names)} class names.")
@@ -94,5 +94,5 @@ def load_class_names(path: Path | None) -> list[str] | None:
     if path is None:
         return None
     if not path.is_file():
-        raise ValueError(f"--class-names {path} is not there, expected a text file with a name per line.")
+        raise ValueError(f"--class_names {path} is not there, expected a text file with a name per line.")
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -194,7 +194,7 @@ def _refuse_unfit(upload: Upload, held: Snapshot, private: bool, tag: str | None
     if tagged is not None and (wrong := upload.changed(tagged)):
         raise ValueError(
             f"{repository.repo_id} has a tag {tag} with other files ({wrong[0]} differs), and tags are not moved: "
-            "choose another --revision-tag."
+            "choose another --revision_tag."
         )
 
 

@@ -60,7 +60,7 @@ def choose_box_format(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) ->
     if impossible[likely] > 0.02 or impossible[other] < 0.05:
         raise ValueError(
             f"Boxes may be xywh ({impossible['xywh']:.1%} of them impossible) or xyxy ({impossible['xyxy']:.1%}). "
-            "Look at one of them and say --box-format xywh or xyxy."
+            "Look at one of them and say --box_format xywh or xyxy."
         )
     return likely
 
@@ -71,7 +71,7 @@ def check_xywh(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) -> None:
     if impossible["xywh"] > 0.02 and impossible["xyxy"] <= 0.02:
         raise ValueError(
             f"{impossible['xywh']:.1%} of the boxes reach beyond their images if they are x, y, width, height, and "
-            f"{impossible['xyxy']:.1%} if they are x1, y1, x2, y2. Say --box-format xyxy, or correct them."
+            f"{impossible['xyxy']:.1%} if they are x1, y1, x2, y2. Say --box_format xyxy, or correct them."
         )
 
 

@@ -75,7 +75,7 @@ def split_by_name(names: Sequence[str], share: float) -> dict[str, list[str]]:
     Where one belongs depends on its path alone: new pictures do not move old ones.
     """
     if not 0 <= share < 1:
-        raise ValueError(f"--validation-share is {share}, expected 0 or more and less than 1.")
+        raise ValueError(f"--validation_share is {share}, expected 0 or more and less than 1.")
     splits: dict[str, list[str]] = {"train": [], "validation": []}
     for name in names:
         place = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")

@@ -129,7 +129,7 @@ def own_row(split: str, number: int, folder: Path, splits: Mapping[str, Records]
     try:
         picture = read_picture(folder / name, name)
     except ValueError as error:
-        raise ValueError(f"{error}. Put a whole copy there, or leave such pictures out with --skip-broken.") from None
+        raise ValueError(f"{error}. Put a whole copy there, or leave such pictures out with --skip_broken.") from None
     width, height = record["size"] or picture.upright
     turn = picture.turn_to_fit((width, height))
     boxes = turn_boxes(record["boxes"], turn, width, height).tolist()

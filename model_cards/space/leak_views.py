@@ -1,7 +1,7 @@
 """What leaks into the feature of one box of one picture, stage by stage: the measures of the diagnosis for one region.
 
 A single region has no mean to be seen from, so regions of a few drawn scenes stand beside it, as the other pictures
-of a diagnosis do. Whatever does not depend on the visitor's picture is asked once per model.
+of a diagnosis do. Whatever does not depend on the visitor's picture is computed once per model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pictures that a visitor brings or picks, as square views, and the box that is asked about.
+"""Pictures that a visitor brings or picks, as square views, and the chosen box.
 
 A view is (3, S, S) uint8 with S = `VIEW_PX`; boxes are (4,) unit xyxy of it.
 """

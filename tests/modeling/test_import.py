@@ -16,7 +16,7 @@ STARTS = {
     "library first": "import modeling_decodepos",
     "transformers first": "from transformers import AutoModel; import modeling_decodepos",
     "configurations between": "import modeling_decodepos; from transformers import AutoConfig; AutoConfig.for_model",
-    "a configuration that asks for the Auto classes": "import modeling_decodepos; from transformers import ResNetConfig",
+    "an early configuration": "import modeling_decodepos; from transformers import ResNetConfig",
     "all that a run needs": "import training.pretrain",
     "file of the models": "from modeling_decodepos.modeling_decodepos import DecodePosModel",
     "file of the configuration": "from modeling_decodepos.configuration_decodepos import DecodePosConfig",

@@ -1,4 +1,4 @@
-"""Streams of random numbers of the data path: each purpose draws from a stream of its own, wherever it is asked."""
+"""Streams of random numbers of the data path: each purpose draws from a stream of its own."""
 
 from __future__ import annotations
 

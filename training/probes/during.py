@@ -4,7 +4,8 @@
     object_knn_class_mean  the same, mean over classes
     position_r2            how much of a region's place its feature tells: 1 all, 0 nothing
     context_leak           share of the surroundings in a region's feature: 0 none, 1/2 as much as its content
-    region_retrieval       share of regions that are found again, among all, before another image in another place
+    region_retrieval       share of regions whose nearest neighbour, among all, is themselves before another image
+                           in another place
     measured_regions       how many queries there are
 
 Neighbours and regressions learn from images of the training split (the gallery) and are tested on others (the

@@ -208,7 +208,7 @@ def _open_split(
     used = [image for image in contents.images if image.file_name in files]
     missing = [image.file_name for image in contents.images if image.file_name not in files]
     if missing and not (allow_missing and used):
-        cure = "Download them" if allow_missing else "Download them, or build without them: --allow-missing"
+        cure = "Download them" if allow_missing else "Download them, or build without them: --allow_missing"
         raise ValueError(
             f"{len(missing):,} of the {len(contents.images):,} pictures in {path.name} are not in {pictures}; "
             f"the first is {missing[0]}. {cure}."

@@ -428,7 +428,7 @@ def test_rows_of_parquet_may_be_asked_for_in_any_order(tmp_path):
 
 def test_boxes_that_may_be_either_are_not_guessed():
     sizes = np.full((10, 2), 100.0)
-    with pytest.raises(ValueError, match="--box-format"):
+    with pytest.raises(ValueError, match="--box_format"):
         choose_box_format(np.tile([10.0, 10, 20, 20], (10, 1)), sizes)
     with pytest.raises(ValueError, match="fractions of the image"):
         choose_box_format(np.tile([0.1, 0.1, 0.5, 0.5], (10, 1)), sizes)

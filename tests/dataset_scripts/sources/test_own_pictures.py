@@ -152,7 +152,7 @@ def test_a_picture_that_cannot_be_decoded_is_named(tmp_path, capsys, name):
 def test_broken_pictures_are_left_out_if_asked(pictures, tmp_path, capsys):
     names = broken_files(pictures)
     assert build("folder", pictures, tmp_path / "built") == 1
-    assert "leave such pictures out with --skip-broken" in capsys.readouterr().err
+    assert "leave such pictures out with --skip_broken" in capsys.readouterr().err
     assert build("folder", pictures, tmp_path / "built", "--skip-broken") == 0  # in the folder that has no shard yet
     error = capsys.readouterr().err
     assert all(f"left out: image {name} cannot be decoded" in error for name in names)
@@ -182,7 +182,7 @@ def test_a_folder_without_pictures_is_explained(tmp_path, capsys):
     assert "is a file" in refusal("folder", tmp_path / "texts" / "a.txt", tmp_path, capsys)
     put(tmp_path, "some/a.jpg", picture(8, 8))
     message = refusal("folder", tmp_path / "some", tmp_path, capsys, "--validation-share", "1")
-    assert "--validation-share is 1.0" in message
+    assert "--validation_share is 1.0" in message
 
 
 def test_a_changed_folder_is_another_recipe(tmp_path, capsys):
@@ -298,7 +298,7 @@ def test_imagefolder_with_labels(tmp_path, capsys):
         ),
         (
             '{"file_name": "1.jpg", "objects": {"bbox": [[20, 10, 28, 18]], "category": ["cat"]}}',
-            "Say --box-format xyxy, or correct them",
+            "Say --box_format xyxy, or correct them",
         ),
         ('{"file_name": "1.jpg", "objects": 7}', "objects is '7'"),
         ('{"file_name": "1.jpg", "objects": {"bbox": [[1, 1, 2, 2]], "category": [-1]}}', "category -1"),
