@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ResNetBackbone, ResNetConfig, ViTConfig, ViTModel
 
 from benchmarks.timing import print_table
-from modeling_decodepos.diagnosis.data.pictures import ProbeData, RegionImages
+from modeling_decodepos.diagnosis.data.probe import ProbeData, RegionImages
 from modeling_decodepos.diagnosis.data.scenes import build_scene_data
 from modeling_decodepos.diagnosis.measures.evaluate import StageResult, evaluate
 from modeling_decodepos.diagnosis.measures.norms import count_outliers

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from modeling_decodepos.diagnosis.data.exchange import exchange_content, exchange_surroundings
-from modeling_decodepos.diagnosis.data.pictures import ProbeData, Swaps, blank_pictures
+from modeling_decodepos.diagnosis.data.probe import ProbeData, Swaps, blank_pictures
 from modeling_decodepos.diagnosis.data.scenes import build_scene_data
 from modeling_decodepos.diagnosis.measures.context import exchange_cosines, leak_ratio
 from modeling_decodepos.diagnosis.measures.evaluate import BLANKS, probe_halves

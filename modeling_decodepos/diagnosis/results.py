@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .data.pictures import ProbeData
+from .data.probe import ProbeData
 from .measures.debias import save_layer
 from .measures.evaluate import ProbeFeatures, StageResult
 from .measures.metrics import EXTRA_PROTOCOLS, METRICS

@@ -15,7 +15,7 @@ import transformers
 from tqdm.auto import tqdm
 
 from .data.photos import build_photo_data
-from .data.pictures import ProbeData
+from .data.probe import ProbeData
 from .data.scenes import build_scene_data
 from .measures.debias import build_layer
 from .measures.evaluate import (

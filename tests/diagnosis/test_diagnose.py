@@ -25,7 +25,7 @@ from modeling_decodepos import DecodePosConfig, DecodePosForPreTraining, DecodeP
 from modeling_decodepos.diagnosis import diagnose, load_debias, load_model, save_report
 from modeling_decodepos.diagnosis.command import build_parser, main
 from modeling_decodepos.diagnosis.data.photos import build_photo_data
-from modeling_decodepos.diagnosis.data.pictures import ProbeData, RegionImages
+from modeling_decodepos.diagnosis.data.probe import ProbeData, RegionImages
 from modeling_decodepos.diagnosis.measures.debias import RemovalPoint, choose_count
 from modeling_decodepos.diagnosis.measures.evaluate import StageResult, choose_removal, evaluate
 from modeling_decodepos.diagnosis.measures.metrics import MEASURES, METRICS

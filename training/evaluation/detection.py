@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrConvEncoder
 
+from training.evaluation.annotated_images import AnnotatedImages, Picture, count_classes
 from training.evaluation.coco_ap import ImageDetections, ImageTruth, average_precision, check_tools
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.finetuning import build_backbone, choose_maps, fine_tune
-from training.evaluation.pictures import AnnotatedImages, Picture, count_classes
 from training.evaluation.results import Measured
 from training.evaluation.segmentation_data import read_batches, stack_pixels
 from training.evaluation.settings import DetectionSettings

@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 
 from training.data.decoding import BrokenImage
 from training.data.workers import load_in_workers
+from training.evaluation.annotated_images import AnnotatedImages
 from training.evaluation.models import EvaluatedModel, load_model
-from training.evaluation.pictures import AnnotatedImages
 from training.evaluation.processes import Processes
 from training.evaluation.settings import Common
 

@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import AutoBackbone
 
+from training.evaluation.annotated_images import AnnotatedImages, Picture
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.learning import learn
 from training.evaluation.models import EvaluatedModel
-from training.evaluation.pictures import AnnotatedImages, Picture
 from training.evaluation.segmentation_data import read_all, stack_pixels
 from training.evaluation.settings import DetectionSettings, UperNetSettings
 

@@ -14,8 +14,8 @@ from transformers import logging as transformers_logging
 
 from modeling_decodepos.diagnosis.models.networks import RANDOM
 from training.data.sources import open_images
+from training.evaluation.annotated_images import MissingAnnotations
 from training.evaluation.evaluation import Evaluation
-from training.evaluation.pictures import MissingAnnotations
 from training.evaluation.processes import Processes, start_processes
 from training.evaluation.protocols import PROTOCOLS, ProtocolEntry
 from training.evaluation.results import Measured, build_rows, load_results, merge_results, print_rows

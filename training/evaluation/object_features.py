@@ -14,8 +14,8 @@ from torch import Tensor
 from modeling_decodepos.diagnosis.data.exchange import exchange_surroundings, has_surroundings, resize
 from modeling_decodepos.regions import boxes_to_pixels
 from training.data.decoding import BrokenImage
+from training.evaluation.annotated_images import LEAST_SIDE, AnnotatedImages, Picture, batched, seed_of
 from training.evaluation.evaluation import Evaluation
-from training.evaluation.pictures import LEAST_SIDE, AnnotatedImages, Picture, batched, seed_of
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from modeling_decodepos.diagnosis.statistics.knn import knn_neighbours
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
+from training.evaluation.annotated_images import Picture, seed_of
 from training.evaluation.evaluation import Evaluation
-from training.evaluation.pictures import Picture, seed_of
 from training.evaluation.results import Measured
 from training.evaluation.segmentation_data import (
     SegmentationData,

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
+from training.evaluation.annotated_images import Picture
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.finetuning import build_backbone, fine_tune
-from training.evaluation.pictures import Picture
 from training.evaluation.results import Measured
 from training.evaluation.segmentation_data import open_segmentation, score, stack_labels
 from training.evaluation.settings import UperNetSettings

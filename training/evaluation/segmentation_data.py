@@ -14,9 +14,9 @@ from torch import Tensor
 
 from modeling_decodepos.diagnosis.statistics.estimates import jackknife_interval
 from training.data.decoding import BrokenImage
+from training.evaluation.annotated_images import AnnotatedImages, Picture, batched, count_classes
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.miou import confusion, segmentation_scores
-from training.evaluation.pictures import AnnotatedImages, Picture, batched, count_classes
 from training.evaluation.results import Measured
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from modeling_decodepos.diagnosis import context_leak, knn_accuracy, knn_neighbours, knn_predict, position_r2
 from modeling_decodepos.diagnosis.data.exchange import draw_swaps, largest_regions, move_before_next, resize
-from modeling_decodepos.diagnosis.data.pictures import LEAST_SIDE, RegionImages, Swaps
+from modeling_decodepos.diagnosis.data.probe import LEAST_SIDE, RegionImages, Swaps
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from training.data.decoding import BrokenImage
 from training.data.randomness import Purpose, stream

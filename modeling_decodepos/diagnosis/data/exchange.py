@@ -22,7 +22,7 @@ from ...repositioning import (
     reposition_foreground,
     sample_placement,
 )
-from .pictures import RegionImages, Swaps
+from .probe import RegionImages, Swaps
 
 LARGEST_AREA = 0.5
 """Of the view; a larger region has hardly any surroundings, and nowhere to go."""

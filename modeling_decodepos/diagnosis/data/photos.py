@@ -15,7 +15,7 @@ from ...imagenet import MEAN_COLOUR
 from ...pictures import BrokenImage, decode_picture
 from ...schema import xywh_to_unit_xyxy
 from .exchange import draw_swaps, largest_regions, move_before_next, resize
-from .pictures import LEAST_SIDE, Grid, ProbeData, RegionImages, frequent_groups
+from .probe import LEAST_SIDE, Grid, ProbeData, RegionImages, frequent_groups
 
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _MOST_REGIONS = 16  # per image: one crowded photo must not decide

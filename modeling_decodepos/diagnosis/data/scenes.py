@@ -21,7 +21,7 @@ from ...scenes import (
     sample_scene,
 )
 from .exchange import draw_swaps
-from .pictures import LEAST_SIDE, Grid, ProbeData, RegionImages
+from .probe import LEAST_SIDE, Grid, ProbeData, RegionImages
 from .scene_pairs import OBJECT_SHAPES, find_fitting, move_inside, sample_elsewhere
 
 _STREAM = 5

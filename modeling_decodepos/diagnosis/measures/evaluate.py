@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.pictures import ProbeData, blank_pictures, noise_pictures
+from ..data.probe import ProbeData, blank_pictures, noise_pictures
 from ..models.features import StageFeatures, read_features
 from ..models.load import FeatureModel
 from ..models.networks import padded_convolutions

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.pictures import RegionImages
+from ..data.probe import RegionImages
 from ..statistics.estimates import Array, Estimate, estimate, estimate_mean, nothing, ratio
 from ..statistics.knn import knn_predict
 from ..statistics.ridge import ridge_predict

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...sheet import BOX, Pixels, Sheet
-from ..data.pictures import ProbeData
+from ..data.probe import ProbeData
 from ..models.features import StageFeatures
 from ..results import ModelResult
 

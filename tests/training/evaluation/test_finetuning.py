@@ -9,11 +9,11 @@ from transformers import ConvNextConfig, Dinov2Config, ResNetConfig
 from modeling_decodepos import DecodePosConfig, DecodePosModel
 from tests.training.evaluation.conftest import SIDE
 from training.evaluation import detection, segmentation
+from training.evaluation.annotated_images import AnnotatedImages
 from training.evaluation.detection import DetectionSettings, best, target
 from training.evaluation.evaluation import Common, Evaluation
 from training.evaluation.finetuning import build_backbone, choose_maps, flip_some
 from training.evaluation.models import EvaluatedModel
-from training.evaluation.pictures import AnnotatedImages
 from training.evaluation.segmentation import UperNetSettings
 
 needs_scipy = pytest.mark.skipif(importlib.util.find_spec("scipy") is None, reason="needs scipy")

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from tests.training.evaluation.conftest import SIDE, FakeModel, inside, write_squares
+from training.evaluation.annotated_images import AnnotatedImages
 from training.evaluation.object_features import (
     embed_objects,
     roll_elsewhere,
@@ -10,7 +11,6 @@ from training.evaluation.object_features import (
     show_recontextualised,
     show_repositioned,
 )
-from training.evaluation.pictures import AnnotatedImages
 
 
 def test_rolling_moves_the_object_uncut_and_changes_no_pixel_of_the_image():

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 
 from tests.training.evaluation.conftest import SIDE, FakeModel, write_squares
 from training.evaluation import linear_segmentation, patch_retrieval
+from training.evaluation.annotated_images import AnnotatedImages, MissingAnnotations
 from training.evaluation.learning import batch_items, learning_rate_share
 from training.evaluation.linear_segmentation import LinearSegmentationSettings
 from training.evaluation.patch_retrieval import PatchRetrievalSettings, class_shares, look_up
-from training.evaluation.pictures import AnnotatedImages, MissingAnnotations
 from training.evaluation.segmentation_data import read_all, stack_labels
 
 LINEAR = LinearSegmentationSettings(steps=60, learning_rate=0.1)
