@@ -15,7 +15,7 @@ def build_parser() -> CommandParser:
         prog="python -m training.probes.find",
         description="Let a network and its untrained twin find objects again, elsewhere and before other backgrounds.",
     )
-    parser.add_argument("model", help="folder or Hub id: an export of ours, or any backbone of transformers")
+    parser.add_argument("model", help="an export of ours or any backbone of transformers: folder, Hub id, random:NAME")
     parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
     parser.add_argument("--count", type=int, default=100, help="objects to search")
     parser.add_argument("--size_px", type=int, default=96, help="side of the scenes")

@@ -10,16 +10,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig
+from transformers.backbone_utils import BackboneMixin
 
-from modeling_decodepos.configuration_decodepos import DecodePosConfig
 from modeling_decodepos.diagnosis.models.features import REGION_BINS
+from modeling_decodepos.diagnosis.models.networks import (
+    every_stage,
+    has_backbone_class,
+    load_network,
+    refuse_centre_cells,
+    vision_part,
+)
 from modeling_decodepos.diagnosis.report.figures import colorize
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate, estimate, ratio
 from modeling_decodepos.modeling_decodepos import DecodePosModel
@@ -92,11 +99,18 @@ def share_by_chance(searches: Sequence[Search]) -> float:
 
 
 def load(name: str, centre_cells: bool) -> DecodePosModel:
-    """A checkpoint of ours, or any backbone of transformers with its regions read so."""
-    config = AutoConfig.from_pretrained(name)
-    if isinstance(config, DecodePosConfig):
-        return DecodePosModel.from_pretrained(name).eval()
-    return DecodePosModel.from_backbone(name, centre_cells=centre_cells, region_bins=REGION_BINS).eval()
+    """The network of a name, as the diagnosis takes it, with regions read at the centres of cells if wanted."""
+    network = load_network(name)
+    if isinstance(network.call, DecodePosModel):
+        network.call.config.centre_cells |= centre_cells
+        return network.call.eval()
+    module = vision_part(network)
+    if not has_backbone_class(module):
+        raise ValueError(f"{name} has no backbone class in transformers; give one such as resnet, convnext or dinov2.")
+    if centre_cells:
+        refuse_centre_cells(name, module)
+    backbone: Any = module if isinstance(module, BackboneMixin) else every_stage(module)
+    return DecodePosModel.from_backbone(backbone, centre_cells=centre_cells, region_bins=REGION_BINS).eval()
 
 
 def untrained(model: DecodePosModel, seed: int) -> DecodePosModel:

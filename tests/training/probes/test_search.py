@@ -71,5 +71,7 @@ def test_the_command_compares_with_the_untrained_twin(tmp_path: Path, capsys: py
         assert picture.width > picture.height
     with pytest.raises(SystemExit, match="at least 4"):
         main([str(folder), "--output", str(output), "--count", "1"])
+    with pytest.raises(SystemExit, match="centre_cells is for networks whose strided convolutions pad"):
+        main(["random:vit_tiny", "--centre_cells", "--output", str(output)])
     with pytest.raises(SystemExit, match="error: "):
         main([str(tmp_path / "nothing"), "--output", str(output)])
