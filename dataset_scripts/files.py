@@ -33,15 +33,16 @@ def whole_file(path: Path, sync: bool = True) -> Iterator[Path]:
     try:
         yield temporary
         if sync:
-            _sync(temporary)
+            sync_to_disk(temporary)
         temporary.replace(path)
         if sync and os.name == "posix":  # elsewhere a folder cannot be opened
-            _sync(path.parent)
+            sync_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
+    """Makes a file, or the names in a folder, survive a crash of the machine."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dataset_scripts.files import sync_to_disk
 from training.errors import RunStopped
 from training.export.folders import bring_back_replaced, new_folder
 from training.run.log import count_things
@@ -63,8 +64,8 @@ def save_checkpoint(
                 text = json.dumps({**state, "step": step, "processes": accelerator.num_processes}, indent=2)
                 (writing / STATE_FILE).write_text(text, encoding="utf-8")
                 for file in (*writing.iterdir(), writing):
-                    _flush(file)
-            _flush(folder)
+                    sync_to_disk(file)
+            sync_to_disk(folder)
             _retire(folder, final, keep, best_step)
         except (OSError, SafetensorError) as error:
             problem = error
@@ -191,11 +192,3 @@ def _random_states(accelerator: Accelerator) -> dict[str, Tensor]:
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().contiguous() for name, value in tensors.items()}
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
