@@ -590,3 +590,17 @@ def test_the_choice_of_directions_never_sees_the_queries():
     seen = choose_removal(evaluate(model, data, ("subspace",))[0][-1], data)
     other = dataclasses.replace(data, queries=data.gallery, swaps=None)
     assert choose_removal(evaluate(model, other, ("subspace",))[0][-1], other) == seen
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "side"), [("resnet18", 96, 96), ("vit_small", 100, 96), ("resnet18", 90, 96)]
+)
+def test_a_network_takes_pictures_of_another_side(name, wanted, side):
+    model = load_model(f"random:{name}", size_px=160)
+    other = model.at(wanted)
+    assert other.size_px == side
+    assert model.size_px == 160
+    assert (
+        other(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))[-1].shape[-1]
+        < model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))[-1].shape[-1]
+    )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 
-from modeling_decodepos.diagnosis.models.load import FeatureModel
+from modeling_decodepos.diagnosis.models.load import FeatureModel, fitting_side
 from modeling_decodepos.diagnosis.models.networks import (
     Network,
     Spec,
@@ -43,6 +43,7 @@ class MapModel:
     feature_map: Callable[[Tensor], Tensor]  # (B, C, h, w) from normalised pixels
     region_bins: int = REGION_BINS
     centre_cells: bool = False
+    module: nn.Module | None = None  # that gives the map, where it is one
 
     def embed(self, pixel_values: Tensor, boxes: list[Tensor]) -> Tensor:
         """(N, C) features of the boxes, image by image."""
@@ -69,6 +70,11 @@ class EvaluatedModel:
         pixels = pixels.to(self.device).float() / 255
         mean, std = (pixels.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def fitting_side(self, wanted_px: int) -> int:
+        """The side of pictures nearest to `wanted_px` that this network can take."""
+        net = self.net.backbone if isinstance(self.net, DecodePosModel) else self.net.module
+        return fitting_side(net, wanted_px)
 
     @torch.no_grad()
     def embed(self, pixels: Tensor, boxes: list[Tensor]) -> Tensor:
@@ -130,7 +136,7 @@ def load_model(
     net: Any
     if isinstance(spec, FeatureModel):
         network = Network(spec.name, spec.module, spec.mean, spec.std)
-        net = MapModel(lambda pixels: spec.maps(pixels)[-1])
+        net = MapModel(lambda pixels: spec.maps(pixels)[-1], module=spec.module)
         if spec.embed is not None:  # its last map is not what its regions are made from
             net.embed = lambda pixels, boxes: spec.embed(spec.maps(pixels), boxes)
     else:
@@ -157,9 +163,10 @@ def _region_network(network: Network) -> DecodePosModel | MapModel:
     if isinstance(call, DecodePosModel):
         return call
     if not isinstance(call, PreTrainedModel):
-        return MapModel(lambda pixels: call_maps(call, pixels, network.name)[-1])
-    module = vision_part(network)
+        own = call if isinstance(call, nn.Module) else None
+        return MapModel(lambda pixels: call_maps(call, pixels, network.name)[-1], module=own)
+    module: Any = vision_part(network)
     if has_backbone_class(module):
         backbone: Any = module if isinstance(module, BackboneMixin) else every_stage(module)
         return DecodePosModel.from_backbone(backbone, region_bins=REGION_BINS)
-    return MapModel(lambda pixels: last_map(module, pixels))
+    return MapModel(lambda pixels: last_map(module, pixels), module=module)

@@ -1,4 +1,5 @@
-"""One region, and one thing about it exchanged: its surroundings, its content, or its surroundings and its place.
+"""One region, and one thing about it exchanged: its surroundings, its content, or its surroundings and its place; or
+the region alone.
 
 Of single pictures first: pixels are (3, S, S) uint8 of a square view, boxes (4,) unit xyxy. Then of a set of images,
 each of which gives its largest region that has surroundings.
@@ -28,6 +29,10 @@ LARGEST_AREA = 0.5
 """Of the view; a larger region has hardly any surroundings, and nowhere to go."""
 
 
+ALONE_SIDE = 0.6
+"""Side of the picture in which a region is shown alone, as a share of the view's."""
+
+
 def resize(pixels: Tensor, height: int, width: int) -> Tensor:
     """(3, H, W) uint8 pixels at another size."""
     return F.interpolate(pixels[None], size=(height, width), mode="bilinear", antialias=True)[0]
@@ -37,6 +42,12 @@ def exchange_surroundings(pixels: Tensor, box: np.ndarray, other: Tensor) -> Ten
     """The region where it is, before another image."""
     size = (pixels.shape[1], pixels.shape[2])
     return replace_background(pixels, other, foreground_mask(boxes_to_pixels(box[None], size), size))
+
+
+def show_alone(pixels: Tensor, box: np.ndarray, side: int) -> Tensor:
+    """The region by itself, (3, side, side): nothing else is in the picture, and there is one place only."""
+    left, top, right, bottom = boxes_to_pixels(box[None], (pixels.shape[1], pixels.shape[2]))[0]
+    return resize(pixels[:, top:bottom, left:right], side, side)
 
 
 def exchange_content(pixels: Tensor, box: np.ndarray, other: Tensor, other_box: np.ndarray) -> Tensor:

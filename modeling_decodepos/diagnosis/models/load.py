@@ -40,6 +40,8 @@ from .networks import (
 
 Maps = Callable[[Tensor], Sequence[Tensor]]
 
+_CELL = 32  # pixels on a side of a cell of the last map of most CNNs
+
 
 @dataclass
 class FeatureModel:
@@ -62,6 +64,10 @@ class FeatureModel:
     def offset(self, feature_map: Tensor) -> float:
         """Cells that regions are read further down and right on this map."""
         return cell_offset(self.size_px / feature_map.shape[-1]) if self.centre_cells else 0.0
+
+    def at(self, wanted_px: int) -> FeatureModel:
+        """The same network for pictures of another side: the nearest to `wanted_px` that it can take."""
+        return dataclasses.replace(self, size_px=fitting_side(self.module, wanted_px))
 
     @property
     def is_cnn(self) -> bool:
@@ -237,6 +243,14 @@ def _sizes(config: Any, wanted: int) -> list[int]:
         unit = patch * 2 ** (len(config.depths) - 1)
         rounded = max(rounded, unit * config.window_size)
     return list(dict.fromkeys(size for size in (rounded, own) if size))
+
+
+def fitting_side(module: nn.Module | None, wanted: int) -> int:
+    """The side of pictures nearest to `wanted` that gives a network whole cells."""
+    config = getattr(module, "config", None)
+    if patch_size(config) > 1:
+        return _sizes(config, wanted)[0]
+    return max(_CELL, round(wanted / _CELL) * _CELL)
 
 
 def _wrap_callable(network: Network, size_px: int, layers: int, device: torch.device) -> FeatureModel:

@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_decodepos.diagnosis.data.exchange import exchange_content, exchange_surroundings, move_elsewhere
+from modeling_decodepos.diagnosis.data.exchange import (
+    exchange_content,
+    exchange_surroundings,
+    move_elsewhere,
+    show_alone,
+)
 from modeling_decodepos.regions import boxes_to_pixels, rasterise
 
 SIZE = 32
@@ -24,6 +29,15 @@ def test_other_surroundings_keep_the_region_and_nothing_else(pictures):
     exchanged = exchange_surroundings(pixels, BOX, other)
     assert torch.equal(exchanged[:, 16:32, 8:24], pixels[:, 16:32, 8:24])
     assert torch.equal(exchanged[:, ~inside(BOX)], other[:, ~inside(BOX)])
+
+
+def test_a_region_alone_holds_nothing_but_itself(pictures):
+    pixels, other = pictures
+    assert torch.equal(show_alone(pixels, BOX, 16), pixels[:, 16:32, 8:24])
+    around = pixels.clone()
+    around[:, ~inside(BOX)] = other[:, ~inside(BOX)]
+    assert torch.equal(show_alone(around, BOX, 40), show_alone(pixels, BOX, 40))
+    assert show_alone(pixels, BOX, 40).shape == (3, 40, 40)
 
 
 def test_other_content_fills_the_box_and_nothing_else(pictures):
