@@ -27,7 +27,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_decodepos import NO_FEATURE_MAPS, DecodePosConfig
 from .losses import OBJECTIVES, Objective, pair_loss
-from .region_pooling import average_in_bins, cell_offset, pool_regions
+from .region_pooling import Offset, average_in_bins, cell_offset, pool_regions
 from .regions import Regions, View, check_regions
 
 
@@ -219,12 +219,13 @@ class DecodePosModel(DecodePosPreTrainedModel):
             norm.train()
         return features
 
-    def embed_regions(self, feature_map: Tensor, regions: Regions, bins: int) -> Tensor:
-        """(N, D) embeddings of the real regions, image by image.
+    def embed_regions(self, feature_map: Tensor, regions: Regions, bins: int, offset: Offset | None = None) -> Tensor:
+        """(N, D) embeddings of the real regions, image by image; `offset` as `pool_regions` takes it, or the config's.
 
         Padding rows are dropped before the region stage, so they reach neither values nor batch statistics.
         """
-        offset = cell_offset(self.config.map_stride) if self.config.centre_cells else 0.0
+        if offset is None:
+            offset = cell_offset(self.config.map_stride) if self.config.centre_cells else 0.0
         pooled = pool_regions(feature_map, regions.boxes, bins, self.config.region_sampling_ratio, offset)
         # Select rows while channels come last in memory, so that the convolutions find the layout they like.
         rows = pooled.permute(0, 1, 3, 4, 2)[regions.valid].permute(0, 3, 1, 2)

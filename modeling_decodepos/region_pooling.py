@@ -14,9 +14,12 @@ import math
 import torch
 from torch import Tensor
 
+Offset = float | tuple[float, float]
+"""Cells that a map is read further right and down: one number for both, or x and y."""
+
 
 def pool_regions(
-    feature_map: Tensor, boxes: Tensor, bins: int, sampling_ratio: int = 0, offset: float = 0.0
+    feature_map: Tensor, boxes: Tensor, bins: int, sampling_ratio: int = 0, offset: Offset = 0.0
 ) -> Tensor:
     """(B, R, C, P, P) features of the boxes, equal to RoIAlign with `aligned=True` where `offset` is 0.
 
@@ -29,7 +32,8 @@ def pool_regions(
         bins: Bins per side.
         sampling_ratio: Samples per bin and axis; 0 adapts to the box (one sample per started cell, but never more than
             a box as large as the map needs).
-        offset: Cells that the box is read further down and right; see `cell_offset`.
+        offset: Cells that the box is read further right and down; see `cell_offset`. RoIAlign with `aligned=False`
+            reads half a cell further.
     """
     if feature_map.ndim != 4:
         raise ValueError(f"feature_map has shape {tuple(feature_map.shape)}; expected (B, C, H, W).")
@@ -41,11 +45,12 @@ def pool_regions(
         raise ValueError(f"bins is {bins}, sampling_ratio {sampling_ratio}; expected at least 1 and at least 0.")
     batch, channels, height, width = feature_map.shape
     regions = boxes.shape[1]
+    right, down = offset if isinstance(offset, tuple) else (offset, offset)
     with torch.no_grad():
         boxes = boxes if boxes.dtype == torch.float64 else boxes.float()
         x1, y1, x2, y2 = boxes.unbind(-1)
-        rows = _bilinear_weights(y1, y2, height, bins, sampling_ratio, offset).to(feature_map.dtype)  # (B, R, P, H)
-        columns = _bilinear_weights(x1, x2, width, bins, sampling_ratio, offset).to(feature_map.dtype)  # (B, R, P, W)
+        rows = _bilinear_weights(y1, y2, height, bins, sampling_ratio, down).to(feature_map.dtype)  # (B, R, P, H)
+        columns = _bilinear_weights(x1, x2, width, bins, sampling_ratio, right).to(feature_map.dtype)  # (B, R, P, W)
     return _separable_pool(feature_map, rows, columns, (batch, regions, channels, bins))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..settings import CommandParser
 from .measures.metrics import MEASURES, choose_measures
+from .models.readings import READINGS
 
 QUICK_IMAGES, QUICK_SIZE = 32, 128
 
@@ -41,10 +42,13 @@ def build_parser() -> CommandParser:
     parser.add_argument("--seeds", type=int, default=1, help="repetitions with other data and other random weights")
     parser.add_argument("--layers", type=int, default=4, help="layers of a ViT that are read, evenly spaced")
     parser.add_argument(
-        "--centre_cells",
-        action="store_true",
-        help="read regions where the cells of a ResNet's maps have their centres, half a stride down and right of "
-        "where RoIAlign reads them",
+        "--reading",
+        choices=READINGS,
+        default="own",
+        help="where cells of maps lie: " + "; ".join(f"{name} ({text})" for name, text in READINGS.items()),
+    )
+    parser.add_argument(
+        "--centre_cells", action="store_const", const="known", dest="reading", help="the same as --reading known"
     )
     parser.add_argument("--measures", help="comma-separated names of measures (default: all)")
     parser.add_argument("--device", default="cpu", help="where the models run: cpu, cuda, mps")
@@ -76,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             layers=args.layers,
             measures=args.measures,
             device=args.device,
-            centre_cells=args.centre_cells,
+            reading=args.reading,
             progress=True,
         )
         from .report.page import save_report, summarise

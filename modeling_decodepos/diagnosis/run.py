@@ -34,6 +34,7 @@ from .models.features import REGION_BINS
 from .models.image_statistics import statistics_model
 from .models.load import FeatureModel, load_model
 from .models.networks import Spec
+from .models.readings import choose_reading
 from .results import Debias, Diagnosis, ModelResult
 
 Model = Spec | FeatureModel
@@ -50,6 +51,7 @@ def diagnose(
     layers: int = 4,
     measures: str | None = None,
     device: str = "cpu",
+    reading: str = "own",
     centre_cells: bool = False,
     progress: bool = False,
 ) -> Diagnosis:
@@ -62,13 +64,13 @@ def diagnose(
     """
     if images < 4 or seeds < 1:
         raise ValueError(f"images is {images} and seeds {seeds}; expected at least 4 and at least 1.")
-    chosen = choose_measures(measures)
+    chosen, reading = choose_measures(measures), choose_reading(reading, centre_cells)
     wanted = list(models) if isinstance(models, Sequence) and not isinstance(models, str) else [models]
     failures = _Failures()
     loaded = []
     for spec in wanted:
         with failures.of(spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)):
-            loaded.append(load_model(spec, size_px=size_px, layers=layers, device=device, centre_cells=centre_cells))
+            loaded.append(load_model(spec, size_px=size_px, layers=layers, device=device, reading=reading))
     failures.refuse_all(loaded)
     if isinstance(data, ProbeData):
         draws = [data]
@@ -106,7 +108,7 @@ def diagnose(
             bar.update(3 * len(draws) * number - bar.n)
     failures.refuse_all(diagnosis.models)
     diagnosis.failed = {name: str(error) for name, error in failures.found.items()}
-    settings["centre_cells"] = [result.model.centre_cells for result in diagnosis.models]
+    settings["reading"] = [result.model.reading for result in diagnosis.models]
     return diagnosis
 
 
@@ -167,8 +169,7 @@ def _diagnose_one(
         bar.update()
         del features
         if model.fresh is not None:
-            untrained = dataclasses.replace(model.fresh(1000 + draw.seed), centre_cells=model.centre_cells)
-            fresh.append(evaluate(untrained, draw, measures, control=True)[0])
+            fresh.append(evaluate(model.fresh(1000 + draw.seed), draw, measures, control=True)[0])
             bar.update()
     assert first is not None
     wanted = "debias" in measures and "debias" not in diagnosis.skipped and own[0][-1].verdict == "ok"

@@ -299,10 +299,9 @@ def test_a_checkpoint_is_read_as_it_was_trained(tmp_path, capsys):
         DecodePosModel(DecodePosConfig(backbone_config=config, centre_cells=flag)).save_pretrained(
             tmp_path / str(flag)
         )
-        assert load_model(str(tmp_path / str(flag)), size_px=64).centre_cells is flag
-    assert load_model(small_resnet(), size_px=64, centre_cells=True).centre_cells
-    with pytest.raises(ValueError, match="centre_cells is for networks whose strided convolutions pad"):
-        load_model(small_vit(0.0), size_px=64, centre_cells=True)
+        assert load_model(str(tmp_path / str(flag)), size_px=64).reading == ("known" if flag else "aligned")
+    assert load_model(str(tmp_path / "True"), size_px=64, reading="aligned").reading == "aligned"
+    assert load_model(small_resnet(), size_px=64, centre_cells=True).reading == "known"
 
 
 def test_random_weights_follow_from_their_seed():
@@ -349,7 +348,7 @@ def test_a_model_that_fails_does_not_take_the_others_along(tmp_path, capsys):
     found = diagnose([gives_nan, own_pixels, breaks], scenes(), size_px=64, measures="norms")
     assert [model.name for model in found.models] == ["own_pixels"]
     assert "NaN" in found.failed["gives_nan"] and "out of order" in found.failed["breaks"]
-    assert found.to_dict()["failed"] == found.failed and len(found.settings["centre_cells"]) == 1
+    assert found.to_dict()["failed"] == found.failed and len(found.settings["reading"]) == 1
     with pytest.raises(ValueError, match="(?s)out of order.*gives_nan"):
         diagnose([gives_nan, breaks], scenes(), size_px=64, measures="norms")
     options = ["--images", "6", "--size", "64", "--measures", "norms", "--output", str(tmp_path)]

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from modeling_decodepos.diagnosis.models.readings import choose_reading
 from training.data.decoding import BrokenImage
 from training.data.workers import load_in_workers
 from training.evaluation.annotated_images import AnnotatedImages
@@ -37,7 +38,8 @@ class Evaluation:
     def model(self) -> EvaluatedModel:
         """The model, on this process's device."""
         common = self.common
-        return load_model(common.model, self.seed, self.processes.device, common.region_bins, common.centre_cells)
+        reading = choose_reading(common.reading, common.centre_cells)
+        return load_model(common.model, self.seed, self.processes.device, common.region_bins, reading, common.stage)
 
     def images(self, side: str, *, masks: bool = False, objects: bool = True) -> AnnotatedImages:
         """The images of a side, "train" or "validation"."""

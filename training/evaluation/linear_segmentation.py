@@ -46,7 +46,8 @@ class FrozenCells:
         made: dict[str, tuple[Tensor, Tensor]] = {}
         if pictures := list(read_pictures(self.evaluation, images, missing)):
             maps = self.evaluation.model.dense(stack_pixels(pictures)).cpu()
-            labels = stack_labels(pictures, *maps.shape[2:])
+            offset = self.evaluation.model.dense_offset(self.evaluation.common.size_px, maps)
+            labels = stack_labels(pictures, maps.shape[2], maps.shape[3], offset)
             made = {p.image_id: (maps[n].clone(), labels[n].clone()) for n, p in enumerate(pictures)}
         for image_id, cells in made.items():
             self.held += sum(part.nbytes for part in cells)

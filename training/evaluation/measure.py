@@ -13,13 +13,14 @@ import torch
 from transformers import logging as transformers_logging
 
 from modeling_decodepos.diagnosis.models.networks import RANDOM
+from modeling_decodepos.diagnosis.models.readings import choose_reading
 from training.data.sources import open_images
 from training.evaluation.annotated_images import MissingAnnotations
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.processes import Processes, start_processes
 from training.evaluation.protocols import PROTOCOLS, ProtocolEntry
 from training.evaluation.results import Measured, build_rows, load_results, merge_results, print_rows
-from training.evaluation.settings import Common
+from training.evaluation.settings import STAGES, Common
 from training.provenance import commit
 
 # Of `Common`, those that change a number.
@@ -73,8 +74,10 @@ def evaluate(
 def protocol_id(entry: ProtocolEntry, common: Common, settings: Any) -> str:
     """Name, version and every setting that changes a number: equal ids, comparable numbers."""
     values = {name: getattr(common, name) for name in _COMMON_SETTINGS} | dataclasses.asdict(settings)
-    if common.centre_cells:  # named only where it is so: older ids stay what they were
-        values["centre_cells"] = True
+    # Named only where they are not the default: older ids stay what they were.
+    values |= {"centre_cells": True} if choose_reading(common.reading, common.centre_cells) == "known" else {}
+    values |= {"reading": common.reading} if common.reading not in ("own", "known") else {}
+    values |= {"stage": common.stage} if common.stage != STAGES[0] else {}
     return f"{entry.name}-{entry.version}:" + ",".join(f"{key}={_shown(value)}" for key, value in values.items())
 
 

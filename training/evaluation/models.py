@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 
+from modeling_decodepos.diagnosis.models.cells import Cells, find_cells
 from modeling_decodepos.diagnosis.models.load import FeatureModel, fitting_side
 from modeling_decodepos.diagnosis.models.networks import (
     Network,
@@ -25,12 +26,13 @@ from modeling_decodepos.diagnosis.models.networks import (
     has_backbone_class,
     last_map,
     load_network,
-    refuse_centre_cells,
     vision_part,
 )
 from modeling_decodepos.imagenet import IMAGE_MEAN, IMAGE_STD
 from modeling_decodepos.modeling_decodepos import DecodePosModel
-from modeling_decodepos.region_pooling import cell_offset, pool_regions
+from modeling_decodepos.region_pooling import Offset, pool_regions
+from modeling_decodepos.regions import check_regions
+from training.evaluation.settings import STAGES
 
 REGION_BINS = 14
 """Of models without bins of their own."""
@@ -38,32 +40,32 @@ REGION_BINS = 14
 
 @dataclass
 class MapModel:
-    """A model without a backbone class in transformers, read through its last map, which regions are pooled from."""
+    """A network that regions are pooled from the last map of."""
 
     feature_map: Callable[[Tensor], Tensor]  # (B, C, h, w) from normalised pixels
     region_bins: int = REGION_BINS
-    centre_cells: bool = False
     module: nn.Module | None = None  # that gives the map, where it is one
 
-    def embed(self, pixel_values: Tensor, boxes: list[Tensor]) -> Tensor:
+    def embed_regions(self, feature_map: Tensor, boxes: list[Tensor], offset: Offset) -> Tensor:
         """(N, C) features of the boxes, image by image."""
-        rows = []
-        for feature_map, own in zip(self.feature_map(pixel_values), boxes, strict=True):
-            offset = cell_offset(pixel_values.shape[-1] / feature_map.shape[-1]) if self.centre_cells else 0.0
-            pooled = pool_regions(feature_map[None], own[None], self.region_bins, offset=offset)
-            rows.append(pooled[0].mean((2, 3)))
-        return torch.cat(rows)
+        pooled = [
+            pool_regions(own_map[None], own[None], self.region_bins, offset=offset)[0].mean((2, 3))
+            for own_map, own in zip(feature_map, boxes, strict=True)
+        ]
+        return torch.cat(pooled)
 
 
 @dataclass
 class EvaluatedModel:
-    """A model, how its pixels are normalised, and what to call it."""
+    """A model, how its pixels are normalised, how its maps are read, and what to call it."""
 
     name: str
     net: DecodePosModel | MapModel
     mean: tuple[float, ...] = IMAGE_MEAN
     std: tuple[float, ...] = IMAGE_STD
     device: torch.device | str = "cpu"
+    reading: str = "aligned"
+    cells: dict[tuple[str, int], Cells] = field(default_factory=dict)  # of maps, by what they are for and picture side
 
     def prepare(self, pixels: Tensor) -> Tensor:
         """Normalised float pixels on the model's device, from (B, 3, S, S) uint8."""
@@ -80,12 +82,25 @@ class EvaluatedModel:
     def embed(self, pixels: Tensor, boxes: list[Tensor]) -> Tensor:
         """(N, D) float32 features, on the CPU, of unit boxes on (B, 3, S, S) uint8 images, image by image."""
         values, own = self.prepare(pixels), [rows.to(self.device) for rows in boxes]
-        if isinstance(self.net, MapModel):
-            rows = self.net.embed(values, own)
+        if isinstance(self.net, DecodePosModel):
+            self.net.check_map_covers(values)
+        feature_map = self.net.feature_map(values)
+        offset = self._offset("regions", self.net.feature_map, pixels.shape[-1], feature_map)
+        if isinstance(self.net, DecodePosModel):
+            regions = check_regions(own, len(values), device=values.device)
+            rows = self.net.embed_regions(feature_map, regions, self.net.config.region_bins, offset)
         else:
-            output = self.net(values, regions=own)
-            rows = output.region_embeddings[output.valid_regions]
+            rows = self.net.embed_regions(feature_map, own, offset)
         return self._checked(rows.float().cpu())
+
+    def _offset(self, what: str, read: Callable[[Tensor], Tensor], side: int, feature_map: Tensor) -> Offset:
+        """Cells further right and down that a map of pictures of a side is read by the model's reading."""
+        if self.reading in ("aligned", "legacy"):
+            return 0.5 if self.reading == "legacy" else 0.0
+        if (what, side) not in self.cells:
+            pixels = self.prepare(torch.zeros((1, 3, side, side), dtype=torch.uint8))
+            (self.cells[what, side],) = find_cells(lambda x: [read(x)], self.reading, pixels, self.prepare)
+        return self.cells[what, side].offset(side, feature_map)
 
     @torch.no_grad()
     def dense(self, pixels: Tensor) -> Tensor:
@@ -97,15 +112,25 @@ class EvaluatedModel:
         values = self.prepare(pixels)
         if isinstance(self.net, DecodePosModel):
             self.net.check_map_covers(values)
+        return self._checked(self._dense_map(values).float())
+
+    def dense_offset(self, side: int, feature_map: Tensor) -> tuple[float, float]:
+        """Cells further right and down that the map of `dense` is read for pictures of a side."""
+        found = self._offset("dense", self._dense_map, side, feature_map)
+        return found if isinstance(found, tuple) else (found, found)
+
+    def _dense_map(self, values: Tensor) -> Tensor:
         feature_map = self.net.feature_map(values)
         if isinstance(self.net, DecodePosModel) and self.net.config.splits_backbone:
             finer = F.interpolate(feature_map, scale_factor=2, mode="bilinear", align_corners=False)
             feature_map = self.net.apply_region_stage(finer)
-        return self._checked(feature_map.float())
+        return feature_map
 
     def backbone(self) -> Any:
         """The backbone, for fine-tuning inside another model."""
         if isinstance(self.net, MapModel):
+            if isinstance(self.net.module, BackboneMixin):
+                return self.net.module
             raise ValueError(
                 f"{self.name} has no backbone class in transformers: it cannot be fine-tuned inside a segmenter or "
                 "detector. object_knn, object_linear, linear_segmentation and patch_retrieval run on it."
@@ -126,36 +151,40 @@ def load_model(
     seed: int,
     device: torch.device | str = "cpu",
     region_bins: int = 0,
-    centre_cells: bool = False,
+    reading: str = "own",
+    stage: str = STAGES[0],
 ) -> EvaluatedModel:
     """The model of a specification, in evaluation mode; `seed` is that of untrained weights.
 
-    `region_bins` of 0 are the checkpoint's own, or the paper's 14; `centre_cells` counts whatever the checkpoint says.
+    `region_bins` of 0 are the checkpoint's own, or the paper's 14. With the stage "map", a ResNet's regions are pooled
+    from its last map, as all others' are, and not from the map before for its last stage to run on.
     """
     torch.manual_seed(seed)
     net: Any
     if isinstance(spec, FeatureModel):
         network = Network(spec.name, spec.module, spec.mean, spec.std)
-        net = MapModel(lambda pixels: spec.maps(pixels)[-1], module=spec.module)
-        if spec.embed is not None:  # its last map is not what its regions are made from
-            net.embed = lambda pixels, boxes: spec.embed(spec.maps(pixels), boxes)
+        net = spec.region_net or MapModel(lambda pixels: spec.maps(pixels)[-1], module=spec.module)
+        reading = spec.reading if reading == "own" else reading
     else:
         network = load_network(spec, seed=seed, name=spec if isinstance(spec, str) else None)
         net = _region_network(network)
     module: Any = network.call if isinstance(network.call, nn.Module) else None
-    if centre_cells:
-        refuse_centre_cells(network.name, module)
     if module is not None:
         module.to(device=device, memory_format=torch.channels_last).eval()
-    if isinstance(net, MapModel):
-        net.region_bins, net.centre_cells = region_bins or REGION_BINS, centre_cells
-    else:
+    if not isinstance(net, MapModel):
+        if reading == "own" and net.config.centre_cells:
+            reading = "known"
         net = copy.copy(net)  # with settings of its own; the weights stay shared
         net.config = copy.deepcopy(net.config)
         net.config.region_bins = region_bins or net.config.region_bins
-        net.config.centre_cells |= centre_cells
         net = net.to(device=device, memory_format=torch.channels_last).eval()
-    return EvaluatedModel(network.name, net, network.mean, network.std, device)
+        if stage == "map" and net.config.splits_backbone:
+            split = net
+            net = MapModel(lambda pixels: split.apply_region_stage(split.feature_map(pixels)), module=split.backbone)
+    if isinstance(net, MapModel):
+        net.region_bins = region_bins or REGION_BINS
+    reading = "aligned" if reading == "own" else reading
+    return EvaluatedModel(network.name, net, network.mean, network.std, device, reading)
 
 
 def _region_network(network: Network) -> DecodePosModel | MapModel:

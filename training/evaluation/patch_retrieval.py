@@ -26,6 +26,7 @@ from training.evaluation.segmentation_data import (
     open_segmentation,
     read_batches,
     score,
+    shift_labels,
     stack_pixels,
 )
 from training.evaluation.settings import PatchRetrievalSettings
@@ -70,7 +71,8 @@ def build_memory(evaluation: Evaluation, data: SegmentationData, most: int) -> M
     shares: list[Tensor] = []
     for batch in read_batches(evaluation, data.train, "memory"):
         for feature_map, picture in zip(evaluation.model.dense(stack_pixels(batch)), batch, strict=True):
-            own, labelled = class_shares(picture, data.classes, *feature_map.shape[1:])
+            offset = evaluation.model.dense_offset(evaluation.common.size_px, feature_map)
+            own, labelled = class_shares(picture, data.classes, feature_map.shape[1], feature_map.shape[2], offset)
             kept = torch.nonzero(labelled)[:, 0]
             if len(kept) > per_image:
                 rng = np.random.default_rng(seed_of(evaluation.seed, "memory", picture.image_id))
@@ -84,10 +86,11 @@ def build_memory(evaluation: Evaluation, data: SegmentationData, most: int) -> M
     return Memory(whole[0], whole[1])
 
 
-def class_shares(picture: Picture, classes: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+def class_shares(
+    picture: Picture, classes: int, height: int, width: int, offset: tuple[float, float] = (0.0, 0.0)
+) -> tuple[Tensor, Tensor]:
     """(h * w, C) share of each class among the labelled pixels of each cell, and (h * w,) whether it has any."""
-    assert picture.label_map is not None
-    labels = picture.label_map.long()
+    labels = shift_labels(picture, height, width, offset).long()
     # As many pixels per cell, so that cells count alike whatever the size of the map.
     fine = F.interpolate(labels[None, None].double(), (height * 8, width * 8), mode="nearest-exact")[0, 0].long()
     cells = fine.view(height, 8, width, 8).transpose(1, 2).reshape(height * width, 64)

@@ -43,7 +43,7 @@ def run(evaluation: Evaluation, settings: UperNetSettings) -> Mapping[str, Measu
     def predict(pixels: Tensor) -> Tensor:
         return net(evaluation.model.prepare(pixels)).logits
 
-    return score(evaluation, data, predict)
+    return score(evaluation, data, predict, frozen=False)
 
 
 def build_segmenter(evaluation: Evaluation, classes: int, width: int) -> Any:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modeling_decodepos.diagnosis.statistics.estimates import jackknife_interval
+from modeling_decodepos.schema import SEGMENTATION_IGNORE
 from training.data.decoding import BrokenImage
 from training.evaluation.annotated_images import AnnotatedImages, Picture, batched, count_classes
 from training.evaluation.evaluation import Evaluation
@@ -84,27 +85,68 @@ def stack_pixels(batch: list[Picture]) -> Tensor:
     return torch.stack([picture.pixels for picture in batch])
 
 
-def stack_labels(batch: list[Picture], height: int, width: int) -> Tensor:
-    """(B, height, width) int64: the class of the pixel in the middle of each cell."""
+def stack_labels(batch: list[Picture], height: int, width: int, offset: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+    """(B, height, width) int64: the class of the pixel in the middle of each cell.
+
+    `offset` are the cells further right and down than a map of patches that this one is read; see `pool_regions`.
+    """
     maps = []
     for picture in batch:
-        assert picture.label_map is not None
-        maps.append(F.interpolate(picture.label_map[None, None].float(), (height, width), mode="nearest-exact")[0, 0])
+        labels = shift_labels(picture, height, width, offset)
+        maps.append(F.interpolate(labels[None, None].float(), (height, width), mode="nearest-exact")[0, 0])
     return torch.stack(maps).long()
 
 
+def shift_labels(picture: Picture, height: int, width: int, offset: tuple[float, float]) -> Tensor:
+    """(H, W) label map of a picture, moved so that cells read with an offset lie on it as patches would.
+
+    What comes in at the border is no class's.
+    """
+    labels = picture.label_map
+    assert labels is not None
+    (right, down), (rows, columns) = offset, labels.shape
+    dy, dx = round(down * rows / height), round(right * columns / width)
+    if (dy, dx) == (0, 0):
+        return labels
+    moved = labels.roll((dy, dx), (0, 1))
+    moved[slice(0, dy) if dy > 0 else slice(rows + dy, rows)] = SEGMENTATION_IGNORE
+    moved[:, slice(0, dx) if dx > 0 else slice(columns + dx, columns)] = SEGMENTATION_IGNORE
+    return moved
+
+
+def enlarge(scores: Tensor, size: tuple[int, int], offset: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+    """(B, C, *size) bilinear scores of pixels, from those of cells that lie an offset further right and down.
+
+    Without an offset, the cells are patches: torch's own enlarging. Beyond the outermost cells their value goes on.
+    """
+    if offset == (0.0, 0.0):
+        return F.interpolate(scores, size, mode="bilinear", align_corners=False)
+    places = [
+        (torch.arange(pixels, device=scores.device) + 0.5) / pixels * cells - 0.5 + shift
+        for pixels, cells, shift in zip(size, scores.shape[2:], reversed(offset), strict=True)
+    ]
+    rows, columns = (
+        (1 - (place[:, None].clamp(0, cells - 1) - torch.arange(cells, device=scores.device)).abs()).clamp(min=0)
+        for place, cells in zip(places, scores.shape[2:], strict=True)
+    )
+    return rows @ scores @ columns.T
+
+
 def score(
-    evaluation: Evaluation, data: SegmentationData, predict: Callable[[Tensor], Tensor]
+    evaluation: Evaluation, data: SegmentationData, predict: Callable[[Tensor], Tensor], frozen: bool = True
 ) -> Mapping[str, Measured]:
     """mIoU and pixel accuracy on the validation images, compared at the resolution of the label maps.
 
-    `predict` gives (B, C, h, w) scores of (B, 3, S, S) uint8; they are enlarged before the best is taken.
+    `predict` gives (B, C, h, w) scores of (B, 3, S, S) uint8, of the cells of the model's dense map if it is `frozen`;
+    they are enlarged before the best is taken.
     """
     tables: list[Tensor] = []
     for batch in read_batches(evaluation, data.validation, "validation"):
-        for scores, picture in zip(predict(stack_pixels(batch)).float().cpu(), batch, strict=True):
+        found = predict(stack_pixels(batch)).float().cpu()
+        offset = evaluation.model.dense_offset(evaluation.common.size_px, found) if frozen else (0.0, 0.0)
+        for scores, picture in zip(found, batch, strict=True):
             assert picture.label_map is not None
-            full = F.interpolate(scores[None], picture.size, mode="bilinear", align_corners=False)[0]
+            full = enlarge(scores[None], picture.size, offset)[0]
             tables.append(confusion(full.argmax(0), picture.label_map, data.classes))
     whole = torch.stack([table for part in evaluation.processes.collect([tables]) for table in part])
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
 
+from modeling_decodepos.diagnosis.models.readings import READINGS, choose_reading
 from modeling_decodepos.settings import check, key
+
+STAGES = ("regions", "map")
 
 _COUNT, _FROM_ZERO = (1, None), (0, None)
 
@@ -23,7 +26,16 @@ class Common:
     seed: int = key(0, "of everything that is drawn", within=_FROM_ZERO)
     size_px: int = key(224, "side that images are resized to", within=_COUNT)
     region_bins: int = key(0, "bins per side of a region; 0: the checkpoint's own, or 14", within=_FROM_ZERO)
-    centre_cells: bool = key(False, "read regions where a ResNet's cells have their centres")
+    reading: str = key(
+        "own", "where cells lie: " + "; ".join(f"{n} ({t})" for n, t in READINGS.items()), choices=tuple(READINGS)
+    )
+    centre_cells: bool = key(False, "the same as the reading known, which it was called before")
+    stage: str = key(
+        STAGES[0],
+        "what regions of a ResNet are: regions (its last stage runs on regions of the map before, as in the paper) or "
+        "map (pooled from the last map, as those of all other networks)",
+        choices=STAGES,
+    )
     train_split: str = key("train", "split that galleries and heads learn from")
     validation_split: str = key("validation", "split that is measured")
     train_images: int = key(0, "take only this many training images; 0: all", within=_FROM_ZERO)
@@ -33,6 +45,7 @@ class Common:
 
     def __post_init__(self) -> None:
         check(self)
+        choose_reading(self.reading, self.centre_cells)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from modeling_decodepos.diagnosis.models.networks import (
     every_stage,
     has_backbone_class,
     load_network,
-    refuse_centre_cells,
     vision_part,
 )
 from modeling_decodepos.diagnosis.report.figures import colorize
@@ -107,10 +106,9 @@ def load(name: str, centre_cells: bool) -> DecodePosModel:
     module = vision_part(network)
     if not has_backbone_class(module):
         raise ValueError(f"{name} has no backbone class in transformers; give one such as resnet, convnext or dinov2.")
-    if centre_cells:
-        refuse_centre_cells(name, module)
     backbone: Any = module if isinstance(module, BackboneMixin) else every_stage(module)
-    return DecodePosModel.from_backbone(backbone, centre_cells=centre_cells, region_bins=REGION_BINS).eval()
+    centred = centre_cells and backbone.config.model_type == "resnet"  # patches are read at their centres already
+    return DecodePosModel.from_backbone(backbone, centre_cells=centred, region_bins=REGION_BINS).eval()
 
 
 def untrained(model: DecodePosModel, seed: int) -> DecodePosModel:

@@ -241,8 +241,8 @@ def diagnosis_rows(report: Path, model: str, row: Row, command: str) -> list[dic
     """The numbers of a diagnosis as rows of results: those of the last stage, and the context leak of every stage."""
     found = json.loads(report.read_text(encoding="utf-8"))
     settings = ",".join(f"{key}={found['settings'][key]}" for key in ("data", "images", "picture_size_px"))
-    if any(found["settings"].get("centre_cells", [])):
-        settings += ",centre_cells=True"
+    for reading in set(found["settings"]["reading"]) - {"aligned"}:
+        settings += ",centre_cells=True" if reading == "known" else f",reading={reading}"
     stages = found["models"][0]["stages"]
     numbers = {name: (name, number) for name, number in stages[-1]["numbers"].items()}
     for stage in stages[:-1]:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...region_pooling import pool_regions
+from ...region_pooling import Offset, pool_regions
+from ...regions import check_regions
 from .load import FeatureModel
 
 LARGEST_GRID = 14
@@ -63,12 +64,17 @@ def read_features(
 
 def pool_stages(model: FeatureModel, maps: Sequence[Tensor], boxes: list[Tensor]) -> list[Tensor]:
     """(N, C) features of ragged boxes at every stage, image by image."""
-    read = maps if model.embed is None else maps[:-1]
-    rows = [pool_boxes(feature_map, boxes, model.offset(feature_map)) for feature_map in read]
-    return rows if model.embed is None else [*rows, model.embed(maps, boxes)]
+    net = model.region_net
+    read = maps if net is None else maps[:-1]
+    rows = [pool_boxes(feature_map, boxes, model.offset(stage, feature_map)) for stage, feature_map in enumerate(read)]
+    if net is None:
+        return rows
+    regions = check_regions(boxes, len(maps[-3]), device=maps[-3].device)
+    offset = model.offset(len(maps) - 3, maps[-3])
+    return [*rows, net.embed_regions(maps[-3], regions, net.config.region_bins, offset)]
 
 
-def pool_boxes(feature_map: Tensor, boxes: list[Tensor], offset: float = 0.0) -> Tensor:
+def pool_boxes(feature_map: Tensor, boxes: list[Tensor], offset: Offset = 0.0) -> Tensor:
     """(N, C) features of ragged boxes, image by image; `offset` as `FeatureModel.offset` gives it."""
     most = max((len(rows) for rows in boxes), default=0)
     if most == 0:

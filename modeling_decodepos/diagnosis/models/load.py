@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 from ...configuration_decodepos import DecodePosConfig
 from ...imagenet import IMAGE_MEAN, IMAGE_STD
 from ...modeling_decodepos import DecodePosModel
-from ...region_pooling import cell_offset
-from ...regions import check_regions
+from ...region_pooling import Offset
+from .cells import Cells, find_cells
 from .networks import (
     Network,
     Spec,
@@ -30,13 +30,14 @@ from .networks import (
     call_maps,
     every_stage,
     has_backbone_class,
+    keep_signal,
     load_network,
     padded_convolutions,
     patch_size,
-    refuse_centre_cells,
     resizing,
     vision_part,
 )
+from .readings import choose_reading
 
 Maps = Callable[[Tensor], Sequence[Tensor]]
 
@@ -57,13 +58,15 @@ class FeatureModel:
     std: tuple[float, ...] = IMAGE_STD
     note: str = ""  # what a reader should know
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    centre_cells: bool = False  # regions are read where cells of padded, strided convolutions have their centres
-    # Region features of the last stage from all maps and ragged boxes, where they are not the mean of a box.
-    embed: Callable[[Sequence[Tensor], list[Tensor]], Tensor] | None = None
+    reading: str = "aligned"  # one of `readings.READINGS`
+    cells: tuple[Cells, ...] = ()  # of each map, where the reading needs them
+    region_net: Any = None  # a `DecodePosModel` whose region embeddings are the last stage, from the map two before it
 
-    def offset(self, feature_map: Tensor) -> float:
-        """Cells that regions are read further down and right on this map."""
-        return cell_offset(self.size_px / feature_map.shape[-1]) if self.centre_cells else 0.0
+    def offset(self, stage: int, feature_map: Tensor) -> Offset:
+        """Cells that regions are read further right and down on the map of a stage."""
+        if self.cells:
+            return self.cells[stage].offset(self.size_px, feature_map)
+        return 0.5 if self.reading == "legacy" else 0.0
 
     def at(self, wanted_px: int) -> FeatureModel:
         """The same network for pictures of another side: the nearest to `wanted_px` that it can take."""
@@ -102,16 +105,18 @@ def load_model(
     layers: int = 4,
     device: str | torch.device = "cpu",
     name: str | None = None,
+    reading: str = "own",
     centre_cells: bool = False,
 ) -> FeatureModel:
     """The model that a specification (or a `FeatureModel`) names, ready to give its maps.
 
     Pictures get sides of `size_px`, or the nearest that the model can take. Of many equal layers (a ViT's), `layers`
-    are read, evenly spaced, with the last. With `centre_cells`, regions are read where the cells of padded, strided
-    convolutions have their centres, as those of a checkpoint of ours that was trained so are in any case.
+    are read, evenly spaced, with the last. `reading` is one of `readings.READINGS`; `centre_cells` is the former name
+    of the reading `known`.
     """
     if layers < 1 or size_px < 8:
         raise ValueError(f"layers is {layers} and size_px {size_px}; expected at least 1 and at least 8.")
+    reading = choose_reading(reading, centre_cells)
     if isinstance(spec, FeatureModel):
         model, config = spec, None
     else:
@@ -121,10 +126,25 @@ def load_model(
             network = dataclasses.replace(network, call=every_stage(network.call.backbone))
         wrap = _wrap_transformers if isinstance(network.call, PreTrainedModel) else _wrap_callable
         model = wrap(network, size_px, layers, torch.device(device))
-    if centre_cells:
-        refuse_centre_cells(model.name, model.module)
-        model = dataclasses.replace(model, centre_cells=True)
-    return model if config is None else _with_region_stage(model, config)
+    if config is not None:
+        model = _with_region_stage(model, config)
+        reading = "known" if reading == "own" and config.centre_cells else reading
+    return model if reading == "own" else with_reading(model, reading)
+
+
+def with_reading(model: FeatureModel, reading: str) -> FeatureModel:
+    """The same model, and its random weights, with the cells of maps where a reading has them."""
+    cells: tuple[Cells, ...] = ()
+    if reading in ("known", "measured"):
+        pixels = model.prepare(torch.zeros(1, 3, model.size_px, model.size_px, dtype=torch.uint8))
+        try:
+            cells = tuple(find_cells(model.maps, reading, pixels, model.prepare))
+        except ValueError as error:
+            raise ValueError(f"{model.name}: {error}") from error
+    fresh = model.fresh
+    return dataclasses.replace(
+        model, reading=reading, cells=cells, fresh=fresh and (lambda seed: with_reading(fresh(seed), reading))
+    )
 
 
 def _wrap_transformers(network: Network, size_px: int, layers: int, device: torch.device) -> FeatureModel:
@@ -159,7 +179,7 @@ def _wrap_transformers(network: Network, size_px: int, layers: int, device: torc
         builder: Any = type(model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            other = builder(copy.deepcopy(model.config))
+            other = keep_signal(builder(copy.deepcopy(model.config)).eval())
         return _wrap_transformers(_renewed(network, other), size_px, layers, device)
 
     return FeatureModel(name, tuple(kept), maps, size, module, fresh, network.mean, network.std, note, device)
@@ -177,9 +197,7 @@ def _with_region_stage(model: FeatureModel, config: DecodePosConfig) -> FeatureM
     """
     if not config.splits_backbone:
         return model
-    config = copy.deepcopy(config)
-    config.centre_cells |= model.centre_cells
-    net: Any = DecodePosModel(config).eval()
+    net: Any = DecodePosModel(copy.deepcopy(config)).eval()
     net.backbone = model.module  # not a second one: what is done to the model's layers is done to this stage as well
     own_maps, own_fresh = model.maps, model.fresh
 
@@ -188,16 +206,11 @@ def _with_region_stage(model: FeatureModel, config: DecodePosConfig) -> FeatureM
         finer = F.interpolate(found[-2], scale_factor=2, mode="bilinear", align_corners=False)
         return [*found, net.apply_region_stage(finer)]
 
-    def embed(maps: Sequence[Tensor], boxes: list[Tensor]) -> Tensor:
-        regions = check_regions(boxes, len(maps[0]), device=maps[0].device)
-        return net.embed_regions(maps[-3], regions, config.region_bins)
-
     return dataclasses.replace(
         model,
         stages=(*model.stages, "regions"),
         maps=maps,
-        embed=embed,
-        centre_cells=config.centre_cells,
+        region_net=net,
         fresh=own_fresh and (lambda seed: _with_region_stage(own_fresh(seed), config)),
     )
 
@@ -218,11 +231,13 @@ def _read(module: Any, pixels: Tensor) -> dict[str, Tensor]:
         raise ValueError(
             f"a {type(module).__name__} gives no feature maps: it returns neither feature_maps nor hidden_states."
         )
-    states = list(states)
+    maps = {f"layer{n}": as_map(state, pixels, module.config) for n, state in enumerate(states[1:], start=1)}
     last = getattr(output, "last_hidden_state", None)
     if last is not None and last.shape == states[-1].shape:
-        states[-1] = last
-    return {f"layer{n}": as_map(state, pixels, module.config) for n, state in enumerate(states[1:], start=1)}
+        maps[list(maps)[-1]] = as_map(last, pixels, module.config)
+    elif last is not None and last.ndim == 4:  # of a MobileNetV2, one more layer than its hidden states
+        maps["last"] = last
+    return maps
 
 
 def _spaced(names: list[str], layers: int) -> list[str]:

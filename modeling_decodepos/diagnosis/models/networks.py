@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
@@ -34,8 +35,11 @@ from ...backbones import BACKBONES
 from ...configuration_decodepos import DecodePosConfig
 from ...imagenet import IMAGE_MEAN, IMAGE_STD
 from ...modeling_decodepos import DecodePosModel, is_map_norm
+from ...scenes import render_scene, sample_scene
 
 RANDOM = "random:"
+
+_FADED = 1e-6  # deviation of a last map below which nothing but rounding is left of pictures
 
 Spec = str | nn.Module | Callable[[Tensor], Any]
 
@@ -122,7 +126,35 @@ def build_random(config: Any, seed: int) -> PreTrainedModel:
             config.zero_init_residual = False
             return DecodePosModel(config).eval()
         builder = _backbone_class(config)
-        return (builder.from_config(config) if builder is AutoModel else builder(config)).eval()
+        return keep_signal((builder.from_config(config) if builder is AutoModel else builder(config)).eval())
+
+
+@torch.no_grad()
+def keep_signal(model: PreTrainedModel) -> PreTrainedModel:
+    """A network with fresh weights; where nothing would be left of a picture, its layers are drawn anew.
+
+    transformers draws all of a MobileNetV2's weights with a deviation of 0.02, and an EfficientNet's norms as well:
+    1e-21 of a picture is left. By He's rule (arXiv 1502.01852) what passes keeps its size; the norms see some scenes.
+    """
+    norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    if not norms or patch_size(model.config) > 1:
+        return model
+    scenes = np.stack([render_scene(sample_scene(0, index, 64)).pixels for index in range(8)])
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+    pixels = (torch.from_numpy(scenes).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    output = model(pixels)
+    last = getattr(output, "last_hidden_state", None)
+    if float((output.feature_maps[-1] if last is None else last).std()) < _FADED:
+        for layer in (layer for layer in model.modules() if isinstance(layer, nn.Conv2d)):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_parameters()
+            norm.train().momentum = 1.0
+        model(pixels)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.eval().momentum = momentum
+    return model
 
 
 def load_config(name: str) -> Any:
@@ -159,15 +191,6 @@ def padded_convolutions(module: nn.Module | None) -> list[nn.Conv2d]:
         return []
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
     return [layer for layer in layers if not isinstance(layer.padding, str) and max(layer.padding) > 0]
-
-
-def refuse_centre_cells(name: str, module: nn.Module | None) -> None:
-    """Only where strided convolutions pad do cells have their centres elsewhere than RoIAlign takes them to."""
-    if not any(max(layer.stride) > 1 for layer in padded_convolutions(module)):
-        raise ValueError(
-            f"{name}: centre_cells is for networks whose strided convolutions pad, such as a ResNet; the cells "
-            "of this one are patches, or nobody can know. Leave it out."
-        )
 
 
 # --------------------------------------------------------------------------------------------------------------- maps

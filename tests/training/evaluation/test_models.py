@@ -187,10 +187,37 @@ def test_pixels_are_normalised_as_the_checkpoint_says_by_whatever_word_it_is_nam
 
 
 @pytest.mark.parametrize("spec", ["random:convnext", colours], ids=["convnext", "function"])
-def test_centred_cells_are_refused_where_cells_are_patches(spec):
-    with pytest.raises(ValueError, match="centre_cells is for networks whose strided convolutions pad"):
-        load_model(spec, 0, centre_cells=True)
-    assert load_model(NET, 0, centre_cells=True).net.centre_cells
+def test_what_is_known_of_patches_is_that_they_are_aligned(spec, pixels):
+    aligned, known = (load_model(spec, 0, reading=reading).embed(pixels, BOXES) for reading in ("aligned", "known"))
+    assert torch.equal(aligned, known)
+
+
+def test_readings_of_a_map_and_of_a_region_stage(tmp_path, pixels):
+    """What is known of a ResNet is what its checkpoints are trained with as `centre_cells`."""
+    maps = {
+        reading: load_model(NET, 0, reading=reading).embed(pixels, BOXES) for reading in ("own", "aligned", "known")
+    }
+    assert torch.equal(maps["own"], maps["aligned"]) and not torch.allclose(maps["known"], maps["aligned"], atol=1e-3)
+    torch.manual_seed(0)
+    small = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], layer_type="basic")
+    for centred in (False, True):
+        config = DecodePosConfig(backbone_config=small, region_bins=6, zero_init_residual=False, centre_cells=centred)
+        torch.manual_seed(1)
+        net = DecodePosModel(config).eval()
+        expected = net(load_model(net, 0).prepare(pixels), regions=BOXES)
+        expected = expected.region_embeddings[expected.valid_regions]
+        named = {True: "known", False: "aligned"}[centred]
+        for reading in ("own", named):
+            assert torch.allclose(load_model(net, 0, reading=reading).embed(pixels, BOXES), expected, atol=1e-6)
+        other = {True: "aligned", False: "known"}[centred]
+        assert not torch.allclose(load_model(net, 0, reading=other).embed(pixels, BOXES), expected, atol=1e-3)
+        # The same through the diagnosis' view of the network.
+        features = load_features(net, size_px=64)
+        assert torch.allclose(load_model(features, 0).embed(pixels, BOXES), expected, atol=1e-6)
+    pooled = load_model(net, 0, stage="map", reading="aligned")
+    last = net(pooled.prepare(pixels)).last_hidden_state
+    assert torch.equal(pooled.dense(pixels), last)
+    assert pooled.embed(pixels, BOXES).shape == expected.shape
 
 
 def test_an_instance_of_remote_code_is_read_as_one_of_ours(pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch):

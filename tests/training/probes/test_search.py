@@ -14,7 +14,7 @@ from modeling_decodepos import DecodePosConfig, DecodePosModel
 from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.region_pooling import pool_regions
 from training.probes.find import main
-from training.probes.search import OVERLAP, cover, overlaps, search_objects, share_by_chance, share_found
+from training.probes.search import OVERLAP, cover, load, overlaps, search_objects, share_by_chance, share_found
 
 
 class Planted(nn.Module):
@@ -71,7 +71,7 @@ def test_the_command_compares_with_the_untrained_twin(tmp_path: Path, capsys: py
         assert picture.width > picture.height
     with pytest.raises(SystemExit, match="at least 4"):
         main([str(folder), "--output", str(output), "--count", "1"])
-    with pytest.raises(SystemExit, match="centre_cells is for networks whose strided convolutions pad"):
-        main(["random:vit_tiny", "--centre_cells", "--output", str(output)])
+    centred = {name: load(f"random:{name}", True).config.centre_cells for name in ("resnet_tiny", "vit_tiny")}
+    assert centred == {"resnet_tiny": True, "vit_tiny": False}
     with pytest.raises(SystemExit, match="error: "):
         main([str(tmp_path / "nothing"), "--output", str(output)])

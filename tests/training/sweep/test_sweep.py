@@ -279,7 +279,7 @@ def test_a_diagnosis_becomes_rows(write, tmp_path):
         return {"stage": name, "numbers": {"context_leak": number, "norm_ratio": number}}
 
     report = {
-        "settings": {"data": "scenes", "images": 8, "picture_size_px": 64},
+        "settings": {"data": "scenes", "images": 8, "picture_size_px": 64, "reading": ["aligned"]},
         "protocols": {"context_leak": "context-swap/1"},
         "models": [{"stages": [stage("stage3", 0.3), stage("stage4", 0.6)]}],
     }
@@ -288,7 +288,7 @@ def test_a_diagnosis_becomes_rows(write, tmp_path):
     rows = diagnosis_rows(path, "model", load_sweep(write()).rows()[2], "decodepos-diagnose model")
     assert {row["metric"]: row["value"] for row in rows} == {"context_leak": 0.6, "context_leak_stage3": 0.3}
     assert all(row["protocol"].startswith("diagnosis-context-swap/1:data=scenes,images=8") for row in rows)
-    report["settings"]["centre_cells"] = [True]
+    report["settings"]["reading"] = ["known"]
     path.write_text(json.dumps(report))
     centred = diagnosis_rows(path, "model", load_sweep(write()).rows()[2], "decodepos-diagnose model")
     assert all(row["protocol"].endswith(",centre_cells=True") for row in centred)
