@@ -91,6 +91,9 @@ class FakeModel:
         rows = [self.region(p.float(), box) for p, own in zip(pixels, boxes, strict=True) for box in own]
         return torch.stack(rows) if rows else torch.zeros((0, 3))
 
+    def fitting_side(self, wanted_px: int) -> int:
+        return wanted_px
+
     def dense(self, pixels: Tensor) -> Tensor:
         return self.cell(pixels.float())
 
