@@ -1,6 +1,7 @@
-"""Nearest objects in a large gallery, against a full matrix and faiss: `python -m benchmarks.object_knn`.
+"""The protocol `object_knn` on a CPU: `python -m benchmarks.object_knn`.
 
-Random features, as fp32 rows of a ResNet-18's width. Three ways to the same 200 neighbours by cosine:
+First the features, four times of each object (`benchmarks.object_features`). Then the nearest objects in a large
+gallery: random fp32 features of a ResNet-18's width, and three ways to the same 200 neighbours by cosine:
 
     ours    `modeling_decodepos.diagnosis.statistics.knn`: blocks of both sides, each query keeps its best
     naive   normalise, one product of all queries with all of the gallery, one topk
@@ -26,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.object_features import measure_features
 from benchmarks.timing import (
     clock_for,
     clock_name,
@@ -131,10 +133,16 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=3_600, help="query rows")
     parser.add_argument("--width", type=int, default=512, help="of a feature")
     parser.add_argument("--coco", action=argparse.BooleanOptionalAction, default=True, help="the size of COCO too")
+    parser.add_argument("--model", default="random:mobilenet_v2", help="network whose features are timed")
+    parser.add_argument("--data", help="data set whose validation images are shown (default: synthetic photos)")
+    parser.add_argument("--size_px", type=int, default=160, help="side of the images")
+    parser.add_argument("--photos", type=int, default=32, help="images that are shown")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print_machine()
     print(f"measured in {clock_name(arguments.threads)}, median [min..max] of {arguments.rounds} rounds")
+    shown = (arguments.model, arguments.data, arguments.size_px, arguments.photos)
+    more: dict[str, object] = dict(measure_features(*shown, arguments.threads, arguments.rounds))
     names = [name for name in SEARCHES if name != "faiss" or importlib.util.find_spec("faiss")]
     if "faiss" not in names:
         print("faiss is not installed here (pip install faiss-cpu): the peer is the naive matrix alone.")
@@ -159,9 +167,8 @@ def main() -> None:
     ]
     print(f"{sizes[0]} x {sizes[1]} rows of width {sizes[2]}, {NEIGHBOURS} neighbours")
     print_table(("search", "seconds", "seconds over ours", "peak beyond the features, MB", "neighbours of ours"), rows)
-    more: dict[str, object] = {}
     if arguments.coco:
-        more = measure_coco(arguments.width, arguments.threads)
+        more |= measure_coco(arguments.width, arguments.threads)
     peer = names[-1]
     print_result(
         "object_knn",

@@ -14,6 +14,7 @@ import benchmarks.build
 import benchmarks.csv
 import benchmarks.diagnose
 import benchmarks.loader
+import benchmarks.object_features
 import benchmarks.object_knn
 import benchmarks.views
 from benchmarks.photos import Photo, decode_each_time, decode_once, random_boxes, synthetic_jpeg
@@ -91,12 +92,23 @@ def test_the_neighbour_benchmark_ends_with_its_result(monkeypatch: pytest.Monkey
     monkeypatch.setattr(benchmarks.object_knn, "peak_mb", lambda name, sizes, threads: 1.0)
     monkeypatch.setattr(benchmarks.object_knn, "COCO_GALLERY", 85_000)
     monkeypatch.setattr(benchmarks.object_knn, "COCO_QUERIES", 40)
-    options = "--rounds 1 --gallery 500 --queries 20 --width 8"
+    options = "--rounds 1 --gallery 500 --queries 20 --width 8 --photos 3 --size_px 64"
     printed, result = run(benchmarks.object_knn.main, options, monkeypatch, capsys)
     assert result["name"] == "object_knn" and result["ratio"] > 0
     assert {"ours", "naive"} <= set(result["ratios"])
+    assert "3 photos at 64 pixels, 39 pictures through random:mobilenet_v2" in printed
+    assert result["features_ratio"] > 0
     assert "EXTRAPOLATED to all queries" in printed
     assert result["coco_extrapolated_seconds"] == pytest.approx(10 * result["coco_tenth_seconds"], rel=1e-3)
+
+
+def test_the_feature_benchmark_counts_only_where_both_ways_agree(monkeypatch: pytest.MonkeyPatch):
+    embed = benchmarks.object_features.NaiveModel.embed
+    monkeypatch.setattr(
+        benchmarks.object_features.NaiveModel, "embed", lambda self, *given: embed(self, *given) * 1.001
+    )
+    with pytest.raises(SystemExit, match=r"the features differ by 1\.0e-03 of the largest one"):
+        benchmarks.object_features.measure_features("random:mobilenet_v2", None, 64, 2, 1, 1)
 
 
 def test_both_sides_show_the_same_pixels(photos: list[Photo]):

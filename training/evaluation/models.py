@@ -6,8 +6,10 @@ Models are named as for the diagnosis: see `modeling_decodepos.diagnosis.models.
 from __future__ import annotations
 
 import copy
+import functools
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,10 +34,16 @@ from modeling_decodepos.imagenet import IMAGE_MEAN, IMAGE_STD
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from modeling_decodepos.region_pooling import Offset, pool_regions
 from modeling_decodepos.regions import check_regions
+from training.evaluation.frozen import each_on_a_core, fold_batch_norms
 from training.evaluation.settings import STAGES
 
 REGION_BINS = 14
 """Of models without bins of their own."""
+
+_WHOLE = (0.0, 0.0, 1.0, 1.0)
+
+CPU_PICTURES = 8
+"""Through a network on a CPU at a time: their maps fit into a core's cache, those of 64 do not."""
 
 
 @dataclass
@@ -45,6 +53,8 @@ class MapModel:
     feature_map: Callable[[Tensor], Tensor]  # (B, C, h, w) from normalised pixels
     region_bins: int = REGION_BINS
     module: nn.Module | None = None  # that gives the map, where it is one
+    # The map of `module`, or of a copy of it, from several threads at a time; None where nobody can know that it may.
+    read: Callable[[Any, Tensor], Tensor] | None = None
 
     def embed_regions(self, feature_map: Tensor, boxes: list[Tensor], offset: Offset) -> Tensor:
         """(N, C) features of the boxes, image by image."""
@@ -53,6 +63,13 @@ class MapModel:
             for own_map, own in zip(feature_map, boxes, strict=True)
         ]
         return torch.cat(pooled)
+
+    def folded(self, examples: list[Tensor]) -> MapModel:
+        """The same with its batch norms folded, where the network is known to be a function of its pixels."""
+        if self.module is None or self.read is None:
+            return self
+        module = fold_batch_norms(self.module, self.read, examples)
+        return replace(self, module=module, feature_map=functools.partial(self.read, module))
 
 
 @dataclass
@@ -65,7 +82,8 @@ class EvaluatedModel:
     std: tuple[float, ...] = IMAGE_STD
     device: torch.device | str = "cpu"
     reading: str = "aligned"
-    cells: dict[tuple[str, int], Cells] = field(default_factory=dict)  # of maps, by what they are for and picture side
+    _frozen: DecodePosModel | MapModel | None = field(default=None, init=False, repr=False)
+    _cells: dict[tuple[str, int], Cells] = field(default_factory=dict, init=False, repr=False)  # by map, side
 
     def prepare(self, pixels: Tensor) -> Tensor:
         """Normalised float pixels on the model's device, from (B, 3, S, S) uint8."""
@@ -78,29 +96,45 @@ class EvaluatedModel:
         net = self.net.backbone if isinstance(self.net, DecodePosModel) else self.net.module
         return fitting_side(net, wanted_px)
 
+    def frozen(self, pixels: Tensor) -> DecodePosModel | MapModel:
+        """The model that features are read from: `net`, on a CPU with batch norms folded where that changes nothing.
+
+        What folds is seen on the first of the pictures that come first, and `backbone` stays as it is.
+        """
+        if self._frozen is None and len(pixels):
+            one = self.prepare(pixels[:1])
+            self._frozen = self._fold([one, one.flip(3)]) if self._on_cpu else self.net
+        return self._frozen or self.net
+
+    def _fold(self, examples: list[Tensor]) -> DecodePosModel | MapModel:
+        if isinstance(self.net, MapModel):
+            return self.net.folded(examples)
+        whole = [torch.tensor([_WHOLE])]
+        return fold_batch_norms(
+            self.net, lambda net, example: _region_rows(net, net.feature_map(example), whole), examples
+        )
+
+    @property
+    def _on_cpu(self) -> bool:
+        return torch.device(self.device).type == "cpu"
+
     @torch.no_grad()
     def embed(self, pixels: Tensor, boxes: list[Tensor]) -> Tensor:
         """(N, D) float32 features, on the CPU, of unit boxes on (B, 3, S, S) uint8 images, image by image."""
-        values, own = self.prepare(pixels), [rows.to(self.device) for rows in boxes]
-        if isinstance(self.net, DecodePosModel):
-            self.net.check_map_covers(values)
-        feature_map = self.net.feature_map(values)
-        offset = self._offset("regions", self.net.feature_map, pixels.shape[-1], feature_map)
-        if isinstance(self.net, DecodePosModel):
-            regions = check_regions(own, len(values), device=values.device)
-            rows = self.net.embed_regions(feature_map, regions, self.net.config.region_bins, offset)
-        else:
-            rows = self.net.embed_regions(feature_map, own, offset)
-        return self._checked(rows.float().cpu())
+        net, side = self.frozen(pixels), pixels.shape[-1]
+        self._find_cells("regions", net.feature_map, side)
 
-    def _offset(self, what: str, read: Callable[[Tensor], Tensor], side: int, feature_map: Tensor) -> Offset:
-        """Cells further right and down that a map of pictures of a side is read by the model's reading."""
-        if self.reading in ("aligned", "legacy"):
-            return 0.5 if self.reading == "legacy" else 0.0
-        if (what, side) not in self.cells:
-            pixels = self.prepare(torch.zeros((1, 3, side, side), dtype=torch.uint8))
-            (self.cells[what, side],) = find_cells(lambda x: [read(x)], self.reading, pixels, self.prepare)
-        return self.cells[what, side].offset(side, feature_map)
+        def embed(part: slice) -> Tensor:
+            values, own = self.prepare(pixels[part]), [rows.to(self.device) for rows in boxes[part]]
+            if isinstance(net, DecodePosModel):
+                net.check_map_covers(values)
+            feature_map = net.feature_map(values)
+            # A region that is all of the picture is all of the map, wherever its cells lie.
+            whole = all(bool((rows == rows.new_tensor(_WHOLE)).all()) for rows in own)
+            offset = 0.0 if whole else self._offset("regions", side, feature_map)
+            return _region_rows(net, feature_map, own, offset).float().cpu()
+
+        return self._checked(self._by_parts(embed, len(pixels)))
 
     @torch.no_grad()
     def dense(self, pixels: Tensor) -> Tensor:
@@ -109,22 +143,38 @@ class EvaluatedModel:
         The last map of the backbone. A ResNet's last stage runs on its stage 3 at twice the resolution, as it does on
         regions in this package: the map then has a cell per 16 pixels, like that of a ViT.
         """
-        values = self.prepare(pixels)
-        if isinstance(self.net, DecodePosModel):
-            self.net.check_map_covers(values)
-        return self._checked(self._dense_map(values).float())
+        net = self.frozen(pixels)
+        return self._checked(
+            self._by_parts(lambda part: _dense_map(net, self.prepare(pixels[part])).float(), len(pixels))
+        )
 
     def dense_offset(self, side: int, feature_map: Tensor) -> tuple[float, float]:
         """Cells further right and down that the map of `dense` is read for pictures of a side."""
-        found = self._offset("dense", self._dense_map, side, feature_map)
+        self._find_cells("dense", functools.partial(_dense_map, self.net), side)
+        found = self._offset("dense", side, feature_map)
         return found if isinstance(found, tuple) else (found, found)
 
-    def _dense_map(self, values: Tensor) -> Tensor:
-        feature_map = self.net.feature_map(values)
-        if isinstance(self.net, DecodePosModel) and self.net.config.splits_backbone:
-            finer = F.interpolate(feature_map, scale_factor=2, mode="bilinear", align_corners=False)
-            feature_map = self.net.apply_region_stage(finer)
-        return feature_map
+    def _find_cells(self, what: str, read: Callable[[Tensor], Tensor], side: int) -> None:
+        """Where the cells of a map of pictures of a side lie, if the reading needs it and nobody has found it yet."""
+        if self.reading in ("known", "measured") and (what, side) not in self._cells:
+            pixels = self.prepare(torch.zeros((1, 3, side, side), dtype=torch.uint8))
+            (self._cells[what, side],) = find_cells(lambda x: [read(x)], self.reading, pixels, self.prepare)
+
+    def _offset(self, what: str, side: int, feature_map: Tensor) -> Offset:
+        """Cells further right and down that a map of pictures of a side is read."""
+        if (what, side) in self._cells:
+            return self._cells[what, side].offset(side, feature_map)
+        return 0.5 if self.reading == "legacy" else 0.0
+
+    def _by_parts(self, call: Callable[[slice], Tensor], count: int) -> Tensor:
+        """What `call` gives for parts of `count` pictures: on a CPU few at a time, on all cores if the model can."""
+        if not self._on_cpu or count < 2:
+            return call(slice(0, count))
+        can = isinstance(self.net, DecodePosModel) or self.net.read is not None
+        size = min(CPU_PICTURES, math.ceil(count / torch.get_num_threads())) if can else CPU_PICTURES
+        parts = [slice(start, start + size) for start in range(0, count, size)]
+        call = torch.no_grad()(call)  # which a thread does not inherit
+        return torch.cat(each_on_a_core(call, parts) if can else list(map(call, parts)))
 
     def backbone(self) -> Any:
         """The backbone, for fine-tuning inside another model."""
@@ -179,12 +229,38 @@ def load_model(
         net.config.region_bins = region_bins or net.config.region_bins
         net = net.to(device=device, memory_format=torch.channels_last).eval()
         if stage == "map" and net.config.splits_backbone:
-            split = net
-            net = MapModel(lambda pixels: split.apply_region_stage(split.feature_map(pixels)), module=split.backbone)
+            backbone = net.backbone
+            net = MapModel(functools.partial(_last_stage, backbone), module=backbone, read=_last_stage)
     if isinstance(net, MapModel):
         net.region_bins = region_bins or REGION_BINS
     reading = "aligned" if reading == "own" else reading
     return EvaluatedModel(network.name, net, network.mean, network.std, device, reading)
+
+
+def _region_rows(
+    net: DecodePosModel | MapModel, feature_map: Tensor, boxes: list[Tensor], offset: Offset = 0.0
+) -> Tensor:
+    """(N, D) features of the boxes, image by image."""
+    if isinstance(net, MapModel):
+        return net.embed_regions(feature_map, boxes, offset)
+    regions = check_regions(boxes, len(feature_map), device=feature_map.device)
+    return net.embed_regions(feature_map, regions, net.config.region_bins, offset)
+
+
+def _dense_map(net: DecodePosModel | MapModel, values: Tensor) -> Tensor:
+    """(B, C, h, w) of normalised pixels."""
+    if isinstance(net, MapModel):
+        return net.feature_map(values)
+    net.check_map_covers(values)
+    feature_map = net.feature_map(values)
+    if not net.config.splits_backbone:
+        return feature_map
+    return net.apply_region_stage(F.interpolate(feature_map, scale_factor=2, mode="bilinear", align_corners=False))
+
+
+def _last_stage(backbone: Any, pixels: Tensor) -> Tensor:
+    feature_map: Tensor = backbone(pixels).feature_maps[-1]
+    return feature_map
 
 
 def _region_network(network: Network) -> DecodePosModel | MapModel:
@@ -198,4 +274,4 @@ def _region_network(network: Network) -> DecodePosModel | MapModel:
     if has_backbone_class(module):
         backbone: Any = module if isinstance(module, BackboneMixin) else every_stage(module)
         return DecodePosModel.from_backbone(backbone, region_bins=REGION_BINS)
-    return MapModel(lambda pixels: last_map(module, pixels), module=module)
+    return MapModel(lambda pixels: last_map(module, pixels), module=module, read=last_map)

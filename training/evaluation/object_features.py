@@ -1,21 +1,28 @@
-"""Features of all annotated objects of a split: as they are, before another image, or elsewhere in their image."""
+"""Features of all annotated objects of a split: as they are, before another image, elsewhere in theirs, or alone."""
 
 from __future__ import annotations
 
 import bisect
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from modeling_decodepos.diagnosis.data.exchange import exchange_surroundings, has_surroundings, resize
+from modeling_decodepos.diagnosis.data.exchange import (
+    ALONE_SIDE,
+    exchange_surroundings,
+    has_surroundings,
+    resize,
+    show_alone,
+)
 from modeling_decodepos.regions import boxes_to_pixels
 from training.data.decoding import BrokenImage
 from training.evaluation.annotated_images import LEAST_SIDE, AnnotatedImages, Picture, batched, seed_of
 from training.evaluation.evaluation import Evaluation
+from training.evaluation.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -45,30 +52,45 @@ class Shown:
 Show = Callable[[Picture], Shown]
 
 
-def embed_objects(evaluation: Evaluation, images: AnnotatedImages, what: str, show: Show | None = None) -> Objects:
-    """All objects that are at least `LEAST_SIDE` wide and high, as they are or as `show` shows them."""
+def embed_objects(evaluation: Evaluation, images: AnnotatedImages, what: str) -> Objects:
+    """All objects that are at least `LEAST_SIDE` wide and high, as they are."""
+    (objects,) = embed_shown(evaluation, images, what, [show_as_they_are])
+    return objects
+
+
+def embed_shown(
+    evaluation: Evaluation, images: AnnotatedImages, what: str, shows: Sequence[Show]
+) -> tuple[Objects, ...]:
+    """The objects as each of `shows` shows them, the first of which shows some; every image is read once."""
     common, processes = evaluation.common, evaluation.processes
-    shower = show or show_as_they_are
 
-    def make(place: int) -> Shown:
-        return shower(images.picture(place, common.size_px))
+    def make(place: int) -> list[Shown]:
+        picture = images.picture(place, common.size_px)
+        return [show(picture) for show in shows]
 
-    found: list[list[Tensor]] = [[], [], [], []]
+    found: list[tuple[list[Tensor], ...]] = [([], [], [], []) for _ in shows]
     places = processes.own(range(len(images)))
     read = evaluation.progress(evaluation.read(images, places, make), what, len(places))
-    for batch in batched((item or _nothing(common.size_px) for item in read), common.batch_size):
-        for column, part in zip(found, _embed(evaluation, batch), strict=True):
-            column += part
-    width = max(processes.collect([max((rows.shape[1] for rows in found[0]), default=0)]))
-    found[0] = [rows if rows.shape[1] == width else rows.new_zeros((0, width)) for rows in found[0]]
-    columns = [processes.collect_rows(column) for column in found]
-    if not columns[0] or not sum(map(len, columns[0])):
+    for batch in batched((item or [_nothing(common.size_px)] * len(shows) for item in read), common.batch_size):
+        for columns, shown in zip(found, zip(*batch, strict=True), strict=True):
+            for column, part in zip(columns, _embed(evaluation, shown), strict=True):
+                column += part
+    objects = tuple(_collect(processes, *columns) for columns in found)
+    if not len(objects[0]):
         raise ValueError(
             f"{images.name} has no object of at least {LEAST_SIDE:.1%} of its image on both sides: nothing to measure."
         )
-    features, labels, numbers, boxes = (torch.cat(column) for column in columns)
+    return objects
+
+
+def _collect(processes: Processes, features: list[Tensor], *others: list[Tensor]) -> Objects:
+    """The objects of all processes, from what each has of its images."""
+    width = max(processes.collect([max((rows.shape[1] for rows in features), default=0)]))
+    features = [rows if rows.shape[1] == width else rows.new_zeros((0, width)) for rows in features]
+    columns = [processes.collect_rows(column) for column in (features, *others)]
     owners = torch.arange(len(columns[1])).repeat_interleave(torch.tensor([len(rows) for rows in columns[1]]))
-    return Objects(features, labels, owners, numbers, boxes)
+    rows, labels, numbers, boxes = (torch.cat(column) for column in columns)
+    return Objects(rows, labels, owners, numbers, boxes)
 
 
 def _nothing(size: int) -> Shown:
@@ -77,7 +99,7 @@ def _nothing(size: int) -> Shown:
     return Shown(torch.zeros((0, 3, size, size), dtype=torch.uint8), torch.zeros((0, 4)), none, none)
 
 
-def _embed(evaluation: Evaluation, batch: list[Shown]) -> tuple[list[Tensor], ...]:
+def _embed(evaluation: Evaluation, batch: Sequence[Shown]) -> tuple[list[Tensor], ...]:
     """Features, labels, numbers and boxes of the regions, one tensor per image."""
     pictures: list[Tensor] = []
     boxes: list[Tensor] = []
@@ -136,6 +158,23 @@ def show_repositioned(seed: int) -> Show:
     return functools.partial(_show_each, change)
 
 
+WHOLE = np.array([0.0, 0.0, 1.0, 1.0], dtype=np.float32)
+
+
+def show_by_themselves(side: int, *, every: bool = False) -> Show:
+    """Each object alone in a picture of its own, which it fills; of `every` object, or of those with surroundings."""
+
+    def change(picture: Picture, number: int, box: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        return show_alone(picture.pixels, box, side), WHOLE
+
+    return functools.partial(_show_each, change, every=every)
+
+
+def alone_side(evaluation: Evaluation) -> int:
+    """The side of pictures of objects alone: `ALONE_SIDE` of the others', or the nearest that the network can take."""
+    return evaluation.model.fitting_side(round(ALONE_SIDE * evaluation.common.size_px))
+
+
 def roll_elsewhere(pixels: Tensor, box: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
     """The image (3, S, S) rolled by whole pixels so that the box lies in another place, uncut; and the box there."""
     side = pixels.shape[-1]
@@ -148,11 +187,13 @@ def roll_elsewhere(pixels: Tensor, box: np.ndarray, rng: np.random.Generator) ->
     return pixels.roll((dy, dx), dims=(1, 2)), (box + shift).clip(0.0, 1.0).astype(np.float32)
 
 
-def _show_each(change: Callable[[Picture, int, np.ndarray], tuple[Tensor, np.ndarray]], picture: Picture) -> Shown:
-    """The regions that have surroundings and room, each in a picture of its own."""
+def _show_each(
+    change: Callable[[Picture, int, np.ndarray], tuple[Tensor, np.ndarray]], picture: Picture, *, every: bool = False
+) -> Shown:
+    """The regions, each in a picture of its own: every one, or those that have surroundings and room."""
     large = picture.boxes[_large_enough(picture)]
     labels = picture.labels[_large_enough(picture)]
-    chosen = torch.nonzero(has_surroundings(large))[:, 0]
+    chosen = torch.arange(len(large)) if every else torch.nonzero(has_surroundings(large))[:, 0]
     made = [change(picture, number, large[number].numpy()) for number in chosen.tolist()]
     if not made:
         return Shown(picture.pixels[None][:0], large[:0], labels[:0], chosen)

@@ -1,17 +1,22 @@
 """`object_knn`: is an object's class what its nearest neighbours among training objects are?
 
-Gallery: objects of the training split. Queries: objects of the validation split, three times:
+Gallery: objects of the training split. Queries: objects of the validation split, four times:
 
     as they are            micro_k20, class_mean_k20 …
     re-contextualised      before another image, in their place: what is lost, is what came from the surroundings
     re-positioned          elsewhere in their image, with their surroundings: what is lost, is what came from the place
+    alone                  in a picture of their own that they fill, and so is the gallery: neither surroundings nor
+                           another place, what a network would reach that looks at nothing else
 
 `…_drop_k20` is the accuracy as they are minus that of the variant, over the same objects (those that cover at most
-half of their image). `commonest_class` is what calling every object by the gallery's commonest class reaches;
-`effective_rank`, how many directions the queries' features fill. `supercategory_…` (COCO), `shape_…` and `texture_…`
-(scenes) are about the group of the class. The gallery stays as it is. The follow-up paper (ICLR
-2024) reports such a pair; its exact definition is not public, so these numbers compare with each other and not with
-its table.
+half of their image). But for `alone`, the gallery stays as it is. An object alone has more pixels than in its image:
+`alone` is a ceiling that mixes what the surroundings cost with what the pixels gain. Where it is above "as they are"
+(`alone_drop` below 0), context or the few pixels mislead this network; where it is below, they help.
+
+`commonest_class` is what calling every object by the gallery's commonest class reaches; `effective_rank`, how many
+directions the queries' features fill. `supercategory_…` (COCO), `shape_…` and `texture_…` (scenes) are about the group
+of the class. The follow-up paper (ICLR 2024) reports a pair of re-contextualised and re-positioned; its exact
+definition is not public, so these numbers compare with each other and not with its table.
 """
 
 from __future__ import annotations
@@ -29,7 +34,16 @@ from modeling_decodepos.diagnosis.statistics.estimates import bootstrap_interval
 from modeling_decodepos.diagnosis.statistics.knn import knn_accuracy, knn_neighbours, knn_vote
 from training.evaluation.class_groups import class_groups
 from training.evaluation.evaluation import Evaluation
-from training.evaluation.object_features import Objects, embed_objects, show_recontextualised, show_repositioned
+from training.evaluation.object_features import (
+    Objects,
+    Show,
+    alone_side,
+    embed_shown,
+    show_as_they_are,
+    show_by_themselves,
+    show_recontextualised,
+    show_repositioned,
+)
 from training.evaluation.results import Measured
 from training.evaluation.settings import ObjectKnnSettings
 
@@ -37,10 +51,21 @@ from training.evaluation.settings import ObjectKnnSettings
 def run(evaluation: Evaluation, settings: ObjectKnnSettings) -> Mapping[str, Measured]:
     """Accuracies of one seed."""
     gallery_images, query_images = evaluation.images("train"), evaluation.images("validation")
-    gallery = embed_objects(evaluation, gallery_images, "gallery")
-    queries = embed_objects(evaluation, query_images, "queries")
+    shows: dict[str, Show] = {}
+    gallery_shows: dict[str, Show] = {}  # where it is not the gallery as it is
+    if settings.variants:
+        side = alone_side(evaluation)
+        gallery_shows["alone"] = show_by_themselves(side, every=True)
+        shows = {
+            "recontextualised": show_recontextualised(query_images, evaluation.seed),
+            "repositioned": show_repositioned(evaluation.seed),
+            "alone": show_by_themselves(side),
+        }
+    gallery, *others = embed_shown(evaluation, gallery_images, "gallery", [show_as_they_are, *gallery_shows.values()])
+    galleries = dict(zip(gallery_shows, others, strict=True))
     refuse_one_class(gallery.labels, gallery_images.name)
     ks = _possible(settings.neighbours, len(gallery), evaluation)
+    queries, *others = embed_shown(evaluation, query_images, "queries", [show_as_they_are, *shows.values()])
     groups = {name: torch.tensor(of) for name, of in class_groups(gallery_images.class_names).items()}
     right = _right(evaluation, gallery, queries, ks, settings.temperature, groups)
     measures = {
@@ -48,24 +73,17 @@ def run(evaluation: Evaluation, settings: ObjectKnnSettings) -> Mapping[str, Mea
         "effective_rank": Measured(float(effective_rank(queries.features.float())), count=len(queries)),
         **_accuracies("", right, queries, groups),
     }
-    if not settings.variants:
-        return measures
-    shows = {
-        "recontextualised": show_recontextualised(query_images, evaluation.seed),
-        "repositioned": show_repositioned(evaluation.seed),
-    }
     movable = has_surroundings(queries.boxes)
-    if not movable.any():
+    if shows and not movable.any():
         evaluation.note("no object covers at most half of its image: none can be re-contextualised or re-positioned.")
         return measures
-    for name, show in shows.items():
-        others = embed_objects(evaluation, query_images, name, show)
-        assert torch.equal(others.numbers, queries.numbers[movable])
-        found = _right(evaluation, gallery, others, ks, settings.temperature, groups)
-        measures |= _accuracies(f"{name}_", found, others, groups)
+    for name, varied in zip(shows, others, strict=True):
+        assert torch.equal(varied.numbers, queries.numbers[movable])
+        found = _right(evaluation, galleries.get(name, gallery), varied, ks, settings.temperature, groups)
+        measures |= _accuracies(f"{name}_", found, varied, groups)
         for (group, k), hit in found.items():
             lost = right[group, k][movable].double() - hit.double()
-            measures[f"{name}_{_prefix(group)}drop_k{k}"] = mean_over_objects(lost, others)
+            measures[f"{name}_{_prefix(group)}drop_k{k}"] = mean_over_objects(lost, varied)
     return measures
 
 

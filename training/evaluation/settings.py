@@ -50,11 +50,11 @@ class Common:
 
 @dataclass(frozen=True)
 class ObjectKnnSettings:
-    """Weighted k-NN over object features: as they are, re-contextualised, re-positioned."""
+    """Weighted k-NN over object features: as they are, re-contextualised, re-positioned, alone."""
 
     neighbours: tuple[int, ...] = key((10, 20, 100, 200), "numbers of neighbours, k", within=_COUNT)
     temperature: float = key(0.07, "a neighbour votes with exp(cosine / this)", above=0)
-    variants: bool = key(True, "whether to re-contextualise and re-position too")
+    variants: bool = key(True, "whether to re-contextualise, re-position and show objects alone too")
 
 
 @dataclass(frozen=True)

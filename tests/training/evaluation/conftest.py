@@ -94,6 +94,9 @@ class FakeModel:
     def dense_offset(self, side: int, feature_map: Tensor) -> tuple[float, float]:
         return (0.0, 0.0)
 
+    def fitting_side(self, wanted_px: int) -> int:
+        return wanted_px
+
     def dense(self, pixels: Tensor) -> Tensor:
         return self.cell(pixels.float())
 

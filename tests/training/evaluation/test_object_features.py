@@ -6,6 +6,7 @@ from tests.training.evaluation.conftest import SIDE, FakeModel, inside, write_sq
 from training.evaluation.annotated_images import AnnotatedImages
 from training.evaluation.object_features import (
     embed_objects,
+    embed_shown,
     roll_elsewhere,
     show_as_they_are,
     show_recontextualised,
@@ -97,8 +98,9 @@ def test_an_image_that_cannot_be_read_is_named_and_left_out(tmp_path, evaluation
     assert len(objects) == 22
     assert 1 not in objects.owners
     assert "1 images of" in found.notes[0] and "validation-001" in found.notes[0]
-    again = embed_objects(found, images, "moved", show_recontextualised(images, 0))
-    assert torch.equal(again.numbers, objects.numbers)
+    again, moved = embed_shown(found, images, "both", [show_as_they_are, show_recontextualised(images, 0)])
+    assert torch.equal(again.features, objects.features)
+    assert torch.equal(moved.numbers, objects.numbers)
 
 
 def test_ragged_annotations_are_refused_by_name(tmp_path):

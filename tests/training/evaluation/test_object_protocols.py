@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from tests.training.evaluation.conftest import FakeModel, inside, write_squares
+from tests.training.evaluation.conftest import SIDE, FakeModel, inside, write_squares
 from training.evaluation import object_knn, object_linear
+from training.evaluation.annotated_images import AnnotatedImages
 from training.evaluation.object_knn import ObjectKnnSettings
 from training.evaluation.object_linear import ObjectLinearSettings, fit_linear, hold_out
 
@@ -27,11 +28,12 @@ def place(pixels, box):
 
 def test_a_model_of_content_loses_nothing(evaluation):
     measures = object_knn.run(evaluation(FakeModel(inside)), KNN)
-    for variant in ("", "recontextualised_", "repositioned_"):
+    for variant in ("", "recontextualised_", "repositioned_", "alone_"):
         assert measures[f"{variant}micro_k5"].value == 1
         assert measures[f"{variant}class_mean_k5"].value == 1
     assert measures["recontextualised_drop_k5"].value == measures["repositioned_drop_k1"].value == 0
-    assert measures["micro_k5"].count == 24
+    assert measures["alone_drop_k5"].value == 0
+    assert measures["micro_k5"].count == measures["alone_micro_k5"].count == 24
     assert 0.2 < measures["commonest_class"].value < 0.6
 
 
@@ -61,6 +63,7 @@ def test_a_model_of_surroundings_loses_with_them_and_not_with_the_place(tmp_path
     assert measures["micro_k5"].value == 1
     assert measures["recontextualised_drop_k5"].value > 0.3
     assert measures["repositioned_drop_k5"].value == 0
+    assert measures["alone_drop_k5"].value > 0.3
     content = object_knn.run(evaluation(FakeModel(inside), tmp_path / "swapped"), KNN)
     assert content["micro_k5"].value < 0.8
 
@@ -75,6 +78,61 @@ def test_a_model_of_places_loses_when_the_place_changes(tmp_path, evaluation):
     assert measures["micro_k5"].value > 0.9
     assert abs(measures["recontextualised_drop_k5"].value) < 1e-9
     assert measures["repositioned_drop_k5"].value > 0.2
+    assert measures["alone_drop_k5"].value > 0.2
+
+
+def test_alone_tells_that_surroundings_mislead(evaluation):
+    """Who looks at the other square, where there is one, takes an object for one of two."""
+
+    def distracted(pixels, box):
+        others = outside(pixels, box)
+        return others if others.any() else inside(pixels, box)
+
+    misled = FakeModel(distracted)
+    measures = object_knn.run(evaluation(misled), KNN)
+    assert measures["alone_micro_k5"].value == 1
+    assert measures["micro_k5"].value < 0.9
+    assert measures["alone_drop_k5"].value == pytest.approx(measures["micro_k5"].value - 1)
+
+
+def test_alone_the_object_fills_a_smaller_picture_and_meets_a_gallery_of_such(evaluation):
+    shown = []
+
+    def negative_in_small_pictures(pixels, box):
+        shown.append((pixels.shape[-1], box.tolist()))
+        return inside(pixels, box) * (1 if pixels.shape[-1] == SIDE else -1)
+
+    measures = object_knn.run(evaluation(FakeModel(negative_in_small_pictures)), KNN)
+    assert measures["micro_k5"].value == measures["alone_micro_k5"].value == 1  # 0 with the gallery as it is
+    alone = [box for side, box in shown if side == round(0.6 * SIDE)]
+    assert len(alone) == 2 * (24 + 12) and all(box == [0, 0, 1, 1] for box in alone)
+    assert {side for side, _ in shown} == {SIDE, round(0.6 * SIDE)}
+
+
+def test_an_object_that_fills_its_image_is_in_the_gallery_alone_and_not_among_the_queries(tmp_path, evaluation):
+    def change(rows):
+        for row in rows[:2]:
+            row["objects"]["bbox"][0] = [0.0, 0.0, 60.0, 60.0]
+        return rows
+
+    data, shown = write_squares(tmp_path / "large", change), []
+
+    def seen(pixels, box):
+        shown.append(pixels.shape[-1])
+        return inside(pixels, box)
+
+    measures = object_knn.run(evaluation(FakeModel(seen), data), KNN)
+    assert shown.count(round(0.6 * SIDE)) == 2 * 24 + 2 * 12 - 2
+    counts = {name: measures[f"{name}micro_k5"].count for name in ("", "recontextualised_", "alone_")}
+    assert counts == {"": 24, "recontextualised_": 22, "alone_": 22}
+
+
+def test_each_image_is_read_once_for_all_variants_and_donors_besides(evaluation, monkeypatch):
+    read = []
+    picture = AnnotatedImages.picture
+    monkeypatch.setattr(AnnotatedImages, "picture", lambda self, *at: read.append(at) or picture(self, *at))
+    object_knn.run(evaluation(FakeModel(inside)), KNN)
+    assert len(read) == 24 + 12
 
 
 def test_neither_batch_size_nor_the_order_of_rows_changes_a_number(tmp_path, evaluation):
