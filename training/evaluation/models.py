@@ -111,7 +111,7 @@ class EvaluatedModel:
             return self.net.folded(examples)
         whole = [torch.tensor([_WHOLE])]
         return fold_batch_norms(
-            self.net, lambda net, example: _region_rows(net, net.feature_map(example), whole), examples
+            self.net, lambda net, example: region_rows(net, net.feature_map(example), whole), examples
         )
 
     @property
@@ -122,7 +122,7 @@ class EvaluatedModel:
     def embed(self, pixels: Tensor, boxes: list[Tensor]) -> Tensor:
         """(N, D) float32 features, on the CPU, of unit boxes on (B, 3, S, S) uint8 images, image by image."""
         net, side = self.frozen(pixels), pixels.shape[-1]
-        self._find_cells("regions", net.feature_map, side)
+        self.find_reading("regions", net.feature_map, side)
 
         def embed(part: slice) -> Tensor:
             values, own = self.prepare(pixels[part]), [rows.to(self.device) for rows in boxes[part]]
@@ -131,10 +131,10 @@ class EvaluatedModel:
             feature_map = net.feature_map(values)
             # A region that is all of the picture is all of the map, wherever its cells lie.
             whole = all(bool((rows == rows.new_tensor(_WHOLE)).all()) for rows in own)
-            offset = 0.0 if whole else self._offset("regions", side, feature_map)
-            return _region_rows(net, feature_map, own, offset).float().cpu()
+            offset = 0.0 if whole else self.offset("regions", side, feature_map)
+            return region_rows(net, feature_map, own, offset).float().cpu()
 
-        return self._checked(self._by_parts(embed, len(pixels)))
+        return self._checked(self.by_parts(embed, len(pixels)))
 
     @torch.no_grad()
     def dense(self, pixels: Tensor) -> Tensor:
@@ -145,28 +145,28 @@ class EvaluatedModel:
         """
         net = self.frozen(pixels)
         return self._checked(
-            self._by_parts(lambda part: _dense_map(net, self.prepare(pixels[part])).float(), len(pixels))
+            self.by_parts(lambda part: _dense_map(net, self.prepare(pixels[part])).float(), len(pixels))
         )
 
     def dense_offset(self, side: int, feature_map: Tensor) -> tuple[float, float]:
         """Cells further right and down that the map of `dense` is read for pictures of a side."""
-        self._find_cells("dense", functools.partial(_dense_map, self.net), side)
-        found = self._offset("dense", side, feature_map)
+        self.find_reading("dense", functools.partial(_dense_map, self.net), side)
+        found = self.offset("dense", side, feature_map)
         return found if isinstance(found, tuple) else (found, found)
 
-    def _find_cells(self, what: str, read: Callable[[Tensor], Tensor], side: int) -> None:
+    def find_reading(self, what: str, read: Callable[[Tensor], Tensor], side: int) -> None:
         """Where the cells of a map of pictures of a side lie, if the reading needs it and nobody has found it yet."""
         if self.reading in ("known", "measured") and (what, side) not in self._cells:
             pixels = self.prepare(torch.zeros((1, 3, side, side), dtype=torch.uint8))
             (self._cells[what, side],) = find_cells(lambda x: [read(x)], self.reading, pixels, self.prepare)
 
-    def _offset(self, what: str, side: int, feature_map: Tensor) -> Offset:
+    def offset(self, what: str, side: int, feature_map: Tensor) -> Offset:
         """Cells further right and down that a map of pictures of a side is read."""
         if (what, side) in self._cells:
             return self._cells[what, side].offset(side, feature_map)
         return 0.5 if self.reading == "legacy" else 0.0
 
-    def _by_parts(self, call: Callable[[slice], Tensor], count: int) -> Tensor:
+    def by_parts(self, call: Callable[[slice], Tensor], count: int) -> Tensor:
         """What `call` gives for parts of `count` pictures: on a CPU few at a time, on all cores if the model can."""
         if not self._on_cpu or count < 2:
             return call(slice(0, count))
@@ -237,7 +237,7 @@ def load_model(
     return EvaluatedModel(network.name, net, network.mean, network.std, device, reading)
 
 
-def _region_rows(
+def region_rows(
     net: DecodePosModel | MapModel, feature_map: Tensor, boxes: list[Tensor], offset: Offset = 0.0
 ) -> Tensor:
     """(N, D) features of the boxes, image by image."""
