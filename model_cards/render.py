@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from model_cards import networks
 from model_cards.cards import render_card
 from model_cards.evidence import FIGURES, PAGE, draw, is_sweep, load_sweeps, with_sweeps
 from model_cards.results import LABELS, Row, load_rows
@@ -39,8 +40,11 @@ def render_all(folder: Path) -> dict[Path, str]:
     paths = [*(folder / "results").glob("*.json"), *(folder / "weights").glob("*/results.json")]
     # Results of a release that lies here go by the name of its folder.
     names = {path: path.parent.name if path.stem == "results" else path.stem for path in paths}
+    apart = folder / "results" / networks.RESULTS  # which has a page of its own
     rows = {
-        name: load_rows(path) for path, name in sorted(names.items(), key=lambda item: item[1]) if not is_sweep(path)
+        name: load_rows(path)
+        for path, name in sorted(names.items(), key=lambda item: item[1])
+        if not is_sweep(path) and path != apart
     }
     pages = {folder / "RESULTS.md": results_page([row for found in rows.values() for row in found])}
     for path in sorted([*(folder / "models").glob("*.json"), *(folder / "weights").glob("*/release.json")]):
@@ -66,6 +70,10 @@ def render_all(folder: Path) -> dict[Path, str]:
         evidence = folder.parent / PAGE
         pages[evidence] = with_sweeps(evidence.read_text(encoding="utf-8"), sweeps)
         pages |= {folder.parent / FIGURES / f"{name}.svg": draw(values) for name, values in sweeps.items()}
+    if apart.is_file():
+        page, found = folder.parent / networks.PAGE, load_rows(apart)
+        pages[page] = networks.with_tables(page.read_text(encoding="utf-8"), found)
+        pages[folder.parent / networks.FIGURE] = networks.draw(found)
     return pages
 
 
