@@ -61,6 +61,22 @@ def read_features(
     ]
 
 
+@torch.no_grad()
+def read_whole(model: FeatureModel, pixels: Tensor, *, batch_size: int = 16) -> list[StageFeatures]:
+    """Features of all stages, on the CPU, of (I, 3, S, S) pictures as wholes: the mean of every map, and what `embed`
+    gives for the whole picture; one row per picture among the regions, and no cells."""
+    columns: list[list[Tensor]] = [[] for _ in model.stages]
+    for start in range(0, len(pixels), batch_size):
+        maps = model(pixels[start : start + batch_size])
+        rows = [part.mean((2, 3)) for part in maps]
+        if model.embed is not None:
+            rows[-1] = model.embed(maps, [torch.tensor([[0.0, 0.0, 1.0, 1.0]])] * len(rows[-1]))
+        for parts, found in zip(columns, rows, strict=True):
+            parts.append(found.cpu())
+    none = torch.zeros(0)
+    return [StageFeatures(torch.cat(parts) if parts else none, none, (0, 0), none) for parts in columns]
+
+
 def pool_stages(model: FeatureModel, maps: Sequence[Tensor], boxes: list[Tensor]) -> list[Tensor]:
     """(N, C) features of ragged boxes at every stage, image by image."""
     read = maps if model.embed is None else maps[:-1]

@@ -49,6 +49,7 @@ _SENTENCES = {
     "content_wins": "An object looks more like itself elsewhere than like another object in its place in {} of "
     "comparisons",
     "knn_clean": "Its nearest neighbours tell its class in {}",
+    "same_recontextualised": "In other surroundings an object is nearest to itself in {}",
 }
 _GUESSING = (
     "Object k-NN is no better than naming the most frequent class here, so its other versions say nothing: more "
@@ -110,7 +111,7 @@ _CURVES: dict[str, tuple[tuple[str, str, str, tuple[float, float | None], Callab
 
 _GLANCE = ("position_natural", "position_blank", "position_regions", "content_wins", "context_leak",
            "neighbour_advantage", "influence_outside", "knn_clean", "knn_recontextualised",
-           "knn_repositioned")  # fmt: skip
+           "knn_repositioned", "knn_alone", "same_recontextualised", "same_repositioned")  # fmt: skip
 
 _KEYS = Markup(
     '<div class="keys"><span><i class="control"></i>same architecture, random weights</span>'
@@ -179,16 +180,17 @@ def summarise(model: ModelResult) -> str:
         if key == "knn_clean" and is_guessing(stage):
             found.append(_GUESSING)
         elif value is not None:
-            text = template.format(write(value.value, BY_KEY[key]))
+            text = template.format(_write_whole(value, BY_KEY[key]))
             if control is not None:
-                unclear = "; no clear difference" if _overlap(value, control) else ""
-                text += f" (random weights: {write(control.value, BY_KEY[key])}{unclear})"
+                unclear = ", no clear difference" if _overlap(value, control) else ""
+                text += f"; random weights: {_write_whole(control, BY_KEY[key])}{unclear}"
             found.append(text + ".")
-    keys = ("knn_clean", "knn_recontextualised", "knn_repositioned")
-    values = [value.value for key in keys if (value := _last(model.stages, key))]
-    if len(values) == 3 and values[0] and not is_guessing(stage):
-        _, elsewhere, away = (write(value, BY_KEY[key]) for key, value in zip(keys, values, strict=True))
-        found.append(f"In other surroundings that becomes {elsewhere}, in another place {away}.")
+    versions = {"knn_recontextualised": "in other surroundings", "knn_repositioned": "in another place",
+                "knn_alone": "alone"}  # fmt: skip
+    values = {text: (value, BY_KEY[key]) for key, text in versions.items() if (value := _last(model.stages, key))}
+    if values and not is_guessing(stage):
+        others = (f"{text} {_write_whole(*value)}" for text, value in values.items())
+        found.append(f"Of the same objects their neighbours tell the class {', '.join(others)}.")
     return " ".join(found) or "Nothing was measured at its last stage."
 
 
@@ -215,7 +217,9 @@ def _write_whole(value: Estimate | None, metric: Metric) -> str:
         return (value and value.reason) or "not measured"
     text = write(value.value, metric)
     if ends := _interval(value):
-        text += f" ({write(ends[0], metric).removesuffix(PERCENT)} to {write(ends[1], metric)})"
+        # Student's t does not know where a number ends.
+        low, high = max(ends[0], min(0.0, value.value)), min(ends[1], 1.0) if metric.percent else ends[1]
+        text += f" ({write(low, metric).removesuffix(PERCENT)} to {write(high, metric)})"
     return text
 
 
