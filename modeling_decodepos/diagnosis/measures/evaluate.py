@@ -264,10 +264,8 @@ def _object_numbers(seen: ProbeFeatures, number: int, data: ProbeData, wanted: S
     if seen.placed and data.grid is not None:
         placed = seen.placed[number].regions
         found["content_wins"] = place_or_content(placed.view(*data.grid.pixels.shape[:2], -1), seed=data.seed)
-    if data.swaps is None:
-        return found
-    regions = seen.queries[number].regions[data.swaps.regions] if seen.surroundings else None
-    if "context" in wanted and regions is not None:
+    if seen.surroundings and data.swaps is not None and "context" in wanted:
+        regions = seen.queries[number].regions[data.swaps.regions]
         found |= measure_leak(regions, seen.surroundings[number].regions, seen.content[number].regions, seed=data.seed)
     if seen.probed and data.probed is not None:
         found |= _recognition(seen, number, data.probed, wanted, data.seed)

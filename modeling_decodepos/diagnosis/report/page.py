@@ -32,7 +32,7 @@ from ..measures.evaluate import StageResult
 from ..measures.metrics import BY_KEY, EXTRA_PROTOCOLS, MEASURES, METRICS, Metric
 from ..measures.padding import PADDING_MODES
 from ..results import Debias, Diagnosis, ModelResult
-from ..statistics.estimates import Estimate
+from ..statistics.estimates import Estimate, overlap
 from .figures import draw_blank_pages, draw_directions, draw_influence, draw_swaps
 
 VERDICTS = {
@@ -182,7 +182,7 @@ def summarise(model: ModelResult) -> str:
         elif value is not None:
             text = template.format(_write_whole(value, BY_KEY[key]))
             if control is not None:
-                unclear = ", no clear difference" if _overlap(value, control) else ""
+                unclear = ", no clear difference" if overlap(value, control) else ""
                 text += f"; random weights: {_write_whole(control, BY_KEY[key])}{unclear}"
             found.append(text + ".")
     versions = {"knn_recontextualised": "in other surroundings", "knn_repositioned": "in another place",
@@ -235,12 +235,6 @@ def _last(stages: Sequence[StageResult] | None, key: str) -> Estimate | None:
     """The number of the last stage, if there is one."""
     value = stages[-1].numbers.get(key) if stages else None
     return None if value is None or value.value is None else value
-
-
-def _overlap(one: Estimate, other: Estimate) -> bool:
-    """Whether both have intervals, and these have a number in common."""
-    first, second = _interval(one), _interval(other)
-    return bool(first and second and first[0] <= second[1] and second[0] <= first[1])
 
 
 # ----------------------------------------------------------------------------------------------------------- sections
@@ -405,7 +399,7 @@ def _changes(debias: Debias) -> list[tuple[str | Markup, ...]]:
         # Less position is what this is for, on pictures too.
         gain = (after.value < before.value) == (metric.better in ("lower", "neither"))
         judgement: str | Markup = Markup("<strong>{}</strong>").format("gain" if gain else "cost")
-        if _overlap(before, after):
+        if overlap(before, after):
             judgement = "no clear change"
         elif before.low is None or after.low is None:
             judgement = ""

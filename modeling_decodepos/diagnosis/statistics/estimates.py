@@ -49,6 +49,13 @@ class Estimate:
         return values | ({"reason": self.reason} if self.reason else {})
 
 
+def overlap(one: Estimate, other: Estimate) -> bool:
+    """Whether both have intervals, and these have a number in common: then no difference is claimed."""
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return False
+    return one.low <= other.high and other.low <= one.high
+
+
 def nothing(reason: str) -> Estimate:
     """An estimate of nothing, and why."""
     return Estimate(None, reason=reason)
