@@ -474,9 +474,10 @@ def test_a_network_for_pictures_of_one_size_is_not_asked_about_objects_alone():
             raise RuntimeError("64 pixels only")
         return own_pixels(pixels)
 
-    numbers = diagnose(one_size, scenes(), size_px=64, measures="object_knn").models[0].last.numbers
+    numbers = diagnose(one_size, scenes(), size_px=64, measures="object_knn,same_object").models[0].last.numbers
     assert numbers["knn_clean"].value is not None
-    assert numbers["knn_alone"].value is None and "one size only" in numbers["knn_alone"].reason
+    for key in ("knn_alone", "knn_alone_class_mean", "same_alone"):
+        assert numbers[key].value is None and "one size only" in numbers[key].reason
 
 
 def test_an_object_alone_is_read_as_a_whole():
@@ -618,7 +619,7 @@ def test_boxes_without_classes_are_found_again(tmp_path):
     pixels, place = (model.last.numbers for model in found.models)
     assert pixels["same_recontextualised"].count > 1 and found.settings["probed_objects"] == 15
     assert pixels["same_recontextualised"].value > 3 * place["same_recontextualised"].value
-    assert "nearest to itself" in save_report(found, tmp_path / "out").read_text(encoding="utf-8")
+    assert "nearest to itself as it was" in save_report(found, tmp_path / "out").read_text(encoding="utf-8")
 
 
 def test_pictures_without_boxes_are_asked_about_place_only(tmp_path):

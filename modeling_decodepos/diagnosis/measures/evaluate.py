@@ -43,6 +43,7 @@ from .position import (
 BLANKS = 12  # colours of blank pages
 INFLUENCES = 16  # pictures whose gradient is taken
 PADDED = 24  # pictures seen with every padding mode
+_ONE_SIZE = "the network takes pictures of one size only"
 
 _EXCHANGING = frozenset({"context", "debias"})  # measures that look at the swaps' exchanged regions
 _MOVING = frozenset({"position", "debias"})  # and at moved ones
@@ -223,12 +224,11 @@ def _read_objects(seen: ProbeFeatures, model: FeatureModel, data: ProbeData) -> 
         seen.probed = read_features(model, objects.queries.pixels, objects.queries.boxes)
         seen.probed_surroundings = read_features(model, objects.other_surroundings, here)
         seen.probed_moved = read_features(model, objects.moved, list(objects.moved_boxes[:, None]))
-    if objects.gallery.labels is None or objects.queries.labels is None:
-        return
     small = model.at(round(ALONE_SIDE * model.size_px))
     try:
-        seen.known_alone = read_whole(small, _each_alone(objects.gallery, small.size_px))
         seen.probed_alone = read_whole(small, _each_alone(objects.queries, small.size_px))
+        if objects.gallery.labels is not None:
+            seen.known_alone = read_whole(small, _each_alone(objects.gallery, small.size_px))
     except RuntimeError:  # somebody's function for pictures of one size; what falls away says so
         seen.known_alone = seen.probed_alone = []
 
@@ -284,6 +284,9 @@ def _recognition(
         found["same_chance"] = Estimate(1 / len(clean), count=len(clean))
         found["same_recontextualised"] = find_itself(clean, surroundings, owners, seed=seed)
         found["same_repositioned"] = find_itself(clean, moved, owners, seed=seed)
+        found["same_alone"] = nothing(_ONE_SIZE)
+        if seen.probed_alone:
+            found["same_alone"] = find_itself(clean, seen.probed_alone[number].regions, owners, seed=seed)
     if "object_knn" not in wanted or labels is None or known is None:
         return found
     found["knn_prior"] = naive_accuracy(known, labels, owners, seed=seed)
@@ -293,10 +296,10 @@ def _recognition(
         "clean": (gallery, clean),
         "recontextualised": (gallery, surroundings),
         "repositioned": (gallery, moved),
-        "alone": (seen.known_alone[number].regions, seen.probed_alone[number].regions) if seen.probed_alone else None,
+        "alone": (seen.known_alone[number].regions, seen.probed_alone[number].regions) if seen.known_alone else None,
     }
     for name, pair in versions.items():
-        values = (nothing("the network takes pictures of one size only"),) * 2
+        values = (nothing(_ONE_SIZE),) * 2
         if pair is not None:
             values = object_accuracy(pair[0], known, pair[1], labels, owners, seed=seed)
         found[f"knn_{name}"], found[f"knn_{name}_class_mean"] = values

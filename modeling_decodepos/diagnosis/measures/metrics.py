@@ -28,7 +28,7 @@ MEASURES = {
     "neighbour": "Neighbour read-out: does a region's feature tell what stands beside it?",
     "influence": "Gradient influence: which pixels does a region's feature answer to?",
     "object_knn": "Object k-NN: is the object still recognised in other surroundings, in another place, or alone?",
-    "same_object": "Same object: does an object find itself again in other surroundings, or in another place?",
+    "same_object": "Same object: does an object find itself again in other surroundings, in another place, or alone?",
     "norms": "Norm outliers: tokens that store something else than their patch.",
     "debias": "Training-free debias: what projecting the place out gains, and what it costs.",
 }
@@ -130,7 +130,12 @@ METRICS = (
     ),
     Metric(
         "same_repositioned", "same_object", "Finds itself in another place", "same-object-repositioned/1", None,
-        "higher", "The same somewhere else. Chance is one of all objects.",
+        "higher", "The same somewhere else.",
+    ),
+    Metric(
+        "same_alone", "same_object", "Finds itself alone", "same-object-alone/1", None, "higher",
+        "The same cut out before the network sees it, larger: what the object is must then count, for neither its "
+        "surroundings nor its size in cells are left.",
     ),
     Metric(
         "norm_outliers", "norms", "Outlier tokens", "norm-outliers/1", 0.0, "lower",

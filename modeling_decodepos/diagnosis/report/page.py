@@ -49,7 +49,7 @@ _SENTENCES = {
     "content_wins": "An object looks more like itself elsewhere than like another object in its place in {} of "
     "comparisons",
     "knn_clean": "Its nearest neighbours tell its class in {}",
-    "same_recontextualised": "In other surroundings an object is nearest to itself in {}",
+    "same_alone": "Cut out of its picture, an object is nearest to itself as it was in {}",
 }
 _GUESSING = (
     "Object k-NN is no better than naming the most frequent class here, so its other versions say nothing: more "
@@ -111,7 +111,7 @@ _CURVES: dict[str, tuple[tuple[str, str, str, tuple[float, float | None], Callab
 
 _GLANCE = ("position_natural", "position_blank", "position_regions", "content_wins", "context_leak",
            "neighbour_advantage", "influence_outside", "knn_clean", "knn_recontextualised",
-           "knn_repositioned", "knn_alone", "same_recontextualised", "same_repositioned")  # fmt: skip
+           "knn_repositioned", "knn_alone", "same_recontextualised", "same_repositioned", "same_alone")  # fmt: skip
 
 _KEYS = Markup(
     '<div class="keys"><span><i class="control"></i>same architecture, random weights</span>'
