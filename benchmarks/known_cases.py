@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ResNetBackbone, ResNetConfig, ViTConfig, ViTModel
 
 from benchmarks.timing import print_table
+from modeling_decodepos.diagnosis.data.exchange import draw_objects
 from modeling_decodepos.diagnosis.data.probe import ProbeData, RegionImages
 from modeling_decodepos.diagnosis.data.scenes import build_scene_data
 from modeling_decodepos.diagnosis.measures.evaluate import StageResult, evaluate
 from modeling_decodepos.diagnosis.measures.norms import count_outliers
 from modeling_decodepos.diagnosis.measures.objects import (
     NeighbourPairs,
+    find_itself,
     measure_leak,
     name_neighbour,
     place_or_content,
@@ -33,6 +35,7 @@ from modeling_decodepos.diagnosis.measures.position import divide_variance, prob
 from modeling_decodepos.diagnosis.models.features import read_features
 from modeling_decodepos.diagnosis.models.image_statistics import pixel_statistics, pool_statistics
 from modeling_decodepos.diagnosis.models.load import FeatureModel, load_model
+from modeling_decodepos.diagnosis.statistics.estimates import overlap, pool_seeds
 
 SIZE_PX, IMAGES = 64, 24
 
@@ -47,6 +50,7 @@ class Case:
         expected: What it must be.
         tolerance: How far off it may be.
         find: Measures it.
+        slow: Whether it takes more than a few seconds.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Case:
     expected: float
     tolerance: float
     find: Callable[[], float | None]
+    slow: bool = False
 
 
 @functools.cache
@@ -205,6 +210,16 @@ def planted_leak(share: float) -> float | None:
     return measure_leak(*rows)["context_leak"].value
 
 
+def finds_itself(share: float) -> float | None:
+    """How often an object in other surroundings is nearest to itself, from features as in `planted_leak`."""
+    content, around, elsewhere = (F.normalize(noise(200, 256, seed=k), dim=1) for k in range(3))
+
+    def feature(outside: Tensor) -> Tensor:
+        return 5.0 + torch.cat([math.sqrt(1 - share) * content, math.sqrt(share) * outside], 1)
+
+    return find_itself(feature(around), feature(elsewhere), torch.arange(200)).value
+
+
 def planted_position(share: float) -> float | None:
     """R² found where the features hold x and y under noise; by theory 1 - noise / all."""
     y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
@@ -285,6 +300,85 @@ def blank_is_the_same_everywhere() -> float:
     return float((cells - cells.mean(1)).norm(dim=2).max() / cells.norm(dim=2).mean())
 
 
+# ------------------------------------------------------------------------------------------- content and surroundings
+
+
+def coloured_pictures() -> ProbeData:
+    """Objects of four colours, their classes, on pages of the next class's colour: whoever goes by the page is wrong.
+
+    Pictures follow each other class by class, so that the next one's surroundings are another class's as well.
+    """
+    rng = np.random.default_rng(0)
+    colours = np.array([[220, 40, 40], [40, 200, 60], [50, 70, 220], [220, 200, 50]])
+
+    def side(count: int) -> RegionImages:
+        labels = torch.arange(count) % 4
+        pixels = np.empty((count, 3, SIZE_PX, SIZE_PX), np.uint8)
+        boxes = []
+        for picture, label in zip(pixels, labels.tolist(), strict=True):
+            around, inside = (colours[(label + k) % 4] + rng.integers(-25, 26, 3) for k in (1, 0))
+            left, top = rng.integers(0, SIZE_PX // 2 + 1, 2)
+            picture[:] = around[:, None, None].clip(0, 255)
+            picture[:, top : top + SIZE_PX // 2, left : left + SIZE_PX // 2] = inside[:, None, None].clip(0, 255)
+            corner = torch.tensor([left, top], dtype=torch.float32) / SIZE_PX
+            boxes.append(torch.cat([corner, corner + 0.5])[None])
+        return RegionImages(torch.from_numpy(pixels), boxes, labels)
+
+    gallery, queries = side(40), side(24)
+    return ProbeData("colours", SIZE_PX, 0, gallery, queries, objects=draw_objects(gallery, queries, rng))
+
+
+def mixture(surroundings: float) -> Callable[[Tensor], Tensor]:
+    """A network: of every pixel its own colour, and, times `surroundings`, the colour of most of its picture."""
+
+    def maps(pixels: Tensor) -> Tensor:
+        most = pixels.flatten(2).median(2).values[..., None, None].expand_as(pixels)
+        return torch.cat([pixels, surroundings * most], 1)
+
+    return maps
+
+
+def told_by_colour(surroundings: float, key: str) -> Callable[[], float | None]:
+    """A function that measures one number of a mixture on the coloured pictures."""
+
+    def call() -> float | None:
+        model = load_model(mixture(surroundings), size_px=SIZE_PX)
+        measures = ("object_knn", "same_object")
+        return evaluate(model, coloured_pictures(), measures, control=True)[0][-1].numbers[key].value
+
+    return call
+
+
+# ----------------------------------------------------------------------------------------------- random against random
+
+DRAWS, CONTROLS = 20, 3
+
+
+def one_stage(seed: int) -> FeatureModel:
+    """A small ResNet with random weights, read after its last stage only."""
+    module = small_resnet(seed)
+    return load_model(lambda pixels: module(pixels).feature_maps[-1], size_px=SIZE_PX)
+
+
+def random_against_random() -> float:
+    """How many of 20 random networks, each beside three others, show no clear difference in a number; the least of all
+    numbers. No network is seen twice.
+    """
+    measures = "position,retrieval,border,subspace,context,neighbour,object_knn,same_object,norms"
+    numbers = [numbers_of(one_stage(seed), measures).numbers for seed in range(DRAWS * (1 + CONTROLS))]
+    alike = []
+    for key in (key for key, value in numbers[0].items() if value.low is not None):
+        column = [found[key] for found in numbers]
+        controls = (column[start : start + CONTROLS] for start in range(DRAWS, len(column), CONTROLS))
+        alike.append(
+            sum(
+                overlap(one, pool_seeds(others, another=True))
+                for one, others in zip(column[:DRAWS], controls, strict=True)
+            )
+        )
+    return float(min(alike))
+
+
 def _resnet() -> FeatureModel:
     return load_model(small_resnet(), size_px=SIZE_PX)
 
@@ -324,6 +418,20 @@ CASES = (
     Case("content much larger than place", "content_wins", 1.0, 0.01, functools.partial(grid_of, 1.0, 0.1)),
     Case("place much larger than content", "content_wins", 0.0, 0.01, functools.partial(grid_of, 0.1, 1.0)),
     Case("content and place alike", "content_wins", 0.5, 0.2, functools.partial(grid_of, 1.0, 1.0)),
+    *(Case(f"colour of the object and {share:g} times the page's: {what}", key, expected, 0.05,
+           told_by_colour(share, key))
+      for share, what, key, expected in (
+          (0.0, "as it is", "knn_clean", 1.0),
+          (0.0, "before another page", "knn_recontextualised", 1.0),
+          (0.0, "alone", "knn_alone", 1.0),
+          (0.0, "alone, itself", "same_alone", 1.0),
+          (10.0, "as it is", "knn_clean", 1.0),
+          (10.0, "before another page", "knn_recontextualised", 0.0),
+          (10.0, "alone", "knn_alone", 1.0),
+          (10.0, "alone, itself", "same_alone", 0.0))),
+    *(Case(f"surroundings are {share:.0%} of the feature, same object", "same_recontextualised", expected, 0.02,
+           functools.partial(finds_itself, share)) for share, expected in ((0.0, 1.0), (1.0, 1 / 200))),
+    Case("random against random: of 20 draws", "without a difference", 20.0, 3.0, random_against_random, slow=True),
     Case("constant network", "verdict collapsed", 1.0, 0.0, verdict_is(constant, "collapsed")),
     Case("all features on one line", "verdict collapsed", 1.0, 0.0, verdict_is(one_line, "collapsed")),
     Case("place and nothing else", "verdict content-blind", 1.0, 0.0, verdict_is(place_only, "content-blind")),

@@ -40,6 +40,13 @@ def build_parser() -> CommandParser:
     parser.add_argument("--size_px", "--size", type=int, help="side of the pictures in pixels (default: 160)")
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn by chance")
     parser.add_argument("--seeds", type=int, default=1, help="repetitions with other data and other random weights")
+    parser.add_argument(
+        "--random_seeds",
+        type=int,
+        default=3,
+        help="random weights of the same architecture beside each model, at least (default: 3); with fewer, intervals "
+        "do not say how much weights differ",
+    )
     parser.add_argument("--layers", type=int, default=4, help="layers of a ViT that are read, evenly spaced")
     parser.add_argument(
         "--reading",
@@ -77,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             size_px=args.size_px or size_px,
             seed=args.seed,
             seeds=args.seeds,
+            random_seeds=args.random_seeds,
             layers=args.layers,
             measures=args.measures,
             device=args.device,

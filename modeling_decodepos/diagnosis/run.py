@@ -15,7 +15,7 @@ import transformers
 from tqdm.auto import tqdm
 
 from .data.photos import build_photo_data
-from .data.probe import ProbeData
+from .data.probe import ObjectProbe, ProbeData
 from .data.scenes import build_scene_data
 from .measures.debias import build_layer
 from .measures.evaluate import (
@@ -39,6 +39,11 @@ from .results import Debias, Diagnosis, ModelResult
 
 Model = Spec | FeatureModel
 
+_FIRST_WEIGHTS, _NEXT_WEIGHTS = (
+    1000,
+    100_000,
+)  # seeds of random weights: of a draw's first ones, and the way to its next
+
 
 def diagnose(
     models: Sequence[Model] | Model,
@@ -48,6 +53,7 @@ def diagnose(
     size_px: int = 160,
     seed: int = 0,
     seeds: int = 1,
+    random_seeds: int = 3,
     layers: int = 4,
     measures: str | None = None,
     device: str = "cpu",
@@ -59,11 +65,14 @@ def diagnose(
 
     Models are what `load_model` takes: names and instances. One that cannot be read or measured is named in `failed`
     of the result; if there is no other, that is an error. One that cannot take pictures of `size_px` gets them
-    resized. Each of the `seeds` repeats all with other data (of photos, another draw) and other random weights.
+    resized. Each of the `seeds` repeats all with other data (of photos, another draw) and other random weights; there
+    are `random_seeds` of those at least.
     `decodepos-diagnose --help` explains the rest.
     """
-    if images < 4 or seeds < 1:
-        raise ValueError(f"images is {images} and seeds {seeds}; expected at least 4 and at least 1.")
+    if images < 4 or min(seeds, random_seeds) < 1:
+        raise ValueError(
+            f"images is {images}, seeds {seeds} and random_seeds {random_seeds}; expected at least 4, and 1 of either."
+        )
     chosen, reading = choose_measures(measures), choose_reading(reading, centre_cells)
     wanted = list(models) if isinstance(models, Sequence) and not isinstance(models, str) else [models]
     failures = _Failures()
@@ -83,9 +92,11 @@ def diagnose(
         "gallery_images": len(draws[0].gallery),
         "regions": len(draws[0].queries.every_box),
         "probed_regions": 0 if draws[0].swaps is None else len(draws[0].swaps.regions),
+        **_count_objects(draws[0].probed),
         "picture_size_px": draws[0].size_px,
         "seed": seed,
         "seeds": len(draws),
+        "random_seeds": len(draws) * _weights_per_draw(random_seeds, draws),
         "layers": layers,
         "neighbours": NEIGHBOURS,
         "region_bins": REGION_BINS,
@@ -98,18 +109,32 @@ def diagnose(
         "notes": list(draws[0].notes),
     }
     diagnosis = Diagnosis(draws[0], chosen, skipped_measures(draws[0]), settings)
+    weights = _weights_per_draw(random_seeds, draws)
     # A model, its random weights and its image statistics are shown every draw.
-    with tqdm(total=3 * len(draws) * len(loaded), unit=" networks", disable=not progress, dynamic_ncols=True) as bar:
+    shown = (2 + weights) * len(draws)
+    with tqdm(total=shown * len(loaded), unit=" networks", disable=not progress, dynamic_ncols=True) as bar:
         for number, model in enumerate(loaded, start=1):
             bar.set_description(model.name[-24:])
             model = _counted(model, bar)
             with failures.of(model.name):
-                diagnosis.models.append(_diagnose_one(model, draws, diagnosis, bar))
-            bar.update(3 * len(draws) * number - bar.n)
+                diagnosis.models.append(_diagnose_one(model, draws, weights, diagnosis, bar))
+            bar.update(shown * number - bar.n)
     failures.refuse_all(diagnosis.models)
     diagnosis.failed = {name: str(error) for name, error in failures.found.items()}
     settings["reading"] = [result.model.reading for result in diagnosis.models]
     return diagnosis
+
+
+def _weights_per_draw(random_seeds: int, draws: Sequence[ProbeData]) -> int:
+    """How many random weights are shown every draw of data, so that there are `random_seeds` in all."""
+    return -(-random_seeds // len(draws))
+
+
+def _count_objects(objects: ObjectProbe | None) -> dict[str, int]:
+    """How many objects are known, and how many are to be recognised."""
+    if objects is None:
+        return {"known_objects": 0, "probed_objects": 0}
+    return {"known_objects": len(objects.gallery.every_box), "probed_objects": len(objects.queries.every_box)}
 
 
 def _counted(model: FeatureModel, bar: tqdm[Any]) -> FeatureModel:
@@ -152,7 +177,7 @@ class _Failures:
 
 
 def _diagnose_one(
-    model: FeatureModel, draws: Sequence[ProbeData], diagnosis: Diagnosis, bar: tqdm[Any]
+    model: FeatureModel, draws: Sequence[ProbeData], weights: int, diagnosis: Diagnosis, bar: tqdm[Any]
 ) -> ModelResult:
     started = time.perf_counter()
     measures = diagnosis.measures
@@ -168,8 +193,10 @@ def _diagnose_one(
         plain.append(evaluate(control, draw, measures, control=True)[0])
         bar.update()
         del features
-        if model.fresh is not None:
-            fresh.append(evaluate(model.fresh(1000 + draw.seed), draw, measures, control=True)[0])
+        for number in range(weights if model.fresh is not None else 0):
+            assert model.fresh is not None
+            seed = _FIRST_WEIGHTS + draw.seed + _NEXT_WEIGHTS * number
+            fresh.append(evaluate(model.fresh(seed), draw, measures, control=True)[0])
             bar.update()
     assert first is not None
     wanted = "debias" in measures and "debias" not in diagnosis.skipped and own[0][-1].verdict == "ok"
@@ -177,7 +204,7 @@ def _diagnose_one(
         name=model.name,
         model=model,
         stages=pool_results(own),
-        random=pool_results(fresh) if fresh else None,
+        random=pool_results(fresh, another=True) if fresh else None,
         statistics=pool_results(plain),
         debias=_debias(own[0], first, draws[0]) if wanted else None,
         features=first,

@@ -31,9 +31,9 @@ from modeling_decodepos.diagnosis.measures.evaluate import StageResult, choose_r
 from modeling_decodepos.diagnosis.measures.metrics import MEASURES, METRICS
 from modeling_decodepos.diagnosis.measures.padding import PADDING_MODES, padded_with
 from modeling_decodepos.diagnosis.measures.position import positional_subspace, probe_regions
-from modeling_decodepos.diagnosis.models.features import read_features
+from modeling_decodepos.diagnosis.models.features import read_features, read_whole
 from modeling_decodepos.diagnosis.report.figures import draw_directions
-from modeling_decodepos.diagnosis.report.page import is_guessing
+from modeling_decodepos.diagnosis.report.page import is_guessing, summarise
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate
 from modeling_decodepos.sheet import Sheet
 from tests.modeling.test_page import Reader, classes_without_a_style
@@ -467,6 +467,64 @@ def test_object_knn_that_guesses_is_said_to_guess():
     assert found.numbers["knn_prior"].value == pytest.approx(float(expected))
 
 
+def test_a_network_for_pictures_of_one_size_is_not_asked_about_objects_alone():
+    def one_size(pixels):
+        if pixels.shape[-1] != 64:
+            raise RuntimeError("64 pixels only")
+        return own_pixels(pixels)
+
+    numbers = diagnose(one_size, scenes(), size_px=64, measures="object_knn,same_object").models[0].last.numbers
+    assert numbers["knn_clean"].value is not None
+    for key in ("knn_alone", "knn_alone_class_mean", "same_alone"):
+        assert numbers[key].value is None and "one size only" in numbers[key].reason
+
+
+def test_an_object_alone_is_read_as_a_whole():
+    model = load_model(small_resnet(), size_px=64)
+    pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    small = model.at(32)
+    for part, feature_map in zip(read_whole(small, pixels, batch_size=2), small(pixels), strict=True):
+        torch.testing.assert_close(part.regions, feature_map.mean((2, 3)), rtol=1e-4, atol=1e-6)
+    config = DecodePosConfig(
+        backbone_config=ResNetConfig(hidden_sizes=[8, 8, 8, 12], depths=[1, 1, 1, 1], embedding_size=8)
+    )
+    trained = DecodePosModel(config).eval()
+    ours = load_model(trained, size_px=64).at(32)
+    with torch.no_grad():
+        whole = trained(ours.prepare(pixels), regions=[torch.tensor([[0.0, 0.0, 1.0, 1.0]])] * 5)
+    torch.testing.assert_close(read_whole(ours, pixels)[-1].regions, whole.region_embeddings[:, 0])
+
+
+@pytest.mark.parametrize(("seeds", "random_seeds", "weights"), [(1, 3, 3), (1, 1, 1), (2, 3, 4), (3, 3, 3)])
+def test_random_weights_are_as_many_as_asked_for(monkeypatch, seeds, random_seeds, weights):
+    drawn = []
+    network = load_model(small_resnet(), size_px=64)
+    counted = dataclasses.replace(network, fresh=lambda seed: drawn.append(seed) or network.fresh(seed))
+    found = diagnose(counted, images=4, size_px=64, measures="norms", seeds=seeds, random_seeds=random_seeds)
+    assert len(set(drawn)) == len(drawn) == weights == found.settings["random_seeds"]
+    assert 1000 in drawn  # the weights of former versions are still among them
+
+
+def test_random_weights_that_differ_have_a_wide_interval():
+    network = load_model(small_resnet(), size_px=64)
+    one, three = (
+        diagnose(network, scenes(), size_px=64, measures="context", random_seeds=count).models[0].random[-1].numbers
+        for count in (1, 3)
+    )
+    width = {n: found["context_leak"].high - found["context_leak"].low for n, found in ((1, one), (3, three))}
+    assert width[3] > width[1] > 0
+    with pytest.raises(ValueError, match="random_seeds 0"):
+        diagnose(network, scenes(), size_px=64, random_seeds=0)
+
+
+def test_a_headline_has_its_interval(diagnosis):
+    text = summarise(diagnosis.models[0])
+    leak = diagnosis.models[0].last.numbers["context_leak"]
+    ends = f"({round(100 * leak.low)} to {round(100 * leak.high)}\N{NO-BREAK SPACE}%)"
+    assert f"follows its surroundings by {round(100 * leak.value)}\N{NO-BREAK SPACE}% {ends}" in text
+    assert "no clear difference" in text  # a network of random weights beside random weights
+
+
 def test_one_class_and_a_small_gallery_are_named():
     data = scenes()
     same = dataclasses.replace(data.gallery, labels=torch.zeros_like(data.gallery.labels))
@@ -506,6 +564,61 @@ def test_parquet_boxes_and_classes_arrive_as_they_are(tmp_path):
     found = diagnose(own_pixels, data, size_px=64)
     assert "fewer than the k" in found.skipped["object_knn"]
     assert found.models[0].last.numbers["context_leak"].value is not None
+
+
+def photo_rows(first, count, categories):
+    """Two objects of each picture: one of class 0, one of the classes in turn."""
+    boxes = (2, 4, 20, 20), (30, 10, 24, 24)
+    labels = ([0, categories[k % len(categories)]] for k in range(count))
+    return [row(first + k, objects(*boxes, categories=own)) for k, own in enumerate(labels)]
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_photos_give_objects_of_every_class_alike(tmp_path, split):
+    write_rows(tmp_path, "train", photo_rows(0, 80, range(1, 6)))
+    if split:
+        write_rows(tmp_path, "validation", photo_rows(100, 40, range(1, 6)))
+    data = build_photo_data(str(tmp_path), 12, 64, 0)
+    known, asked = data.objects.gallery, data.objects.queries
+    assert known.labels.bincount(minlength=6).tolist() == [4] * 6
+    assert asked.labels.bincount(minlength=6).tolist() == [3] * 6
+    assert len(asked) < len(asked.labels) == len(data.objects.moved) == len(data.objects.other_surroundings)
+    shown = {bytes(pixels.numpy()) for pixels in known.pixels}
+    assert not shown & {bytes(pixels.numpy()) for pixels in asked.pixels}  # no picture is on both sides
+    again = build_photo_data(str(tmp_path), 12, 64, 0).objects
+    assert torch.equal(again.moved, data.objects.moved)
+    found = diagnose(own_pixels, data, size_px=64, measures="object_knn,same_object").models[0].last.numbers
+    assert found["knn_prior_class_mean"].value == pytest.approx(1 / 6)
+    assert found["same_chance"].value == pytest.approx(1 / 18)
+    for name in ("clean", "recontextualised", "repositioned", "alone"):
+        assert found[f"knn_{name}_class_mean"].value == pytest.approx(found[f"knn_{name}"].value)
+        assert found[f"knn_{name}"].low is not None
+
+
+def test_what_surrounds_a_probed_object_is_of_another_picture(tmp_path):
+    write_rows(tmp_path, "train", photo_rows(0, 40, range(1, 6)))
+    objects = build_photo_data(str(tmp_path), 12, 64, 0).objects
+    queries = objects.queries
+    for number, (owner, box) in enumerate(zip(queries.owners.tolist(), queries.every_box, strict=True)):
+        x1, y1, x2, y2 = (64 * box).round().int().tolist()
+        own, changed = queries.pixels[owner], objects.other_surroundings[number]
+        assert torch.equal(changed[:, y1 + 1 : y2 - 1, x1 + 1 : x2 - 1], own[:, y1 + 1 : y2 - 1, x1 + 1 : x2 - 1])
+        outside = torch.ones(64, 64, dtype=torch.bool)
+        outside[max(0, y1 - 1) : y2 + 1, max(0, x1 - 1) : x2 + 1] = False
+        lenders = [(changed == pixels)[:, outside].float().mean() for pixels in queries.pixels]
+        assert max(lenders) == 1 and lenders[owner] < 0.5
+
+
+def test_boxes_without_classes_are_found_again(tmp_path):
+    plain = [dict(item, objects={k: v for k, v in item["objects"].items() if k != "category"})
+             for item in photo_rows(0, 40, [1])]  # fmt: skip
+    write_rows(tmp_path, "train", plain)
+    found = diagnose([own_pixels, place_only], str(tmp_path), images=12, size_px=64)
+    assert set(found.skipped) == {"object_knn", "neighbour", "debias"}
+    pixels, place = (model.last.numbers for model in found.models)
+    assert pixels["same_recontextualised"].count > 1 and found.settings["probed_objects"] == 15
+    assert pixels["same_recontextualised"].value > 3 * place["same_recontextualised"].value
+    assert "nearest to itself as it was" in save_report(found, tmp_path / "out").read_text(encoding="utf-8")
 
 
 def test_pictures_without_boxes_are_asked_about_place_only(tmp_path):

@@ -11,7 +11,9 @@ from modeling_decodepos.diagnosis.measures.metrics import EXTRA_PROTOCOLS, MEASU
 DOCS = Path(__file__).parents[2] / "docs" / "diagnosis.md"
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * case.slow, id=case.name) for case in CASES]
+)
 def test_known_case(case: Case):
     torch.set_num_threads(1)
     found = case.find()

@@ -23,7 +23,7 @@ from ...repositioning import (
     reposition_foreground,
     sample_placement,
 )
-from .probe import RegionImages, Swaps
+from .probe import ObjectProbe, RegionImages, Swaps
 
 LARGEST_AREA = 0.5
 """Of the view; a larger region has hardly any surroundings, and nowhere to go."""
@@ -113,6 +113,19 @@ def draw_swaps(
     chosen = torch.tensor(regions)
     # Other surroundings, other content, moved, and the boxes of what is moved.
     return Swaps(chosen, owners[chosen], boxes[chosen], *(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def draw_objects(gallery: RegionImages, queries: RegionImages, rng: np.random.Generator) -> ObjectProbe:
+    """All regions of the queries, at least two images, as probed objects: before the next images, and moved there."""
+    rows = []
+    for image, boxes in enumerate(queries.boxes):
+        for place, box in enumerate(boxes.numpy()):
+            # Regions of one image go before different ones, as far as there are so many.
+            other = queries.pixels[(image + 1 + place % (len(queries) - 1)) % len(queries)]
+            moved, moved_box = move_elsewhere(queries.pixels[image], box, other, rng)
+            exchanged = exchange_surroundings(queries.pixels[image], box, other)
+            rows.append((exchanged, moved, torch.from_numpy(np.asarray(moved_box)).float()))
+    return ObjectProbe(gallery, queries, *(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
 def _differs(images: RegionImages, region: int, other: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,17 +15,30 @@ from torch import Tensor
 from ...imagenet import MEAN_COLOUR
 from ...pictures import BrokenImage, decode_picture
 from ...schema import xywh_to_unit_xyxy
-from .exchange import draw_swaps, largest_regions, move_before_next, resize
-from .probe import LEAST_SIDE, Grid, ProbeData, RegionImages, frequent_groups
+from .balance import Labels, shared_classes, take_balanced
+from .exchange import draw_objects, draw_swaps, has_surroundings, largest_regions, move_before_next, resize
+from .probe import LEAST_SIDE, Grid, ObjectProbe, ProbeData, RegionImages, frequent_groups
 
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _MOST_REGIONS = 16  # per image: one crowded photo must not decide
-_STREAM = 6
+_STREAM, _OBJECT_STREAM = 6, 13
 _GRID_SIDE = 0.3  # longer side of a pasted region relative to the view
+_KNOWN, _PROBED = 5 / 3, 5 / 4  # objects of the gallery, and probed ones, per picture that is asked for
+_MOST_ROWS = 5000  # of a table, whose annotations are looked through
 
 
 class _Photo(NamedTuple):
     pixels: Tensor  # (3, S, S) uint8
+    boxes: np.ndarray  # (R, 4)
+    labels: np.ndarray | None
+
+
+class _Annotated(NamedTuple):
+    """A row of a table, and its usable objects."""
+
+    file: Path
+    group: int
+    row: int  # in the row group
     boxes: np.ndarray  # (R, 4)
     labels: np.ndarray | None
 
@@ -67,10 +81,12 @@ def build_photo_data(source: str, images: int, size_px: int, seed: int, objects:
             if not len(queries.every_box)
             else "fewer than two pictures have a region between 10 % of the view's side and half of its area"
         )
-        skipped = dict.fromkeys(("retrieval", "context", "influence", "object_knn", "neighbour", "debias"), reason)
+        names = ("retrieval", "context", "influence", "object_knn", "same_object", "neighbour", "debias")
+        skipped = dict.fromkeys(names, reason)
     if gallery.labels is not None and len(gallery.labels):
         groups = frequent_groups(gallery.labels, 1 + int(gallery.labels.max()))
-    return ProbeData(source, size_px, seed, gallery, queries, swaps, grid, (), groups, skipped, tuple(notes))
+    probed = _read_objects(first, held_out if has_split else None, images, size_px, seed) if swaps else None
+    return ProbeData(source, size_px, seed, gallery, queries, swaps, grid, (), groups, skipped, tuple(notes), probed)
 
 
 # -------------------------------------------------------------------------------------------------------------- files
@@ -142,35 +158,59 @@ def _file_rows(files: list[Path], rng: np.random.Generator) -> Iterator[tuple[st
 
 
 def _table_rows(files: list[Path], rng: np.random.Generator) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ImportError("reading Parquet files needs pyarrow: pip install pyarrow (or datasets).") from error
-    tables = [(file, parquet.ParquetFile(file)) for file in files]
-    wanted = ("image", "image_id", "width", "height", "objects", "regions")
-    groups = [(file, table, group) for file, table in tables for group in range(table.num_row_groups)]
+    groups = _row_groups(files)
     for number in rng.permutation(len(groups)).tolist():
-        file, table, group = groups[number]
-        columns = [name for name in wanted if name in table.schema_arrow.names]
-        if "image" not in columns:
-            raise ValueError(f"{file} has no column 'image'; its columns are {table.schema_arrow.names}.")
-        part = table.read_row_group(group, columns=columns)
+        file, group = groups[number]
+        part = _read_group(file, group, ("image", *_ANNOTATIONS))
         for row in rng.permutation(len(part)).tolist():
             yield str(file), part.slice(row, 1).to_pylist()[0]
 
 
+_ANNOTATIONS = ("image_id", "width", "height", "objects", "regions")
+
+
+def _row_groups(files: list[Path]) -> list[tuple[Path, int]]:
+    return [(file, group) for file in files for group in range(_open_table(file).num_row_groups)]
+
+
+def _open_table(file: Path) -> Any:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise ImportError("reading Parquet files needs pyarrow: pip install pyarrow (or datasets).") from error
+    return parquet.ParquetFile(file)
+
+
+def _read_group(file: Path, group: int, wanted: tuple[str, ...]) -> Any:
+    """Of a row group, the wanted columns that it has."""
+    table = _open_table(file)
+    if "image" not in table.schema_arrow.names:
+        raise ValueError(f"{file} has no column 'image'; its columns are {table.schema_arrow.names}.")
+    return table.read_row_group(group, columns=[name for name in wanted if name in table.schema_arrow.names])
+
+
 def _decode(file: str, row: Mapping[str, Any], size_px: int, rng: np.random.Generator) -> _Photo:
+    pixels = _pixels(file, row)
+    boxes, labels = _read_regions(file, row, pixels.shape[2], pixels.shape[1])
+    kept = _large_enough(boxes)
+    if len(kept) > _MOST_REGIONS:
+        kept = np.sort(rng.choice(kept, _MOST_REGIONS, replace=False))
+    return _Photo(resize(pixels, size_px, size_px), boxes[kept], None if labels is None else labels[kept])
+
+
+def _pixels(file: str, row: Mapping[str, Any]) -> Tensor:
+    """(3, H, W) of a row's image, upright."""
     data = (row["image"] or {}).get("bytes")
     if data is None:
         raise ValueError(f"{file}: an image without bytes. Embed them, as dataset_scripts.prepare does.")
     width, height = row.get("width"), row.get("height")
     decoded = decode_picture(data, file, (height, width) if width and height else None)
-    pixels = torch.from_numpy(decoded).permute(2, 0, 1)
-    boxes, labels = _read_regions(file, row, decoded.shape[1], decoded.shape[0])
-    kept = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= LEAST_SIDE).all(1))
-    if len(kept) > _MOST_REGIONS:
-        kept = np.sort(rng.choice(kept, _MOST_REGIONS, replace=False))
-    return _Photo(resize(pixels, size_px, size_px), boxes[kept], None if labels is None else labels[kept])
+    return torch.from_numpy(decoded).permute(2, 0, 1)
+
+
+def _large_enough(boxes: np.ndarray) -> np.ndarray:
+    """Numbers of the boxes that are more than a few pixels."""
+    return np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= LEAST_SIDE).all(1))
 
 
 def _read_regions(file: str, row: Mapping[str, Any], width: int, height: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -200,10 +240,79 @@ def _gather(photos: list[_Photo]) -> RegionImages:
     # A picture without any region does not need classes.
     complete = all(photo.labels is not None or not len(photo.boxes) for photo in photos) and len(known) > 0
     return RegionImages(
-        torch.stack([photo.pixels for photo in photos]),
+        torch.stack([photo.pixels for photo in photos]) if photos else torch.zeros((0, 3, 1, 1), dtype=torch.uint8),
         [torch.from_numpy(photo.boxes).float() for photo in photos],
         torch.from_numpy(np.concatenate(known)) if complete else None,
     )
+
+
+# ------------------------------------------------------------------------------------------------------ probed objects
+
+
+def _read_objects(
+    first: list[Path], held_out: list[Path] | None, images: int, size_px: int, seed: int
+) -> ObjectProbe | None:
+    """Objects to be recognised, the same number of every class, and exchanges of them; None where there are too few.
+
+    The pictures are chosen for it, beside those that all other measures look at.
+    """
+    if any(file.suffix != ".parquet" for file in first):
+        return None
+    rng = np.random.default_rng([seed, _OBJECT_STREAM])
+    known = _read_annotations(first, rng)
+    known, asked = (known[::2], known[1::2]) if held_out is None else (known, _read_annotations(held_out, rng))
+    asked = [_only(row, has_surroundings(torch.from_numpy(row.boxes)).numpy()) for row in asked]
+    has_classes = all(row.labels is not None or not len(row.boxes) for row in (*known, *asked))
+    labels = [[_labels(row, has_classes) for row in rows] for rows in (known, asked)]
+    classes = shared_classes(*labels)
+    if has_classes and len(classes) < 2:
+        return None
+    wanted = round(_KNOWN * images), round(_PROBED * images)
+    chosen = [take_balanced(own, classes, count) for own, count in zip(labels, wanted, strict=True)]
+    queries = _read_chosen(asked, chosen[1], size_px)
+    if len(queries) < 2:
+        return None
+    gallery = _read_chosen(known, chosen[0], size_px) if has_classes else []
+    return draw_objects(_gather(gallery), _gather(queries), rng)
+
+
+def _labels(row: _Annotated, has_classes: bool) -> Labels:
+    return row.labels if has_classes and row.labels is not None else np.zeros(len(row.boxes), np.int64)
+
+
+def _only(row: _Annotated, kept: np.ndarray) -> _Annotated:
+    return row._replace(boxes=row.boxes[kept], labels=None if row.labels is None else row.labels[kept])
+
+
+def _read_annotations(files: list[Path], rng: np.random.Generator) -> list[_Annotated]:
+    """Rows in a random order with the objects that are large enough; no pixels are read."""
+    groups = _row_groups(files)
+    found: list[_Annotated] = []
+    for number in rng.permutation(len(groups)).tolist():
+        file, group = groups[number]
+        for place, row in enumerate(_read_group(file, group, _ANNOTATIONS).to_pylist()):
+            if row.get("width") and row.get("height"):
+                annotated = _Annotated(file, group, place, *_read_regions(str(file), row, 0, 0))
+                found.append(_only(annotated, _large_enough(annotated.boxes)))
+        if len(found) >= _MOST_ROWS:
+            break
+    return [found[number] for number in rng.permutation(len(found)).tolist()]
+
+
+def _read_chosen(rows: list[_Annotated], chosen: list[Labels], size_px: int) -> list[_Photo]:
+    """The pictures of which something is chosen, with no other regions; those that cannot be decoded are left out."""
+    wanted: dict[tuple[Path, int], list[tuple[int, _Annotated]]] = {}
+    for number, (row, kept) in enumerate(zip(rows, chosen, strict=True)):
+        if len(kept):
+            wanted.setdefault((row.file, row.group), []).append((number, _only(row, kept)))
+    photos: dict[int, _Photo] = {}
+    for (file, group), members in wanted.items():
+        part = _read_group(file, group, ("image", "width", "height"))
+        for number, row in members:
+            with suppress(BrokenImage):
+                pixels = _pixels(str(file), part.slice(row.row, 1).to_pylist()[0])
+                photos[number] = _Photo(resize(pixels, size_px, size_px), row.boxes, row.labels)
+    return [photos[number] for number in sorted(photos)]
 
 
 # ---------------------------------------------------------------------------------------------------------- exchanges

@@ -55,6 +55,18 @@ class Swaps:
 
 
 @dataclass(frozen=True)
+class ObjectProbe:
+    """Objects that are to be recognised, by their neighbours' class or as themselves; each also before another picture
+    and elsewhere. Without classes there is no gallery."""
+
+    gallery: RegionImages  # objects whose classes are known
+    queries: RegionImages  # the E probed objects, and none else, of other pictures
+    other_surroundings: Tensor  # (E, 3, S, S)
+    moved: Tensor
+    moved_boxes: Tensor  # (E, 4)
+
+
+@dataclass(frozen=True)
 class Grid:
     """The same objects, each alone on a plain canvas, in the same places."""
 
@@ -77,6 +89,17 @@ class ProbeData:
     groups: Tensor | None = None  # (classes,) what the neighbour read-out names: a number per class, -1 for none
     skipped: dict[str, str] = field(default_factory=dict)  # measures that this data does not allow, and why
     notes: tuple[str, ...] = ()  # what a reader should know about the data
+    objects: ObjectProbe | None = None  # of their own, where those of gallery and swaps are too few or unbalanced
+
+    @property
+    def probed(self) -> ObjectProbe | None:
+        """The objects to be recognised: its own, or the gallery's and those of the swaps."""
+        swaps, queries = self.swaps, self.queries
+        if self.objects is not None or swaps is None:
+            return self.objects
+        labels = None if queries.labels is None else queries.labels[swaps.regions]
+        shown = RegionImages(queries.pixels[swaps.images], list(swaps.boxes[:, None]), labels)
+        return ObjectProbe(self.gallery, shown, swaps.other_surroundings, swaps.moved, swaps.moved_boxes)
 
 
 def frequent_groups(labels: Tensor, classes: int) -> Tensor:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.probe import ProbeData, blank_pictures, noise_pictures
-from ..models.features import StageFeatures, read_features
+from ..data.exchange import ALONE_SIDE, show_alone
+from ..data.probe import ObjectProbe, ProbeData, RegionImages, blank_pictures, noise_pictures
+from ..models.features import StageFeatures, read_features, read_whole
 from ..models.load import FeatureModel
 from ..models.networks import padded_convolutions
 from ..statistics.estimates import Estimate, nothing, pool_seeds
@@ -22,6 +23,7 @@ from .norms import count_outliers
 from .objects import (
     NEIGHBOURS,
     NeighbourPairs,
+    find_itself,
     measure_leak,
     naive_accuracy,
     name_neighbour,
@@ -41,9 +43,11 @@ from .position import (
 BLANKS = 12  # colours of blank pages
 INFLUENCES = 16  # pictures whose gradient is taken
 PADDED = 24  # pictures seen with every padding mode
+_ONE_SIZE = "the network takes pictures of one size only"
 
-_EXCHANGING = frozenset({"context", "object_knn", "debias"})  # measures that look at exchanged regions
-_MOVING = frozenset({"position", "object_knn", "debias"})  # and at moved ones
+_EXCHANGING = frozenset({"context", "debias"})  # measures that look at the swaps' exchanged regions
+_MOVING = frozenset({"position", "debias"})  # and at moved ones
+_RECOGNISING = frozenset({"object_knn", "same_object", "debias"})  # and at the objects to be recognised
 
 
 @dataclass
@@ -87,6 +91,12 @@ class ProbeFeatures:
     surroundings: list[StageFeatures] = field(default_factory=list)
     content: list[StageFeatures] = field(default_factory=list)
     moved: list[StageFeatures] = field(default_factory=list)
+    known: list[StageFeatures] = field(default_factory=list)  # objects of known classes
+    probed: list[StageFeatures] = field(default_factory=list)  # the objects to be recognised
+    probed_surroundings: list[StageFeatures] = field(default_factory=list)
+    probed_moved: list[StageFeatures] = field(default_factory=list)
+    known_alone: list[StageFeatures] = field(default_factory=list)
+    probed_alone: list[StageFeatures] = field(default_factory=list)
     placed: list[StageFeatures] = field(default_factory=list)
     noise: list[StageFeatures] = field(default_factory=list)
     blank: list[StageFeatures] = field(default_factory=list)
@@ -95,18 +105,27 @@ class ProbeFeatures:
 
 def skipped_measures(data: ProbeData) -> dict[str, str]:
     """Measures that the data does not allow, and why."""
-    gallery, queries = data.gallery.labels, data.queries.labels
-    if gallery is None or queries is None:
-        reason = "the data has no classes"
-    elif len(gallery) < 2 or len(queries) < 1:
-        reason = "there are too few regions of at least 10 % of the view on both sides"
-    elif len(gallery.unique()) < 2:
-        reason = "all regions are of one class: nothing to tell apart"
-    elif len(gallery) < NEIGHBOURS:
-        reason = f"the gallery has {len(gallery)} objects, fewer than the k = {NEIGHBOURS} neighbours that vote"
-    else:
-        return data.skipped
-    return dict.fromkeys(("object_knn", "neighbour", "debias"), reason) | data.skipped
+    skipped: dict[str, str] = {}
+    probed = data.probed
+    if reason := _no_classes(data.gallery, data.queries):
+        skipped |= dict.fromkeys(("object_knn", "neighbour", "debias"), reason)
+    if probed is not None and (reason := _no_classes(probed.gallery, probed.queries)):
+        skipped |= dict.fromkeys(("object_knn", "debias"), reason)
+    return skipped | data.skipped
+
+
+def _no_classes(gallery: RegionImages, queries: RegionImages) -> str:
+    """Why classes of one side cannot be told by the other's; empty if they can."""
+    if gallery.labels is None or queries.labels is None:
+        return "the data has no classes"
+    if len(gallery.labels) < 2 or len(queries.labels) < 1:
+        return "there are too few regions of at least 10 % of the view on both sides"
+    if len(gallery.labels.unique()) < 2:
+        return "all regions are of one class: nothing to tell apart"
+    if len(gallery.labels) < NEIGHBOURS:
+        count = len(gallery.labels)
+        return f"the gallery has {count} objects, fewer than the k = {NEIGHBOURS} neighbours that vote"
+    return ""
 
 
 def evaluate(
@@ -121,7 +140,7 @@ def evaluate(
     A `control` is spared what concerns the model only: other paddings, and the removal curve.
     """
     skipped = skipped_measures(data)
-    wanted = [name for name in measures if name not in skipped]
+    wanted = [name for name in measures if name not in skipped and not (control and name == "debias")]
     seen = _read_probe(model, data, wanted)
     pairs = None
     if "neighbour" in wanted and data.groups is not None:
@@ -169,13 +188,16 @@ def _read_probe(model: FeatureModel, data: ProbeData, wanted: Sequence[str]) -> 
         read_features(model, data.gallery.pixels, data.gallery.boxes, cells=True),
         read_features(model, data.queries.pixels, data.queries.boxes, cells=True),
     )
-    swaps = data.swaps
-    if swaps is not None and _EXCHANGING.intersection(wanted):
+    swaps, recognising = data.swaps, _RECOGNISING.intersection(wanted)
+    shared = recognising and data.objects is None
+    if swaps is not None and (_EXCHANGING.intersection(wanted) or shared):
         here = list(swaps.boxes[:, None])
         seen.surroundings = read_features(model, swaps.other_surroundings, here)
         seen.content = read_features(model, swaps.other_content, here)
-    if swaps is not None and _MOVING.intersection(wanted):
+    if swaps is not None and (_MOVING.intersection(wanted) or shared):
         seen.moved = read_features(model, swaps.moved, list(swaps.moved_boxes[:, None]))
+    if recognising:
+        _read_objects(seen, model, data)
     if data.grid is not None and "retrieval" in wanted:
         boxes = list(data.grid.boxes.flatten(0, 1)[:, None])
         seen.placed = read_features(model, data.grid.pixels.flatten(0, 1), boxes)
@@ -185,6 +207,36 @@ def _read_probe(model: FeatureModel, data: ProbeData, wanted: Sequence[str]) -> 
         blank = blank_pictures(BLANKS, data.size_px, data.seed)
         seen.blank = read_features(model, blank, cells=True)
     return seen
+
+
+def _read_objects(seen: ProbeFeatures, model: FeatureModel, data: ProbeData) -> None:
+    """Adds the features of the objects to be recognised; where they are those of the swaps, they are read already."""
+    objects = data.probed
+    if objects is None:
+        return
+    if data.objects is None and data.swaps is not None:
+        rows, none = data.swaps.regions, torch.zeros(0)
+        seen.known, seen.probed_surroundings, seen.probed_moved = seen.gallery, seen.surroundings, seen.moved
+        seen.probed = [StageFeatures(part.regions[rows], none, part.grid, none) for part in seen.queries]
+    else:
+        here = list(objects.queries.every_box[:, None])
+        seen.known = read_features(model, objects.gallery.pixels, objects.gallery.boxes)
+        seen.probed = read_features(model, objects.queries.pixels, objects.queries.boxes)
+        seen.probed_surroundings = read_features(model, objects.other_surroundings, here)
+        seen.probed_moved = read_features(model, objects.moved, list(objects.moved_boxes[:, None]))
+    small = model.at(round(ALONE_SIDE * model.size_px))
+    try:
+        seen.probed_alone = read_whole(small, _each_alone(objects.queries, small.size_px))
+        if objects.gallery.labels is not None:
+            seen.known_alone = read_whole(small, _each_alone(objects.gallery, small.size_px))
+    except RuntimeError:  # somebody's function for pictures of one size; what falls away says so
+        seen.known_alone = seen.probed_alone = []
+
+
+def _each_alone(images: RegionImages, side: int) -> Tensor:
+    """(N, 3, side, side): every region by itself."""
+    boxes = zip(images.owners.tolist(), images.every_box.numpy(), strict=True)
+    return torch.stack([show_alone(images.pixels[owner], box, side) for owner, box in boxes])
 
 
 def _position_numbers(seen: ProbeFeatures, number: int, data: ProbeData) -> dict[str, Estimate]:
@@ -212,21 +264,45 @@ def _object_numbers(seen: ProbeFeatures, number: int, data: ProbeData, wanted: S
     if seen.placed and data.grid is not None:
         placed = seen.placed[number].regions
         found["content_wins"] = place_or_content(placed.view(*data.grid.pixels.shape[:2], -1), seed=data.seed)
-    if data.swaps is None:
-        return found
-    regions = seen.queries[number].regions[data.swaps.regions] if seen.surroundings else None
-    if "context" in wanted and regions is not None:
+    if seen.surroundings and data.swaps is not None and "context" in wanted:
+        regions = seen.queries[number].regions[data.swaps.regions]
         found |= measure_leak(regions, seen.surroundings[number].regions, seen.content[number].regions, seed=data.seed)
-    if "object_knn" in wanted and data.gallery.labels is not None and data.queries.labels is not None:
-        labels = data.queries.labels[data.swaps.regions]
-        found["knn_prior"] = naive_accuracy(data.gallery.labels, labels, seed=data.seed)
-        known = seen.gallery[number].regions, data.gallery.labels
-        versions = {
-            "clean": seen.queries[number].regions[data.swaps.regions],
-            "recontextualised": seen.surroundings[number].regions,
-            "repositioned": seen.moved[number].regions,
-        }
-        found |= {f"knn_{n}": object_accuracy(*known, rows, labels, seed=data.seed) for n, rows in versions.items()}
+    if seen.probed and data.probed is not None:
+        found |= _recognition(seen, number, data.probed, wanted, data.seed)
+    return found
+
+
+def _recognition(
+    seen: ProbeFeatures, number: int, objects: ObjectProbe, wanted: Sequence[str], seed: int
+) -> dict[str, Estimate]:
+    """Whether objects are told by their neighbours' class, and whether they find themselves."""
+    found: dict[str, Estimate] = {}
+    owners, labels, known = objects.queries.owners, objects.queries.labels, objects.gallery.labels
+    clean, surroundings = seen.probed[number].regions, seen.probed_surroundings[number].regions
+    moved = seen.probed_moved[number].regions
+    if "same_object" in wanted:
+        found["same_chance"] = Estimate(1 / len(clean), count=len(clean))
+        found["same_recontextualised"] = find_itself(clean, surroundings, owners, seed=seed)
+        found["same_repositioned"] = find_itself(clean, moved, owners, seed=seed)
+        found["same_alone"] = nothing(_ONE_SIZE)
+        if seen.probed_alone:
+            found["same_alone"] = find_itself(clean, seen.probed_alone[number].regions, owners, seed=seed)
+    if "object_knn" not in wanted or labels is None or known is None:
+        return found
+    found["knn_prior"] = naive_accuracy(known, labels, owners, seed=seed)
+    found["knn_prior_class_mean"] = Estimate(1 / len(labels.unique()), count=len(labels))
+    gallery = seen.known[number].regions
+    versions = {
+        "clean": (gallery, clean),
+        "recontextualised": (gallery, surroundings),
+        "repositioned": (gallery, moved),
+        "alone": (seen.known_alone[number].regions, seen.probed_alone[number].regions) if seen.known_alone else None,
+    }
+    for name, pair in versions.items():
+        values = (nothing(_ONE_SIZE),) * 2
+        if pair is not None:
+            values = object_accuracy(pair[0], known, pair[1], labels, owners, seed=seed)
+        found[f"knn_{name}"], found[f"knn_{name}_class_mean"] = values
     return found
 
 
@@ -308,16 +384,20 @@ def _first(profile: list[Estimate]) -> Estimate:
     return profile[0] if profile else nothing("the map has no ring around its centre")
 
 
-def pool_results(repeats: list[list[StageResult]]) -> list[StageResult]:
-    """Results of several seeds as one: numbers are pooled, curves and paddings are those of the first seed."""
+def pool_results(repeats: list[list[StageResult]], *, another: bool = False) -> list[StageResult]:
+    """Results of several seeds as one: numbers are pooled, curves and paddings are those of the first seed.
+
+    With `another`, intervals are those of one more seed: see `pool_seeds`.
+    """
     first = repeats[0]
     for number, result in enumerate(first):
         others = [results[number] for results in repeats]
         result.numbers = {
-            key: pool_seeds([other.numbers[key] for other in others if key in other.numbers]) for key in result.numbers
+            key: pool_seeds([other.numbers[key] for other in others if key in other.numbers], another=another)
+            for key in result.numbers
         }
         rings = [other.border for other in others]
-        result.border = [pool_seeds(list(ring)) for ring in zip(*rings, strict=True)]
+        result.border = [pool_seeds(list(ring), another=another) for ring in zip(*rings, strict=True)]
         verdicts = {other.verdict for other in others}
         result.verdict = next((verdict for verdict in ("collapsed", "content-blind") if verdict in verdicts), "ok")
     return first

@@ -27,7 +27,8 @@ MEASURES = {
     "context": "Context swap: how much of a region's feature comes from around the region?",
     "neighbour": "Neighbour read-out: does a region's feature tell what stands beside it?",
     "influence": "Gradient influence: which pixels does a region's feature answer to?",
-    "object_knn": "Object k-NN: is the object still recognised in other surroundings, or in another place?",
+    "object_knn": "Object k-NN: is the object still recognised in other surroundings, in another place, or alone?",
+    "same_object": "Same object: does an object find itself again in other surroundings, in another place, or alone?",
     "norms": "Norm outliers: tokens that store something else than their patch.",
     "debias": "Training-free debias: what projecting the place out gains, and what it costs.",
 }
@@ -90,16 +91,51 @@ METRICS = (
         "Share of the input gradient's energy that falls on pixels outside the region's box.",
     ),
     Metric(
-        "knn_clean", "object_knn", "Object k-NN", "object-knn-probe/1", None, "higher",
+        "knn_clean", "object_knn", "Object k-NN", "object-knn-probe/2", None, "higher",
         "Share of probed objects whose class their 20 nearest neighbours among other pictures' objects tell.",
     ),
     Metric(
-        "knn_recontextualised", "object_knn", "… in other surroundings", "object-knn-recontextualised/1", None,
+        "knn_recontextualised", "object_knn", "… in other surroundings", "object-knn-recontextualised/2", None,
         "higher", "The same objects, in the same place, everything outside their boxes from another picture.",
     ),
     Metric(
-        "knn_repositioned", "object_knn", "… in another place", "object-knn-repositioned/1", None, "higher",
+        "knn_repositioned", "object_knn", "… in another place", "object-knn-repositioned/2", None, "higher",
         "The same objects somewhere else.",
+    ),
+    Metric(
+        "knn_alone", "object_knn", "… alone", "object-knn-alone/1", None, "higher",
+        "The same objects and the gallery's, each cut out before the network sees it. Lower than with surroundings: "
+        "they helped; higher: they misled.",
+    ),
+    Metric(
+        "knn_clean_class_mean", "object_knn", "Object k-NN, mean over classes", "object-knn-probe/2", None, "higher",
+        "The same share in each class, and the mean of those: rare classes count as frequent ones.",
+    ),
+    Metric(
+        "knn_recontextualised_class_mean", "object_knn", "Mean over classes, in other surroundings",
+        "object-knn-recontextualised/2", None, "higher", "As above, in other surroundings.",
+    ),
+    Metric(
+        "knn_repositioned_class_mean", "object_knn", "Mean over classes, in another place",
+        "object-knn-repositioned/2", None, "higher", "As above, in another place.",
+    ),
+    Metric(
+        "knn_alone_class_mean", "object_knn", "Mean over classes, alone", "object-knn-alone/1", None, "higher",
+        "As above, cut out.",
+    ),
+    Metric(
+        "same_recontextualised", "same_object", "Finds itself in other surroundings", "same-object-recontextualised/1",
+        None, "higher",
+        "Share of objects that in other surroundings are nearer to themselves as they were than to any other object.",
+    ),
+    Metric(
+        "same_repositioned", "same_object", "Finds itself in another place", "same-object-repositioned/1", None,
+        "higher", "The same somewhere else.",
+    ),
+    Metric(
+        "same_alone", "same_object", "Finds itself alone", "same-object-alone/1", None, "higher",
+        "The same cut out before the network sees it, larger: what the object is must then count, for neither its "
+        "surroundings nor its size in cells are left.",
     ),
     Metric(
         "norm_outliers", "norms", "Outlier tokens", "norm-outliers/1", 0.0, "lower",
@@ -121,7 +157,9 @@ EXTRA_PROTOCOLS = {
     "debias": "debias-projection/1",
     "context_content": "context-swap/1",
     "context_context": "context-swap/1",
-    "knn_prior": "object-knn-probe/1",
+    "knn_prior": "object-knn-probe/2",
+    "knn_prior_class_mean": "object-knn-probe/2",
+    "same_chance": "same-object-recontextualised/1",
     "neighbour_accuracy": "neighbour-read-out/1",
     "neighbour_prior": "neighbour-read-out/1",
 }

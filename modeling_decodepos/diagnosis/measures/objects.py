@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.probe import RegionImages
-from ..statistics.estimates import Array, Estimate, estimate, estimate_mean, nothing, ratio
+from ..statistics.estimates import Array, Estimate, estimate, nothing, ratio
 from ..statistics.knn import knn_predict
 from ..statistics.ridge import ridge_predict
 from .context import exchange_cosines, leak_ratio
@@ -19,6 +19,7 @@ from .position import is_constant
 
 NEIGHBOURS = 20
 COLLAPSED = "collapsed: all features are alike"
+_ROUNDING = 1e-9  # of a cosine in 64 bits
 _GAP = 0.25  # of the view; a region farther away is not a neighbour
 
 
@@ -70,20 +71,69 @@ def measure_leak(
 
 @torch.no_grad()
 def object_accuracy(
-    gallery: Tensor, gallery_labels: Tensor, queries: Tensor, labels: Tensor, *, k: int = NEIGHBOURS, seed: int = 0
-) -> Estimate:
-    """Share of queries, one per image, whose class the k nearest gallery regions vote for."""
+    gallery: Tensor,
+    gallery_labels: Tensor,
+    queries: Tensor,
+    labels: Tensor,
+    owners: Tensor,
+    *,
+    k: int = NEIGHBOURS,
+    seed: int = 0,
+) -> tuple[Estimate, Estimate]:
+    """Share of queries whose class the k nearest gallery regions vote for, and the mean of that over classes.
+
+    `owners` (E,) are the images of the queries, which are drawn again for the intervals.
+    """
     if is_constant(torch.cat([gallery, queries])):
-        return nothing(COLLAPSED)
+        return nothing(COLLAPSED), nothing(COLLAPSED)
     # One mean for all, so that what every feature shares does not make all cosines alike.
     mean = gallery.double().mean(0)
     right = knn_predict((gallery - mean).float(), gallery_labels, (queries - mean).float(), k=k) == labels
-    return estimate_mean(right, seed=seed)
+    return share_right(right, owners, seed=seed), share_right(right, owners, class_weights(labels), seed=seed)
 
 
-def naive_accuracy(gallery_labels: Tensor, labels: Tensor, *, seed: int = 0) -> Estimate:
+def class_weights(labels: Tensor) -> Tensor:
+    """(E,) weights with which a mean over objects is the mean over their classes."""
+    _, places, counts = labels.unique(return_inverse=True, return_counts=True)
+    return 1 / counts[places].double()
+
+
+def share_right(right: Tensor, owners: Tensor, weights: Tensor | None = None, *, seed: int = 0) -> Estimate:
+    """The weighted mean of scores (E,), with its interval when the images that they belong to are drawn again.
+
+    In the interval of a mean over classes, weights stay as they are: a draw without a rare class is no other question.
+    """
+    weights = torch.ones(len(right)) if weights is None else weights
+    images = owners.unique(return_inverse=True)[1].numpy()
+    rows = np.zeros((int(images.max(initial=-1)) + 1, 2))
+    np.add.at(rows, images, torch.stack([weights * right, weights], 1).double().numpy())
+    return estimate(rows, ratio, seed=seed)
+
+
+@torch.no_grad()
+def find_itself(objects: Tensor, changed: Tensor, owners: Tensor, *, seed: int = 0) -> Estimate:
+    """Share of objects that are nearest to themselves, among all of them, when something about them has changed.
+
+    Row k of `changed` (E, D) is row k of `objects`, which are of the images `owners`. Chance is 1 / E. One that is as
+    near to n objects as to itself counts 1 / (n + 1).
+    """
+    if len(objects) < 2:
+        return nothing("fewer than two objects")
+    if is_constant(torch.cat([objects, changed])):
+        return nothing(COLLAPSED)
+    mean = objects.double().mean(0)
+    least = torch.finfo(mean.dtype).tiny
+    known, asked = (F.normalize(rows.double() - mean, dim=1, eps=least) for rows in (objects, changed))
+    cosines = asked @ known.T
+    # Of equal features, cosines differ by what rounding leaves.
+    lead = cosines - cosines.diagonal()[:, None]
+    hits = (lead.amax(1) < _ROUNDING) / (lead.abs() < _ROUNDING).sum(1).double()
+    return share_right(hits, owners, seed=seed)
+
+
+def naive_accuracy(gallery_labels: Tensor, labels: Tensor, owners: Tensor, *, seed: int = 0) -> Estimate:
     """Share of queries whose class is the most frequent one of the gallery: what knowing nothing gives."""
-    return estimate_mean(labels == gallery_labels.bincount().argmax(), seed=seed)
+    return share_right(labels == gallery_labels.bincount().argmax(), owners, seed=seed)
 
 
 @torch.no_grad()

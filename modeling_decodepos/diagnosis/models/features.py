@@ -62,16 +62,36 @@ def read_features(
     ]
 
 
+@torch.no_grad()
+def read_whole(model: FeatureModel, pixels: Tensor, *, batch_size: int = 16) -> list[StageFeatures]:
+    """Features of all stages, on the CPU, of (I, 3, S, S) pictures as wholes: the mean of every map, and what a region
+    stage gives for the whole picture; one row per picture among the regions, and no cells."""
+    columns: list[list[Tensor]] = [[] for _ in model.stages]
+    for start in range(0, len(pixels), batch_size):
+        maps = model(pixels[start : start + batch_size])
+        rows = [part.mean((2, 3)) for part in maps]
+        if model.region_net is not None:
+            rows[-1] = _embed_regions(model, maps, [torch.tensor([[0.0, 0.0, 1.0, 1.0]])] * len(rows[-1]), 0.0)
+        for parts, found in zip(columns, rows, strict=True):
+            parts.append(found.cpu())
+    none = torch.zeros(0)
+    return [StageFeatures(torch.cat(parts) if parts else none, none, (0, 0), none) for parts in columns]
+
+
 def pool_stages(model: FeatureModel, maps: Sequence[Tensor], boxes: list[Tensor]) -> list[Tensor]:
     """(N, C) features of ragged boxes at every stage, image by image."""
-    net = model.region_net
-    read = maps if net is None else maps[:-1]
+    read = maps if model.region_net is None else maps[:-1]
     rows = [pool_boxes(feature_map, boxes, model.offset(stage, feature_map)) for stage, feature_map in enumerate(read)]
-    if net is None:
+    if model.region_net is None:
         return rows
-    regions = check_regions(boxes, len(maps[-3]), device=maps[-3].device)
-    offset = model.offset(len(maps) - 3, maps[-3])
-    return [*rows, net.embed_regions(maps[-3], regions, net.config.region_bins, offset)]
+    return [*rows, _embed_regions(model, maps, boxes, model.offset(len(maps) - 3, maps[-3]))]
+
+
+def _embed_regions(model: FeatureModel, maps: Sequence[Tensor], boxes: list[Tensor], offset: Offset) -> Tensor:
+    """(N, C) features of the stage that runs on regions of the map two before it."""
+    net, regions = model.region_net, check_regions(boxes, len(maps[-3]), device=maps[-3].device)
+    rows: Tensor = net.embed_regions(maps[-3], regions, net.config.region_bins, offset)
+    return rows
 
 
 def pool_boxes(feature_map: Tensor, boxes: list[Tensor], offset: Offset = 0.0) -> Tensor:

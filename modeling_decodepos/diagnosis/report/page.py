@@ -32,7 +32,7 @@ from ..measures.evaluate import StageResult
 from ..measures.metrics import BY_KEY, EXTRA_PROTOCOLS, MEASURES, METRICS, Metric
 from ..measures.padding import PADDING_MODES
 from ..results import Debias, Diagnosis, ModelResult
-from ..statistics.estimates import Estimate
+from ..statistics.estimates import Estimate, overlap
 from .figures import draw_blank_pages, draw_directions, draw_influence, draw_swaps
 
 VERDICTS = {
@@ -49,6 +49,7 @@ _SENTENCES = {
     "content_wins": "An object looks more like itself elsewhere than like another object in its place in {} of "
     "comparisons",
     "knn_clean": "Its nearest neighbours tell its class in {}",
+    "same_alone": "Cut out of its picture, an object is nearest to itself as it was in {}",
 }
 _GUESSING = (
     "Object k-NN is no better than naming the most frequent class here, so its other versions say nothing: more "
@@ -110,7 +111,7 @@ _CURVES: dict[str, tuple[tuple[str, str, str, tuple[float, float | None], Callab
 
 _GLANCE = ("position_natural", "position_blank", "position_regions", "content_wins", "context_leak",
            "neighbour_advantage", "influence_outside", "knn_clean", "knn_recontextualised",
-           "knn_repositioned")  # fmt: skip
+           "knn_repositioned", "knn_alone", "same_recontextualised", "same_repositioned", "same_alone")  # fmt: skip
 
 _KEYS = Markup(
     '<div class="keys"><span><i class="control"></i>same architecture, random weights</span>'
@@ -179,16 +180,17 @@ def summarise(model: ModelResult) -> str:
         if key == "knn_clean" and is_guessing(stage):
             found.append(_GUESSING)
         elif value is not None:
-            text = template.format(write(value.value, BY_KEY[key]))
+            text = template.format(_write_whole(value, BY_KEY[key]))
             if control is not None:
-                unclear = "; no clear difference" if _overlap(value, control) else ""
-                text += f" (random weights: {write(control.value, BY_KEY[key])}{unclear})"
+                unclear = ", no clear difference" if overlap(value, control) else ""
+                text += f"; random weights: {_write_whole(control, BY_KEY[key])}{unclear}"
             found.append(text + ".")
-    keys = ("knn_clean", "knn_recontextualised", "knn_repositioned")
-    values = [value.value for key in keys if (value := _last(model.stages, key))]
-    if len(values) == 3 and values[0] and not is_guessing(stage):
-        _, elsewhere, away = (write(value, BY_KEY[key]) for key, value in zip(keys, values, strict=True))
-        found.append(f"In other surroundings that becomes {elsewhere}, in another place {away}.")
+    versions = {"knn_recontextualised": "in other surroundings", "knn_repositioned": "in another place",
+                "knn_alone": "alone"}  # fmt: skip
+    values = {text: (value, BY_KEY[key]) for key, text in versions.items() if (value := _last(model.stages, key))}
+    if values and not is_guessing(stage):
+        others = (f"{text} {_write_whole(*value)}" for text, value in values.items())
+        found.append(f"Of the same objects their neighbours tell the class {', '.join(others)}.")
     return " ".join(found) or "Nothing was measured at its last stage."
 
 
@@ -215,7 +217,9 @@ def _write_whole(value: Estimate | None, metric: Metric) -> str:
         return (value and value.reason) or "not measured"
     text = write(value.value, metric)
     if ends := _interval(value):
-        text += f" ({write(ends[0], metric).removesuffix(PERCENT)} to {write(ends[1], metric)})"
+        # Student's t does not know where a number ends.
+        low, high = max(ends[0], min(0.0, value.value)), min(ends[1], 1.0) if metric.percent else ends[1]
+        text += f" ({write(low, metric).removesuffix(PERCENT)} to {write(high, metric)})"
     return text
 
 
@@ -231,12 +235,6 @@ def _last(stages: Sequence[StageResult] | None, key: str) -> Estimate | None:
     """The number of the last stage, if there is one."""
     value = stages[-1].numbers.get(key) if stages else None
     return None if value is None or value.value is None else value
-
-
-def _overlap(one: Estimate, other: Estimate) -> bool:
-    """Whether both have intervals, and these have a number in common."""
-    first, second = _interval(one), _interval(other)
-    return bool(first and second and first[0] <= second[1] and second[0] <= first[1])
 
 
 # ----------------------------------------------------------------------------------------------------------- sections
@@ -401,7 +399,7 @@ def _changes(debias: Debias) -> list[tuple[str | Markup, ...]]:
         # Less position is what this is for, on pictures too.
         gain = (after.value < before.value) == (metric.better in ("lower", "neither"))
         judgement: str | Markup = Markup("<strong>{}</strong>").format("gain" if gain else "cost")
-        if _overlap(before, after):
+        if overlap(before, after):
             judgement = "no clear change"
         elif before.low is None or after.low is None:
             judgement = ""

@@ -4,6 +4,7 @@
     bootstrap_interval   a mean over the items of images
     jackknife_interval   a score that is no mean
     half_width_95        the mean of a few numbers, such as one per seed: Student's t
+    pool_seeds           estimates of several seeds as one: Student's t over seeds, and the bootstrap over images
 
 Images are drawn, never regions or cells: those of one image hang together.
 """
@@ -48,6 +49,13 @@ class Estimate:
         return values | ({"reason": self.reason} if self.reason else {})
 
 
+def overlap(one: Estimate, other: Estimate) -> bool:
+    """Whether both have intervals, and these have a number in common: then no difference is claimed."""
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return False
+    return one.low <= other.high and other.low <= one.high
+
+
 def nothing(reason: str) -> Estimate:
     """An estimate of nothing, and why."""
     return Estimate(None, reason=reason)
@@ -89,24 +97,28 @@ def estimate_mean(values: Any, *, seed: int = 0) -> Estimate:
     return estimate(np.stack([numbers, np.ones(len(numbers))], 1), ratio, seed=seed)
 
 
-def pool_seeds(estimates: Sequence[Estimate]) -> Estimate:
-    """One estimate from those of several seeds: their mean, and the interval over seeds and images.
+def pool_seeds(estimates: Sequence[Estimate], *, another: bool = False) -> Estimate:
+    """One estimate from those of several seeds: their mean, with an interval over seeds and images.
 
-    A draw takes seeds with replacement and, of each, one of its draws of images.
+    Over seeds it is Student's t, for a bootstrap of a few numbers is too narrow; over images it is the bootstrap of
+    the mean, in which estimates of the same images and seed of draws take the same images. Both add up as independent
+    errors do. With `another`, the interval is not the mean's but the one that the number of one more seed falls into:
+    what a network must be outside of to differ from others.
     """
     known = [item for item in estimates if item.value is not None]
     if len(known) < 2:
         return known[0] if known else estimates[0]
-    value = float(np.mean([item.value for item in known]))
-    count = sum(item.count for item in known)
-    if any(len(item.draws) == 0 for item in known):
+    values = [float(item.value or 0.0) for item in known]
+    value, count = statistics.fmean(values), sum(item.count for item in known)
+    rounds = min(len(item.draws) for item in known)
+    if rounds == 0:
         return Estimate(value, None, None, count)
-    rng = np.random.default_rng([len(known), _STREAM])
-    chosen = rng.integers(0, len(known), (ROUNDS, len(known)))
-    draws = np.stack([rng.choice(item.draws, ROUNDS) for item in known], 1)
-    mixed = np.take_along_axis(draws, chosen, 1).mean(1)
-    low, high = np.quantile(mixed, [0.025, 0.975])
-    return Estimate(value, float(low), float(high), count, draws=mixed)
+    draws = np.mean([item.draws[:rounds] for item in known], 0)
+    over_seeds = (half_width_95(values) or 0.0) * (math.sqrt(len(known) + 1) if another else 1.0)
+    below, above = (abs(float(end) - value) for end in np.quantile(draws, [0.025, 0.975]))
+    return Estimate(
+        value, value - math.hypot(over_seeds, below), value + math.hypot(over_seeds, above), count, draws=draws
+    )
 
 
 def bootstrap_interval(

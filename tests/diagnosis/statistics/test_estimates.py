@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 
 from modeling_decodepos.diagnosis.statistics.estimates import (
+    Estimate,
     bootstrap_interval,
     estimate,
     half_width_95,
     jackknife_interval,
     nothing,
+    overlap,
     pool_seeds,
     ratio,
     student_quantile_95,
@@ -69,3 +71,45 @@ def test_bootstrap_and_jackknife_of_a_mean_agree_with_theory():
         assert low == pytest.approx(values.mean() - half, abs=0.25 * half)
         assert high == pytest.approx(values.mean() + half, abs=0.25 * half)
     assert jackknife_interval(lambda kept: 1.0, 1) is None
+
+
+def of_three_seeds(rng, over_seeds, over_images, shared):
+    """Estimates of a number whose mean is 0, of three seeds (weights, say), with errors of seeds and of images."""
+    common = rng.normal(0, over_images)
+    drawn = rng.normal(0, over_images, 400)
+    found = []
+    for effect in rng.normal(0, over_seeds, 3):
+        value = effect + (common if shared else rng.normal(0, over_images))
+        draws = value + (drawn if shared else rng.normal(0, over_images, 400))
+        found.append(Estimate(value, *np.quantile(draws, [0.025, 0.975]), 100, draws=draws))
+    return found
+
+
+REGIMES = [(1.0, 0.1, True), (0.1, 1.0, True), (1.0, 1.0, True), (1.0, 1.0, False), (0.3, 1.0, False)]
+
+
+@pytest.mark.parametrize(("over_seeds", "over_images", "shared"), REGIMES)
+def test_the_interval_of_three_seeds_holds_their_mean(over_seeds, over_images, shared):
+    rng = np.random.default_rng(0)
+    pooled = [pool_seeds(of_three_seeds(rng, over_seeds, over_images, shared)) for _ in range(1000)]
+    assert np.mean([item.low <= 0 <= item.high for item in pooled]) >= 0.93
+
+
+@pytest.mark.parametrize("over_images", [0.05, 0.5, 2.0])
+def test_the_interval_of_one_more_seed_holds_it(over_images):
+    rng = np.random.default_rng(0)
+    held, alike = [], []
+    for _ in range(1000):
+        seeds = of_three_seeds(rng, 1.0, over_images, shared=True)
+        effect = rng.normal()
+        value = effect + rng.normal(0, over_images)  # of the fourth, on other images
+        pooled = pool_seeds(seeds, another=True)
+        held.append(pooled.low <= effect <= pooled.high)
+        alike.append(overlap(Estimate(value, value - 1.96 * over_images, value + 1.96 * over_images), pooled))
+    assert np.mean(held) >= 0.94 and np.mean(alike) >= 0.94  # the interval of the mean holds 84 % at the least
+
+
+def test_numbers_without_an_interval_differ_from_none():
+    assert not overlap(Estimate(0.5), Estimate(0.5, 0.0, 1.0))
+    assert overlap(Estimate(0.5, 0.4, 0.6), Estimate(0.7, 0.6, 0.8))
+    assert not overlap(Estimate(0.5, 0.4, 0.6), Estimate(0.7, 0.61, 0.8))
