@@ -199,7 +199,9 @@ class ModelArguments:
     projection_size: int = key(256, "Size of the compared embedding.", SOCO, within=COUNT)
     use_predictor: bool = key(True, "Whether the student has a predictor (not drawn in the paper's figure).", SOCO)
     centre_cells: bool = key(
-        False, "Read regions at the centres of a ResNet's cells, half a stride right and down of RoIAlign's.", OURS
+        False,
+        "Read regions where the cells of a ResNet lie, half a stride right and down of RoIAlign's aligned=True.",
+        OURS,
     )
     anchor_weight: float = key(
         0.0, "Weight of an anchor to the region features of the starting weights; 0: none.", OURS, within=FROM_ZERO
