@@ -14,6 +14,7 @@ from modeling_decodepos.diagnosis.models.readings import choose_reading
 from training.data.decoding import BrokenImage
 from training.data.workers import load_in_workers
 from training.evaluation.annotated_images import AnnotatedImages
+from training.evaluation.frozen import each_on_a_core
 from training.evaluation.models import EvaluatedModel, load_model
 from training.evaluation.processes import Processes
 from training.evaluation.settings import Common
@@ -47,9 +48,18 @@ class Evaluation:
         return AnnotatedImages(self.common.data, split, limit=limit, masks=masks, objects=objects)
 
     def read(self, images: AnnotatedImages, places: Sequence[int], make: Callable[[int], T]) -> Iterator[T | None]:
-        """What `make` gives for each place, in order, from worker processes if wanted; None for unreadable images."""
-        broken = []
-        for result in load_in_workers(_Work(make, list(places)), self.common.num_workers, batch_size=None):
+        """What `make` gives for each place, in order; None for unreadable images.
+
+        From threads, or from worker processes if wanted.
+        """
+        broken, work = [], _Work(make, list(places))
+        workers = self.common.num_workers
+        made = (
+            load_in_workers(work, workers, batch_size=None)
+            if workers
+            else each_on_a_core(work.__getitem__, range(len(work)))
+        )
+        for result in made:
             if isinstance(result, BrokenImage):
                 broken.append(result)
             yield None if isinstance(result, BrokenImage) else result

@@ -7,8 +7,9 @@ and write every map once more, and the maps of many pictures do not fit into a c
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 TOLERANCE = 1e-4
 """Of the largest output: a folded network that differs by more is not taken."""
+
+_AHEAD = 2  # parts for each thread
 
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish)
 
@@ -98,14 +101,21 @@ def _close(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).abs().max() <= TOLERANCE * one.abs().max())
 
 
-def each_on_a_core(call: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
+def each_on_a_core(call: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:
     """What `call` gives for each part, in order, on as many threads as torch may use, each with a single one inside.
 
-    Two threads with a part each do more than both with one part: small layers hardly divide.
+    Two threads with a part each do more than both with one part: small layers and pictures hardly divide. Few parts
+    are taken ahead of whoever takes the results.
     """
     threads = torch.get_num_threads()
+    waiting: deque[Future[Result]] = deque()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(call, parts))
+            for part in parts:
+                waiting.append(pool.submit(call, part))
+                if len(waiting) > _AHEAD * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
     finally:
         torch.set_num_threads(threads)  # the number that threads to come begin with

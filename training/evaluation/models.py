@@ -174,7 +174,7 @@ class EvaluatedModel:
         size = min(CPU_PICTURES, math.ceil(count / torch.get_num_threads())) if can else CPU_PICTURES
         parts = [slice(start, start + size) for start in range(0, count, size)]
         call = torch.no_grad()(call)  # which a thread does not inherit
-        return torch.cat(each_on_a_core(call, parts) if can else list(map(call, parts)))
+        return torch.cat(list(each_on_a_core(call, parts) if can else map(call, parts)))
 
     def backbone(self) -> Any:
         """The backbone, for fine-tuning inside another model."""

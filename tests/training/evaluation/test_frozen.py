@@ -143,7 +143,7 @@ def test_parts_come_back_in_order_and_torch_keeps_its_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        found = each_on_a_core(lambda part: (part, torch.get_num_threads(), threading.get_ident()), range(20))
+        found = list(each_on_a_core(lambda part: (part, torch.get_num_threads(), threading.get_ident()), range(20)))
         assert [part for part, _, _ in found] == list(range(20))
         assert {threads for _, threads, _ in found} == {1}
         assert threading.get_ident() not in {thread for _, _, thread in found}
@@ -156,8 +156,26 @@ def test_parts_come_back_in_order_and_torch_keeps_its_threads():
         torch.set_num_threads(before)
 
 
+def fail_at_three(part: int) -> int:
+    if part == 3:
+        raise ValueError(f"number {part}")
+    return part
+
+
 def test_an_error_in_a_part_is_the_callers():
     with pytest.raises(ValueError, match="number 3"):
-        each_on_a_core(
-            lambda part: (_ for _ in ()).throw(ValueError(f"number {part}")) if part == 3 else part, range(6)
-        )
+        list(each_on_a_core(fail_at_three, range(6)))
+
+
+def test_few_parts_are_taken_ahead():
+    taken = []
+
+    def parts():
+        for number in range(1000):
+            taken.append(number)
+            yield number
+
+    found = each_on_a_core(lambda part: part, parts())
+    assert [next(found), next(found)] == [0, 1]
+    assert len(taken) <= 2 * torch.get_num_threads() + 3
+    found.close()

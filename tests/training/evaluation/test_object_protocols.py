@@ -127,12 +127,15 @@ def test_an_object_that_fills_its_image_is_in_the_gallery_alone_and_not_among_th
     assert counts == {"": 24, "recontextualised_": 22, "alone_": 22}
 
 
-def test_each_image_is_read_once_for_all_variants_and_donors_besides(evaluation, monkeypatch):
-    read = []
+def test_each_image_is_read_once_for_all_variants_and_once_as_a_donor(evaluation, monkeypatch):
+    read, decoded = [], []
+    pixels = AnnotatedImages.pixels
+    monkeypatch.setattr(AnnotatedImages, "pixels", lambda self, place: decoded.append(place) or pixels(self, place))
     picture = AnnotatedImages.picture
     monkeypatch.setattr(AnnotatedImages, "picture", lambda self, *at: read.append(at) or picture(self, *at))
     object_knn.run(evaluation(FakeModel(inside)), KNN)
     assert len(read) == 24 + 12
+    assert len(decoded) < len(read) + 24  # objects, of which several share one of 12 donors
 
 
 def test_neither_batch_size_nor_the_order_of_rows_changes_a_number(tmp_path, evaluation):
