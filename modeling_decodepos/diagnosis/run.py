@@ -39,10 +39,8 @@ from .results import Debias, Diagnosis, ModelResult
 
 Model = Spec | FeatureModel
 
-_FIRST_WEIGHTS, _NEXT_WEIGHTS = (
-    1000,
-    100_000,
-)  # seeds of random weights: of a draw's first ones, and the way to its next
+# Seeds of random weights: of a draw's first ones, and the way to its next.
+_FIRST_WEIGHTS, _NEXT_WEIGHTS = 1000, 100_000
 
 
 def diagnose(
@@ -193,11 +191,11 @@ def _diagnose_one(
         plain.append(evaluate(control, draw, measures, control=True)[0])
         bar.update()
         del features
-        for number in range(weights if model.fresh is not None else 0):
-            assert model.fresh is not None
-            seed = _FIRST_WEIGHTS + draw.seed + _NEXT_WEIGHTS * number
-            fresh.append(evaluate(model.fresh(seed), draw, measures, control=True)[0])
-            bar.update()
+        if model.fresh is not None:
+            for number in range(weights):
+                weights_seed = _FIRST_WEIGHTS + draw.seed + _NEXT_WEIGHTS * number
+                fresh.append(evaluate(model.fresh(weights_seed), draw, measures, control=True)[0])
+                bar.update()
     assert first is not None
     wanted = "debias" in measures and "debias" not in diagnosis.skipped and own[0][-1].verdict == "ok"
     return ModelResult(

@@ -467,13 +467,17 @@ def test_object_knn_that_guesses_is_said_to_guess():
     assert found.numbers["knn_prior"].value == pytest.approx(float(expected))
 
 
-def test_a_network_for_pictures_of_one_size_is_not_asked_about_objects_alone():
-    def one_size(pixels):
-        if pixels.shape[-1] != 64:
-            raise RuntimeError("64 pixels only")
-        return own_pixels(pixels)
+def one_size(pixels):
+    if pixels.shape[-1] != 64:
+        raise RuntimeError("64 pixels only")
+    return own_pixels(pixels)
 
-    numbers = diagnose(one_size, scenes(), size_px=64, measures="object_knn,same_object").models[0].last.numbers
+
+@pytest.mark.parametrize("model", ["function", "vit"])
+def test_a_network_for_pictures_of_one_size_is_not_asked_about_objects_alone(model):
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=64)
+    network = {"function": one_size, "vit": OneSize(config)}[model]
+    numbers = diagnose(network, scenes(), size_px=64, measures="object_knn,same_object").models[0].last.numbers
     assert numbers["knn_clean"].value is not None
     for key in ("knn_alone", "knn_alone_class_mean", "same_alone"):
         assert numbers[key].value is None and "one size only" in numbers[key].reason

@@ -16,9 +16,6 @@ Labels = NDArray[np.int64]
 MOST_CLASSES = 20
 """Of the classes that both sides have, those with most objects: of more classes, too few objects of each would do."""
 
-MOST_PER_PICTURE = 2
-"""Objects of one picture hang together: ten of them say little more than two."""
-
 
 def shared_classes(gallery: Sequence[Labels], queries: Sequence[Labels]) -> list[int]:
     """The classes to look at: the most frequent on the side where they are rarer."""
@@ -29,10 +26,11 @@ def shared_classes(gallery: Sequence[Labels], queries: Sequence[Labels]) -> list
     return [int(label) for label in order if counts[label]]
 
 
-def take_balanced(labels: Sequence[Labels], classes: Sequence[int], total: int) -> list[Labels]:
+def take_balanced(labels: Sequence[Labels], classes: Sequence[int], total: int, per_picture: int) -> list[Labels]:
     """Of each picture, numbers of the objects to take: about `total`, of every class the same number at most.
 
-    Pictures are gone through in their order, and give the objects of the classes that lack most.
+    Pictures are gone through in their order, and give `per_picture` objects at most, of the classes that lack most:
+    those of one picture hang together, and ten of them say little more than two.
     """
     left = dict.fromkeys(classes, math.ceil(total / max(1, len(classes))))
     chosen = []
@@ -40,7 +38,7 @@ def take_balanced(labels: Sequence[Labels], classes: Sequence[int], total: int) 
         taken: list[int] = []
         for number in sorted(range(len(own)), key=lambda k: -left.get(int(own[k]), 0)):
             label = int(own[number])
-            if left.get(label, 0) > 0 and len(taken) < MOST_PER_PICTURE:
+            if left.get(label, 0) > 0 and len(taken) < per_picture:
                 left[label] -= 1
                 taken.append(number)
         chosen.append(np.array(sorted(taken), np.int64))

@@ -24,7 +24,7 @@ _MOST_REGIONS = 16  # per image: one crowded photo must not decide
 _STREAM, _OBJECT_STREAM = 6, 13
 _GRID_SIDE = 0.3  # longer side of a pasted region relative to the view
 _KNOWN, _PROBED = 5 / 3, 5 / 4  # objects of the gallery, and probed ones, per picture that is asked for
-_MOST_ROWS = 5000  # of a table, whose annotations are looked through
+_MOST_ROWS = 2000  # of a table, whose annotations are looked through
 
 
 class _Photo(NamedTuple):
@@ -268,7 +268,9 @@ def _read_objects(
     if has_classes and len(classes) < 2:
         return None
     wanted = round(_KNOWN * images), round(_PROBED * images)
-    chosen = [take_balanced(own, classes, count) for own, count in zip(labels, wanted, strict=True)]
+    # Without classes an object is told from all others, which one that overlaps with it would make a matter of luck.
+    most = 2 if has_classes else 1
+    chosen = [take_balanced(own, classes, count, most) for own, count in zip(labels, wanted, strict=True)]
     queries = _read_chosen(asked, chosen[1], size_px)
     if len(queries) < 2:
         return None
@@ -285,7 +287,7 @@ def _only(row: _Annotated, kept: np.ndarray) -> _Annotated:
 
 
 def _read_annotations(files: list[Path], rng: np.random.Generator) -> list[_Annotated]:
-    """Rows in a random order with the objects that are large enough; no pixels are read."""
+    """Rows with the objects that are large enough, either in a random order; no pixels are read."""
     groups = _row_groups(files)
     found: list[_Annotated] = []
     for number in rng.permutation(len(groups)).tolist():
@@ -293,7 +295,7 @@ def _read_annotations(files: list[Path], rng: np.random.Generator) -> list[_Anno
         for place, row in enumerate(_read_group(file, group, _ANNOTATIONS).to_pylist()):
             if row.get("width") and row.get("height"):
                 annotated = _Annotated(file, group, place, *_read_regions(str(file), row, 0, 0))
-                found.append(_only(annotated, _large_enough(annotated.boxes)))
+                found.append(_only(annotated, rng.permutation(_large_enough(annotated.boxes))))
         if len(found) >= _MOST_ROWS:
             break
     return [found[number] for number in rng.permutation(len(found)).tolist()]

@@ -229,7 +229,7 @@ def _read_objects(seen: ProbeFeatures, model: FeatureModel, data: ProbeData) -> 
         seen.probed_alone = read_whole(small, _each_alone(objects.queries, small.size_px))
         if objects.gallery.labels is not None:
             seen.known_alone = read_whole(small, _each_alone(objects.gallery, small.size_px))
-    except RuntimeError:  # somebody's function for pictures of one size; what falls away says so
+    except (RuntimeError, ValueError):  # it takes pictures of one size only; what falls away says so
         seen.known_alone = seen.probed_alone = []
 
 

@@ -431,7 +431,7 @@ def _provenance(diagnosis: Diagnosis) -> Markup:
     protocols = {metric.title: metric.protocol for metric in METRICS if metric.measure in diagnosis.measures}
     protocols |= {key.replace("_", " "): protocol for key, protocol in EXTRA_PROTOCOLS.items()}
     text = Markup(
-        "<p>Intervals come from a bootstrap over pictures{}. Heat maps are PNG files beside this page; curves are "
-        "part of the page itself.</p>"
+        "<p>Intervals come from a bootstrap over pictures{}; for random weights they are where one more such network "
+        "is expected. Heat maps are PNG files beside this page; curves are part of the page itself.</p>"
     ).format(" and repetitions" if diagnosis.settings["seeds"] > 1 else "")
     return text + facts(known) + details("Protocols", facts(protocols))
