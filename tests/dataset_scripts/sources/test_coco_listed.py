@@ -45,11 +45,11 @@ def ids_of(folder):
 
 @pytest.fixture
 def source(tmp_path):
-    """Both official splits; image 3 has no object, 4 and 23 an annotation of no use, and licence 1 is not the same."""
+    """Both official splits; images 3, 4, 22 and 23 have useless annotations only, and licence 1 differs."""
     for split, first, url in (("train2017", 1, "http://train.example"), ("val2017", 20, "http://val.example")):
         images = [image_entry(first + k, 40 + k, 30, license=1) for k in (3, 0, 2, 1)]
         annotations = [annotation_entry(10 * first + k, first + k, [2 + k, 3, 20, 10], 7) for k in (0, 1)]
-        annotations += [annotation_entry(10 * first + 2, first + 3, [3, 3, 0, 5])]
+        annotations += [annotation_entry(10 * first + k, first + k, [3, 3, 0, 5]) for k in (2, 3)]
         coco(tmp_path / "coco", images, annotations, split, licenses=[{"id": 1, "url": url}])
     return tmp_path / "coco"
 
