@@ -7,7 +7,8 @@ which halves that.
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,8 +42,8 @@ class CocoContents(NamedTuple):
     categories: dict[int, str]
     licenses: dict[int, str]  # URL by id
     dropped: dict[str, int]  # annotations that are of no use, by reason
-    annotation_count: int  # of all in the file
-    has_outlines: bool  # whether any annotation that is used has one
+    annotation_count: int  # of these images, and without a list of all in the file
+    has_outlines: bool  # whether any annotation of the file that can be used has one
 
 
 class _Annotation(NamedTuple):
@@ -53,8 +54,8 @@ class _Annotation(NamedTuple):
     text: bytes
 
 
-def read_annotations(path: Path) -> CocoContents:
-    """Reads a COCO JSON of instances."""
+def read_annotations(path: Path, only: Collection[int] | None = None) -> CocoContents:
+    """Reads a COCO JSON of instances, all of it or `only` the images of these ids with their annotations."""
 
     def shortened(value: dict[str, Any]) -> Any:
         if "image_id" not in value:
@@ -77,12 +78,7 @@ def read_annotations(path: Path) -> CocoContents:
             f"{path} is no COCO file of instances: it has the keys {', '.join(content) or '(none)'}, "
             f"and {', '.join(missing)} is missing."
         )
-    images: dict[int, CocoImage] = {}
-    for image in (_image(value, path) for value in _listed(content, "images", path)):
-        if image.id in images:
-            raise ValueError(f"{path}: image id {image.id} appears twice, so its annotations cannot be told apart.")
-        images[image.id] = image
-    categories = _categories(content, path)
+    images, categories = _images(content, path), _categories(content, path)
     if not images or not categories:
         raise ValueError(f"{path} lists {len(images)} images and {len(categories)} categories, expected some of each.")
 
@@ -100,15 +96,25 @@ def read_annotations(path: Path) -> CocoContents:
         elif not faults[k]:
             used[annotation.image_id].append(annotation.text)
             has_outlines |= annotation.has_outline
+    counted = [only is None or annotation.image_id in only for annotation in annotations]
     return CocoContents(
-        images=[image for _, image in sorted(images.items())],
+        images=[image for _, image in sorted(images.items()) if only is None or image.id in only],
         annotations=used,
         categories=dict(sorted(categories.items())),
         licenses=dict(_license(item, path) for item in _listed(content, "licenses", path)),
-        dropped=count_faults(faults),
-        annotation_count=len(annotations),
+        dropped=count_faults(compress(faults, counted)),
+        annotation_count=sum(counted),
         has_outlines=has_outlines,
     )
+
+
+def _images(content: Mapping[str, Any], path: Path) -> dict[int, CocoImage]:
+    images: dict[int, CocoImage] = {}
+    for image in (_image(value, path) for value in _listed(content, "images", path)):
+        if image.id in images:
+            raise ValueError(f"{path}: image id {image.id} appears twice, so its annotations cannot be told apart.")
+        images[image.id] = image
+    return images
 
 
 def _image(value: dict[str, Any], path: Path) -> CocoImage:

@@ -5,6 +5,7 @@
 
 Either split may be absent. A data set of one's own may have other names after "instances_", as long as they begin with
 train, val or test and its pictures lie in a folder of that name. `coco_parquet` reads COCO as published on the Hub.
+`listed` builds a subset, by the ids of its images.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from pycocotools import mask
 from modeling_decodepos.pictures import turn_pixels
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
 
-from ...build.parquet import DatasetPlan, Row
+from ...build.parquet import DatasetPlan, Row, RowMaker
 from ...build.records import Records, write_records
 from ...build.work_folder import WorkFolder
 from ...files import file_sha256
@@ -33,6 +34,7 @@ from ...pictures.encoded import LARGEST_CLASS_COUNT, encode_png, picture_row, re
 from ...pictures.listing import check_folder, files_sha256, walk
 from . import parquet as coco_parquet
 from .annotations import CocoContents, CocoImage, read_annotations
+from .listed import Ids, check_known, ids_sha256, listed_row, load_ids, place_rows
 from .outlines import encode_outline, outline_mask
 
 HELP = "COCO: its original folder, or a COCO-type Parquet data set (folder or Hub id)"
@@ -59,8 +61,8 @@ the one with fewer pixels is seen. Crowds are 255 (ignore), and so is the box of
 
 
 @dataclass(frozen=True)
-class CocoSplit:
-    """What a row of one split is made from; small, because every task of a worker carries it."""
+class CocoPart:
+    """What a row is made from that one annotation file lists; small, because every task of a worker carries it."""
 
     pictures: Path
     records: Records
@@ -75,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source", required=True, help="COCO's folder, a folder of COCO-type Parquet files, or the Hub id of one"
     )
     parser.add_argument("--allow_missing", action="store_true", help="build without pictures that are not there")
+    parser.add_argument(
+        "--ids",
+        type=Path,
+        help='build the images of a list only, from whichever split: JSON file {"train": [ids], "validation": [ids]}',
+    )
     coco_parquet.add_arguments(parser)
     parser.set_defaults(proposals="boxes")
 
@@ -82,10 +89,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan:
     """What `prepare coco` builds."""
     folder = Path(arguments.source)
+    ids = load_ids(arguments.ids) if arguments.ids else None
     if (folder / "annotations").is_dir():
-        return coco_source(folder, work.open(), arguments.allow_missing)
+        return coco_source(folder, work.open(), arguments.allow_missing, ids)
     is_hub_id = not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", arguments.source)
     if is_hub_id or (folder.is_dir() and any(folder.rglob("*.parquet"))):
+        if ids is not None:
+            raise ValueError(
+                "--ids takes images from COCO's own files only, a --source with annotations/instances_*.json and "
+                "the folders of its pictures; this one is Parquet."
+            )
         return coco_parquet.open_source(arguments)
     check_folder(folder)
     raise ValueError(
@@ -94,41 +107,42 @@ def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan:
     )
 
 
-def coco_source(folder: Path, work: Path, allow_missing: bool = False) -> DatasetPlan:
-    """The data set in a folder of COCO's layout; `work` is for the lists that workers read while it is built."""
-    splits: dict[str, CocoSplit] = {}
-    recipes: dict[str, Any] = {}
-    categories: dict[int, str] = {}
-    for split, (name, path) in _annotation_files(folder).items():
-        pictures = next((place for place in (folder / name, folder / "images" / name) if place.is_dir()), None)
-        if pictures is None:
-            print(f"{path.name} has no folder {name} of pictures beside it: the split {split} is left out.")
-            continue
-        contents = read_annotations(path)
-        if categories and categories != contents.categories:
-            raise ValueError(f"{path} has other categories than the split before it; both must have the same.")
-        categories = contents.categories
-        splits[split], recipes[split] = _open_split(name, pictures, path, contents, work, allow_missing)
-    if not splits:
-        raise ValueError(f"{folder} has annotations but no pictures: expected folders such as {folder / 'val2017'}.")
+def coco_source(folder: Path, work: Path, allow_missing: bool = False, ids: Ids | None = None) -> DatasetPlan:
+    """The data set in a folder of COCO's layout, or the images of `ids` from it.
 
+    `work` is for the lists that workers read while it is built.
+    """
+    parts: dict[str, CocoPart] = {}
+    recipes: dict[str, Any] = {}
+    files = _annotation_files(folder)
+    contents = _read_parts(folder, files, ids)
+    for part, of_part in contents.items():
+        parts[part], recipes[part] = _open_part(folder, *files[part], of_part, work, allow_missing, ids is not None)
+    categories = next(iter(contents.values())).categories
     is_official = list(categories) == OFFICIAL_CATEGORIES
     complete = is_official and all(_completeness(recipe) == "" for recipe in recipes.values())
+    rows = {part: place.records for part, place in parts.items()}
+    make_row: RowMaker = partial(coco_row, parts=parts)
+    listed: dict[str, Any] = {}
+    if ids is not None:
+        rows = {split: write_records(work, places) for split, places in place_rows(ids, rows).items()}
+        make_row = partial(listed_row, rows=rows, make_row=make_row)
+        listed = {"ids_sha256": ids_sha256(ids)}
     return DatasetPlan(
-        recipe={"source": "coco", "coco_version": VERSION, "complete": complete, "parts": recipes},
-        splits={split: place.records.count for split, place in splits.items()},
+        recipe={"source": "coco", "coco_version": VERSION, "complete": complete, "parts": recipes, **listed},
+        splits={split: records.count for split, records in rows.items()},
         class_names=list(categories.values()),
-        make_row=partial(coco_row, splits=splits),
+        make_row=make_row,
         title="COCO 2017" if is_official else "Images in the layout of COCO",
         license="other",
-        description=_description(is_official, recipes, any(place.has_maps for place in splits.values())),
+        description=_description(is_official, recipes, any(place.has_maps for place in parts.values()), bool(ids)),
         proposals="boxes",
     )
 
 
-def coco_row(split: str, number: int, splits: Mapping[str, CocoSplit]) -> Row:
-    """Row `number` of a split."""
-    place = splits[split]
+def coco_row(part: str, number: int, parts: Mapping[str, CocoPart]) -> Row:
+    """Row `number` of what one annotation file lists."""
+    place = parts[part]
     *fields, annotations = place.records[number]
     image = CocoImage(*fields)
     picture = read_picture(place.pictures / image.file_name, image.file_name)
@@ -201,17 +215,43 @@ def _annotation_files(folder: Path) -> dict[str, tuple[str, Path]]:
     return files
 
 
-def _open_split(
-    name: str, pictures: Path, path: Path, contents: CocoContents, work: Path, allow_missing: bool
-) -> tuple[CocoSplit, dict[str, Any]]:
-    files = dict(walk(pictures))
+def _picture_folder(folder: Path, name: str) -> Path:
+    """Where the pictures of an annotation file are, or should be."""
+    places = (folder / name, folder / "images" / name)
+    return next((place for place in places if place.is_dir()), places[0])
+
+
+def _read_parts(folder: Path, files: Mapping[str, tuple[str, Path]], ids: Ids | None) -> dict[str, CocoContents]:
+    """What is built of each annotation file: all of one that has pictures, or the images that `ids` names."""
+    wanted = None if ids is None else {image_id for of_split in ids.values() for image_id in of_split}
+    parts: dict[str, CocoContents] = {}
+    for part, (name, path) in files.items():
+        if wanted is None and not _picture_folder(folder, name).is_dir():
+            print(f"{path.name} has no folder {name} of pictures beside it: the split {part} is left out.")
+            continue
+        parts[part] = read_annotations(path, wanted)
+        if parts[part].categories != next(iter(parts.values())).categories:
+            raise ValueError(f"{path} has other categories than the split before it; both must have the same.")
+    if not parts:
+        raise ValueError(f"{folder} has annotations but no pictures: expected folders such as {folder / 'val2017'}.")
+    if ids is None:
+        return parts
+    check_known(ids, {files[part][1].name: [image.id for image in of_part.images] for part, of_part in parts.items()})
+    return {part: of_part for part, of_part in parts.items() if of_part.images}
+
+
+def _open_part(
+    folder: Path, name: str, path: Path, contents: CocoContents, work: Path, allow_missing: bool, is_listed: bool
+) -> tuple[CocoPart, dict[str, Any]]:
+    pictures = _picture_folder(folder, name)
+    files = dict(walk(pictures)) if pictures.is_dir() else {}
     used = [image for image in contents.images if image.file_name in files]
     missing = [image.file_name for image in contents.images if image.file_name not in files]
-    if missing and not (allow_missing and used):
+    if missing and not (allow_missing and (used or is_listed)):  # a list may do without one of two folders
         cure = "Download them" if allow_missing else "Download them, or build without them: --allow_missing"
         raise ValueError(
-            f"{len(missing):,} of the {len(contents.images):,} pictures in {path.name} are not in {pictures}; "
-            f"the first is {missing[0]}. {cure}."
+            f"{len(missing):,} of the {len(contents.images):,} pictures in {path.name}"
+            f"{' that --ids names' if is_listed else ''} are not in {pictures}; the first is {missing[0]}. {cure}."
         )
     # JSON of the image's values and, as the last one, its annotations, which are JSON already.
     texts = (b",".join(contents.annotations.get(image.id, [])) for image in used)
@@ -227,14 +267,14 @@ def _open_split(
         "annotations_sha256": file_sha256(path),
         "pictures_sha256": files_sha256((image.file_name, files[image.file_name]) for image in used),
     }
-    split = CocoSplit(
+    part = CocoPart(
         pictures=pictures,
         records=records,
         categories={category: number for number, category in enumerate(contents.categories)},
         licenses=contents.licenses,
         has_maps=contents.has_outlines and len(contents.categories) <= LARGEST_CLASS_COUNT,
     )
-    return split, recipe
+    return part, recipe
 
 
 # --------------------------------------------------------------------------------------------------------------- card
@@ -253,14 +293,18 @@ def _completeness(recipe: Mapping[str, Any]) -> str:
     )
 
 
-def _description(is_official: bool, recipes: Mapping[str, Mapping[str, Any]], has_maps: bool) -> str:
+def _description(is_official: bool, recipes: Mapping[str, Mapping[str, Any]], has_maps: bool, is_listed: bool) -> str:
     contents = "Images with boxes in the layout of COCO."
     if is_official:
         partial_splits = [text for recipe in recipes.values() if (text := _completeness(recipe))]
         contents = f"Built from COCO 2017. {'; '.join(partial_splits) or 'The splits in it are complete'}."
+    if is_listed:
+        contents += (
+            " A list of ids chose the images and their splits here; the official split of an image may be another."
+        )
     dropped = [
-        f"{count:,} {reason} ({split})"
-        for split, recipe in recipes.items()
+        f"{count:,} {reason} ({recipe['name']})"
+        for recipe in recipes.values()
         for reason, count in recipe["dropped"].items()
     ]
     return DESCRIPTION.format(
