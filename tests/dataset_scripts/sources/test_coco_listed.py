@@ -14,7 +14,7 @@ from dataset_scripts.sources.coco.listed import load_ids
 from tests.dataset_scripts.small_sources import annotation_entry, coco, image_entry, put
 from tests.real_data import COCO_MULTIOBJECT, COCO_SAMPLE
 
-PHOTOS = Path(__file__).parents[3] / "benchmarks" / "photos"
+PHOTOS = Path(__file__).parents[3] / "benchmarks" / "photo_ids"
 IDS = {"validation": [21, 3], "train": [22, 1, 20]}
 
 
