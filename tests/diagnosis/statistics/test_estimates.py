@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 
 from modeling_decodepos.diagnosis.statistics.estimates import (
+    Estimate,
     bootstrap_interval,
+    difference,
     estimate,
+    estimate_mean,
     half_width_95,
     jackknife_interval,
     nothing,
@@ -69,3 +72,19 @@ def test_bootstrap_and_jackknife_of_a_mean_agree_with_theory():
         assert low == pytest.approx(values.mean() - half, abs=0.25 * half)
         assert high == pytest.approx(values.mean() + half, abs=0.25 * half)
     assert jackknife_interval(lambda kept: 1.0, 1) is None
+
+
+def test_a_difference_of_the_same_pictures_is_surer_than_two_intervals():
+    first = np.random.default_rng(0).random(50)
+    before, after = estimate_mean(first, seed=1), estimate_mean(first + 0.01, seed=1)
+    gain = difference(before, after)
+    assert gain.value == pytest.approx(0.01)
+    assert gain.low == pytest.approx(0.01) and gain.high == pytest.approx(0.01)
+    assert before.high - before.low > 0.1
+
+
+def test_a_difference_without_draws_has_no_interval_and_without_value_a_reason():
+    known = Estimate(0.5, count=3)
+    assert difference(known, Estimate(0.7, count=3)).value == pytest.approx(0.2)
+    assert difference(known, Estimate(0.7, count=3)).low is None
+    assert difference(known, nothing("no classes")).reason == "no classes"
