@@ -7,9 +7,9 @@ object when its surroundings or its place are exchanged, w its mean eigenvalue. 
 form and without classes.
 
 k is the number of directions that lowers what can be read of the place most, of those behind which objects find
-themselves after the exchange no worse than before, by one standard error. s is the strength at which they find
-themselves best: one half of the objects gives W, the other is asked. Where neither helps, the layer subtracts the mean
-and does nothing else.
+themselves after the exchange no worse than before, by one standard error. s is the least strength that comes within
+one standard error of where they find themselves best: one half of the objects gives W, the other is asked. Where
+neither helps, the layer subtracts the mean and does nothing else.
 
 Shapes: E objects, V views of each (the first as it is), C channels, D directions.
 """
@@ -60,9 +60,9 @@ class StrengthPoint:
 
 
 def choose_strength(points: Sequence[StrengthPoint]) -> float:
-    """The strength of the best point; 0 if that gains no more over the first than one standard error."""
+    """The least strength that comes within one standard error of the best; 0 if that gains no more over 0."""
     best = max(points, key=lambda point: point.same_object)
-    return best.strength if best.same_object > points[0].same_object + best.gain_error else 0.0
+    return min(point.strength for point in points if point.same_object >= best.same_object - best.gain_error)
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,8 @@ def find_themselves(views: Tensor) -> Tensor:
 
     Every view but the first of (E, V, C) asks, all other objects are compared, by cosine around the mean.
     """
-    unit = F.normalize(views - views.mean((0, 1)), dim=2)
+    centred = views - views.mean((0, 1))
+    unit = F.normalize(centred, dim=2, eps=torch.finfo(centred.dtype).tiny)
     cosines = torch.einsum("evc,fc->evf", unit[:, 1:], unit[:, 0])
     own = cosines.diagonal(dim1=0, dim2=2).T[:, :, None]
     wins = (own > cosines).double() + 0.5 * (own == cosines)
