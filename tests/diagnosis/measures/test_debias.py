@@ -52,6 +52,12 @@ def test_without_anything_to_gain_the_layer_centres_only():
     torch.testing.assert_close(layer.weight, torch.eye(8, dtype=torch.float64))
 
 
+def test_the_strength_is_not_chosen_on_the_objects_that_gave_the_spread():
+    # Changes are the same in all directions: only the objects that were fitted seem to gain.
+    views = noise(40, 1, 60, seed=1) + 2 * noise(40, 4, 60, seed=2)
+    assert choose_strength(fit_layer(views, plain(60))[1]) == 0
+
+
 def test_views_of_different_objects_say_nothing():
     views = changed(nuisance=1.0)
     shuffled = torch.stack([views[:, view].roll(view, 0) for view in range(4)], 1)
