@@ -21,6 +21,7 @@ from benchmarks.timing import print_table
 from modeling_decodepos.diagnosis.data.exchange import draw_objects
 from modeling_decodepos.diagnosis.data.probe import ProbeData, RegionImages
 from modeling_decodepos.diagnosis.data.scenes import build_scene_data
+from modeling_decodepos.diagnosis.measures.debias import LinearLayer, fit_layer, project_out
 from modeling_decodepos.diagnosis.measures.evaluate import StageResult, evaluate
 from modeling_decodepos.diagnosis.measures.norms import count_outliers
 from modeling_decodepos.diagnosis.measures.objects import (
@@ -28,10 +29,16 @@ from modeling_decodepos.diagnosis.measures.objects import (
     find_itself,
     measure_leak,
     name_neighbour,
+    object_accuracy,
     place_or_content,
 )
 from modeling_decodepos.diagnosis.measures.padding import padded_with
-from modeling_decodepos.diagnosis.measures.position import divide_variance, probe_position, probe_regions
+from modeling_decodepos.diagnosis.measures.position import (
+    divide_variance,
+    positional_subspace,
+    probe_position,
+    probe_regions,
+)
 from modeling_decodepos.diagnosis.models.features import read_features
 from modeling_decodepos.diagnosis.models.image_statistics import pixel_statistics, pool_statistics
 from modeling_decodepos.diagnosis.models.load import FeatureModel, load_model
@@ -259,6 +266,69 @@ def planted_outliers(share: float) -> float | None:
     return count_outliers(norms)["norm_outliers"].value
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Features of content, and of surroundings and place mixed, along directions that are not at right angles."""
+
+    views: Tensor  # (E, V, C) of objects: as they are, twice in other surroundings, once elsewhere
+    cells: Tensor  # (I, L, C)
+    exchanged: tuple[Tensor, Tensor, Tensor]  # as they are, with other surroundings, with other content
+    moved: Tensor  # (E, C) of other objects
+    centres: Tensor  # (E, 2) of the moved
+    labels: Tensor  # (E,)
+
+
+@functools.cache
+def mixture(objects: int = 240, channels: int = 32) -> Mixture:
+    """Content in 12 directions, surroundings in 6, and place in 6, of which 4 are those of the surroundings."""
+    directions = F.normalize(noise(20, channels, seed=40), dim=1)
+    inside, around = directions[:12], directions[12:18]
+    where = torch.cat([around[:4], directions[18:]])
+    labels = torch.arange(2 * objects) % 12
+    content = 0.6 * noise(12, 12, seed=41)[labels] + 0.25 * noise(2 * objects, 12, seed=42)
+    code = place_code().flatten(1).T  # 64 places
+
+    def show(what: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        places = torch.randint(64, (len(what),), generator=torch.Generator().manual_seed(seed))
+        return what @ inside + noise(len(what), 6, seed=seed) @ around + 2 * code[places] @ where, places
+
+    known, asked = content[:objects], content[objects:]
+    views = torch.stack([show(known, 50 + view)[0] for view in range(4)], 1)
+    stuff = torch.cat([noise(60 * 64, 12, seed=60) / 2, noise(60 * 64, 6, seed=61)], 1) @ directions[:18]
+    cells = stuff.view(60, 64, channels) + 2 * code @ where
+    here, other = 2 * code[9] @ where, asked.roll(1, 0)
+    first, second = (noise(objects, 6, seed=seed) @ around for seed in (70, 71))
+    moved, places = show(asked, 80)
+    exchanged = asked @ inside + first + here, asked @ inside + second + here, other @ inside + first + here
+    return Mixture(views, cells, exchanged, moved, torch.stack([places % 8, places // 8], 1) / 8, labels[:objects])
+
+
+@functools.cache
+def layer_against_mixture(fit: str) -> LinearLayer:
+    """The remedy of the mixture: whole, its projection alone, or fitted on views that are not of one object."""
+    planted = mixture()
+    projection = project_out(positional_subspace(planted.cells), 6)
+    views = planted.views
+    if fit == "shuffled":
+        views = torch.stack([part.roll(shift, 0) for shift, part in enumerate(views.unbind(1))], 1)
+    return projection if fit == "projection" else fit_layer(views, projection)[0]
+
+
+def unmixed(fit: str, number: str) -> float | None:
+    """Leak, R² of the place or gained object k-NN behind a layer against the mixture."""
+    planted, layer = mixture(), layer_against_mixture(fit)
+    if number == "leak":
+        return measure_leak(*(layer(part.double()) for part in planted.exchanged))["context_leak"].value
+    if number == "place":
+        return probe_regions(layer(planted.moved.double()), planted.centres).value
+    sides = planted.views[:, 0].double(), planted.moved.double()
+    before, after = (
+        object_accuracy(known, planted.labels, asked, planted.labels, torch.arange(len(asked)))[0].value
+        for known, asked in (sides, tuple(map(layer, sides)))
+    )
+    return None if before is None or after is None else after - before
+
+
 def whole_picture_outside() -> float:
     """What must lie outside the boxes if all pixels count alike: one minus the mean area."""
     swaps = scenes().swaps
@@ -328,7 +398,7 @@ def coloured_pictures() -> ProbeData:
     return ProbeData("colours", SIZE_PX, 0, gallery, queries, objects=draw_objects(gallery, queries, rng))
 
 
-def mixture(surroundings: float) -> Callable[[Tensor], Tensor]:
+def object_and_page(surroundings: float) -> Callable[[Tensor], Tensor]:
     """A network: of every pixel its own colour, and, times `surroundings`, the colour of most of its picture."""
 
     def maps(pixels: Tensor) -> Tensor:
@@ -342,7 +412,7 @@ def told_by_colour(surroundings: float, key: str) -> Callable[[], float | None]:
     """A function that measures one number of a mixture on the coloured pictures."""
 
     def call() -> float | None:
-        model = load_model(mixture(surroundings), size_px=SIZE_PX)
+        model = load_model(object_and_page(surroundings), size_px=SIZE_PX)
         measures = ("object_knn", "same_object")
         return evaluate(model, coloured_pictures(), measures, control=True)[0][-1].numbers[key].value
 
@@ -432,6 +502,14 @@ CASES = (
     *(Case(f"surroundings are {share:.0%} of the feature, same object", "same_recontextualised", expected, 0.02,
            functools.partial(finds_itself, share)) for share, expected in ((0.0, 1.0), (1.0, 1 / 200))),
     Case("random against random: of 20 draws", "without a difference", 20.0, 3.0, random_against_random, slow=True),
+    Case("content, surroundings and place mixed: behind the layer", "context_leak", 0.0, 0.02,
+         functools.partial(unmixed, "whole", "leak")),
+    Case("the same", "position_regions", 0.0, 0.02, functools.partial(unmixed, "whole", "place")),
+    Case("the same: gained", "knn_repositioned", 0.36, 0.05, functools.partial(unmixed, "whole", "knn")),
+    Case("behind the positional projection alone", "context_leak", 0.24, 0.05,
+         functools.partial(unmixed, "projection", "leak")),
+    Case("behind a layer fitted on shuffled objects", "context_leak", 0.17, 0.05,
+         functools.partial(unmixed, "shuffled", "leak")),
     Case("constant network", "verdict collapsed", 1.0, 0.0, verdict_is(constant, "collapsed")),
     Case("all features on one line", "verdict collapsed", 1.0, 0.0, verdict_is(one_line, "collapsed")),
     Case("place and nothing else", "verdict content-blind", 1.0, 0.0, verdict_is(place_only, "content-blind")),

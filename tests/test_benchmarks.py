@@ -16,9 +16,11 @@ import benchmarks.diagnose
 import benchmarks.loader
 import benchmarks.object_features
 import benchmarks.object_knn
+import benchmarks.remedy_layer
 import benchmarks.views
 from benchmarks.photos import Photo, decode_each_time, decode_once, random_boxes, synthetic_jpeg
 from benchmarks.pil_views import PilViews
+from modeling_decodepos.diagnosis.data.scenes import build_scene_data
 from modeling_decodepos.region_cutout import sample_grid_boxes, sample_region_cut
 from tests.dataset_scripts.small_sources import annotation_entry, coco, image_entry
 from training.recipe import ViewArguments
@@ -86,6 +88,17 @@ def test_the_diagnosis_benchmark_ends_with_its_result(monkeypatch: pytest.Monkey
     _, result = run(benchmarks.diagnose.main, options, monkeypatch, capsys)
     assert result["name"] == "diagnose" and result["ratio"] > 0
     assert result["cases"]["ViT-S/16"]["processor_s"] > 0
+
+
+def test_the_remedy_benchmark_prints_every_layer(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(benchmarks.remedy_layer, "build_photo_data", lambda data, *draw: build_scene_data(*draw))
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    options = "random:resnet18 --data scenes --images 20 --size_px 64 --seeds 2"
+    monkeypatch.setattr("sys.argv", ["remedy_layer", *options.split()])
+    benchmarks.remedy_layer.main()
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("centred", "projection", "whitening", "remedy", "fitted on"))
+    assert "knn_recontextualised" in printed and "±" in printed
 
 
 def test_the_neighbour_benchmark_ends_with_its_result(monkeypatch: pytest.MonkeyPatch, capsys):

@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from .data.probe import ProbeData
-from .measures.debias import save_layer
+from .measures.debias import StrengthPoint, choose_strength, save_layer
 from .measures.evaluate import ProbeFeatures, StageResult
 from .measures.metrics import EXTRA_PROTOCOLS, METRICS
 from .models.load import FeatureModel
-from .statistics.estimates import Estimate
+from .statistics.estimates import Estimate, difference
 
 FORMAT = 1
 """Of report.json."""
@@ -21,12 +21,54 @@ FORMAT = 1
 
 @dataclass
 class Debias:
-    """What projecting positional directions out of one stage does."""
+    """The remedy of one stage, and what it does to the queries."""
 
     stage: int
-    count: int
-    changes: dict[str, tuple[Estimate, Estimate]]
+    count: int  # positional directions that it removes
+    objects: int  # that it was fitted on
+    curve: list[StrengthPoint]  # on the gallery
+    before: dict[str, Estimate]
+    after: dict[str, Estimate]
+    controls: dict[str, dict[str, Estimate]]  # the same behind other layers
     layer: nn.Conv2d
+
+    @property
+    def strength(self) -> float:
+        """How strongly it shrinks what surroundings and place change."""
+        return choose_strength(self.curve) if self.curve else 0.0
+
+    @property
+    def changes(self) -> dict[str, tuple[Estimate, Estimate]]:
+        """Every number before and after."""
+        return {key: (value, self.after[key]) for key, value in self.before.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The remedy as JSON takes it."""
+        gains = {key: difference(*pair) for key, pair in self.changes.items()}
+        return {
+            "directions": self.count,
+            "strength": self.strength,
+            "objects": self.objects,
+            "curve": [vars(point) for point in self.curve],
+            "before_after": {
+                key: [before.to_dict(), after.to_dict()] for key, (before, after) in self.changes.items()
+            },
+            "difference": {key: gain.to_dict() for key, gain in gains.items()},
+            "controls": {
+                name: {key: value.to_dict() for key, value in numbers.items()}
+                for name, numbers in self.controls.items()
+            },
+        }
+
+
+def describe_debias(debias: Debias) -> str:
+    """In words, what the layer does."""
+    done = []
+    if debias.count:
+        done.append(f"{debias.count} positional direction{'s' if debias.count > 1 else ''} removed")
+    if debias.strength:
+        done.append(f"changes shrunk with strength {debias.strength:g}")
+    return ", ".join(done) or "nothing but the mean subtracted: more did not help on the gallery"
 
 
 @dataclass
@@ -60,13 +102,7 @@ class ModelResult:
                 "random_init": None if self.random is None else [stage.to_dict() for stage in self.random],
                 "image_statistics": [stage.to_dict() for stage in self.statistics],
             },
-            "debias": None
-            if debias is None
-            else {
-                "stage": self.stages[debias.stage].name,
-                "directions": debias.count,
-                "before_after": {k: [a.to_dict(), b.to_dict()] for k, (a, b) in debias.changes.items()},
-            },
+            "debias": debias and {"stage": self.stages[debias.stage].name, **debias.to_dict()},
         }
 
 
@@ -102,6 +138,7 @@ class Diagnosis:
                     "model": result.name,
                     "stage": result.stages[debias.stage].name,
                     "directions": debias.count,
+                    "strength": debias.strength,
                     "protocol": EXTRA_PROTOCOLS["debias"],
                     "data": self.data.name,
                     "seed": self.settings["seed"],

@@ -10,18 +10,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from tqdm.auto import tqdm
 
+from .data.exchange import draw_changes, largest_regions
 from .data.photos import build_photo_data
-from .data.probe import ObjectProbe, ProbeData
+from .data.probe import ObjectProbe, ProbeData, RegionImages
 from .data.scenes import build_scene_data
-from .measures.debias import build_layer
+from .measures.debias import (
+    LinearLayer,
+    StrengthPoint,
+    choose_count,
+    fit_layer,
+    project_out,
+    spread_of_all,
+)
 from .measures.evaluate import (
     ProbeFeatures,
     StageResult,
-    choose_removal,
     evaluate,
     measure_debias,
     pool_results,
@@ -30,7 +38,7 @@ from .measures.evaluate import (
 from .measures.metrics import choose_measures
 from .measures.objects import NEIGHBOURS
 from .measures.position import ROWS
-from .models.features import REGION_BINS
+from .models.features import REGION_BINS, StageFeatures, read_features
 from .models.image_statistics import statistics_model
 from .models.load import FeatureModel, load_model
 from .models.networks import Spec
@@ -41,6 +49,7 @@ Model = Spec | FeatureModel
 
 # Seeds of random weights: of a draw's first ones, and the way to its next.
 _FIRST_WEIGHTS, _NEXT_WEIGHTS = 1000, 100_000
+_STREAM = 8  # of randomness, beside those of the data
 
 
 def diagnose(
@@ -204,15 +213,46 @@ def _diagnose_one(
         stages=pool_results(own),
         random=pool_results(fresh, another=True) if fresh else None,
         statistics=pool_results(plain),
-        debias=_debias(own[0], first, draws[0]) if wanted else None,
+        debias=judge_debias(model, own[0], first, draws[0]) if wanted else None,
         features=first,
         seconds=time.perf_counter() - started,
     )
 
 
-def _debias(stages: list[StageResult], features: ProbeFeatures, data: ProbeData) -> Debias | None:
-    number, subspace = len(stages) - 1, stages[-1].subspace
-    if subspace is None or not len(subspace.directions):
+def judge_debias(
+    model: FeatureModel, stages: list[StageResult], features: ProbeFeatures, data: ProbeData
+) -> Debias | None:
+    """The layer of the last stage, fitted on the gallery, and what it and its controls do to the queries."""
+    number = len(stages) - 1
+    fitted = fit_debias(model, stages[number], features.gallery[number], data.gallery, seed=data.seed)
+    if fitted is None:
         return None
-    count = choose_removal(stages[number], data)
-    return Debias(number, count, measure_debias(features, number, subspace, count, data), build_layer(subspace, count))
+    found = {name: measure_debias(features, number, layer, data) for name, layer in fitted.controls.items()}
+    before, after = (measure_debias(features, number, layer, data) for layer in (None, fitted.layer))
+    return Debias(number, fitted.count, fitted.objects, fitted.curve, before, after, found, fitted.layer.to_conv())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fitted:
+    layer: LinearLayer
+    controls: dict[str, LinearLayer]
+    count: int
+    curve: list[StrengthPoint]
+    objects: int
+
+
+def fit_debias(
+    model: FeatureModel, result: StageResult, known: StageFeatures, gallery: RegionImages, *, seed: int
+) -> _Fitted | None:
+    """The layer for the last stage and its controls, from gallery objects in other surroundings and places."""
+    regions = largest_regions(gallery)
+    if result.subspace is None or len(regions) < 2:
+        return None
+    pixels, boxes = draw_changes(gallery, regions, np.random.default_rng([seed, _STREAM]))
+    changed = read_features(model, pixels.flatten(0, 1), list(boxes.flatten(0, 1)[:, None]))[-1].regions
+    views = torch.cat([known.regions[regions][:, None], changed.unflatten(0, (-1, 3))], 1)
+    count = choose_count(result.removal, result.subspace, views)
+    projection, centring = (project_out(result.subspace, removed) for removed in (count, 0))
+    layer, curve = fit_layer(views, projection)
+    controls = {"projection": projection, "whitening": fit_layer(views, centring, spread_of_all)[0]}
+    return _Fitted(layer, controls, count, curve, len(regions))

@@ -26,16 +26,16 @@ from modeling_decodepos.diagnosis import diagnose, load_debias, load_model, save
 from modeling_decodepos.diagnosis.command import build_parser, main
 from modeling_decodepos.diagnosis.data.photos import build_photo_data
 from modeling_decodepos.diagnosis.data.probe import ProbeData, RegionImages
-from modeling_decodepos.diagnosis.measures.debias import RemovalPoint, choose_count
-from modeling_decodepos.diagnosis.measures.evaluate import StageResult, choose_removal, evaluate
+from modeling_decodepos.diagnosis.measures.debias import StrengthPoint
+from modeling_decodepos.diagnosis.measures.evaluate import StageResult, evaluate
 from modeling_decodepos.diagnosis.measures.metrics import MEASURES, METRICS
 from modeling_decodepos.diagnosis.measures.padding import PADDING_MODES, padded_with
-from modeling_decodepos.diagnosis.measures.position import positional_subspace, probe_regions
+from modeling_decodepos.diagnosis.measures.position import positional_subspace, probe_position, probe_regions
 from modeling_decodepos.diagnosis.models.features import read_features, read_whole
-from modeling_decodepos.diagnosis.report.figures import draw_directions
 from modeling_decodepos.diagnosis.report.page import is_guessing, summarise
+from modeling_decodepos.diagnosis.results import describe_debias
+from modeling_decodepos.diagnosis.run import fit_debias
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate
-from modeling_decodepos.sheet import Sheet
 from tests.modeling.test_page import Reader, classes_without_a_style
 
 FEW = 8
@@ -74,15 +74,16 @@ def diagnosis():
     return diagnose([model, own_pixels], scenes(), size_px=64)
 
 
-@pytest.mark.parametrize(("count", "text"), [(1, "1 direction removed"), (2, "2 directions removed")])
-def test_removed_directions_are_counted_in_the_right_number(diagnosis, monkeypatch, count, text):
-    notes = []
-    monkeypatch.setattr(Sheet, "label", lambda sheet, row, name, note="": notes.append(note))
-    first = diagnosis.models[0]
-    draw_directions(
-        [dataclasses.replace(first, debias=dataclasses.replace(first.debias, count=count))], diagnosis.data
-    )
-    assert notes == ["", "as it is", text]
+def test_the_layer_is_described_by_what_it_does(diagnosis):
+    debias = diagnosis.models[0].debias
+    none, some = [StrengthPoint(0.0, 0.5, 0.0)], [StrengthPoint(0.0, 0.5, 0.0), StrengthPoint(0.3, 0.6, 0.01)]
+    expected = {
+        (0, False): "nothing but the mean subtracted: more did not help on the gallery",
+        (1, False): "1 positional direction removed",
+        (2, True): "2 positional directions removed, changes shrunk with strength 0.3",
+    }
+    for (count, shrunk), text in expected.items():
+        assert describe_debias(dataclasses.replace(debias, count=count, curve=some if shrunk else none)) == text
 
 
 def test_everything_on_the_page_has_a_style_and_stands_once(diagnosis, tmp_path):
@@ -146,8 +147,20 @@ def test_removing_planted_place_costs_nothing_else():
     assert 1 <= found.debias.count <= 16
     cells = found.features.queries[-1].cells
     maps = cells.transpose(1, 2).unflatten(2, found.features.queries[-1].grid)
-    expected = found.stages[-1].subspace.remove(cells, found.debias.count)
-    torch.testing.assert_close(found.debias.layer(maps).flatten(2).transpose(1, 2), expected, rtol=1e-4, atol=1e-4)
+    behind = found.debias.layer(maps).flatten(2).transpose(1, 2)
+    again = probe_position(behind[:12], behind[12:], found.features.queries[-1].grid)
+    assert again.value < 0.1
+
+
+def test_the_report_shows_gain_and_controls(diagnosis, tmp_path):
+    debias = diagnosis.models[0].to_dict()["debias"]
+    assert {"stage", "directions", "strength", "objects", "curve", "before_after"} <= set(debias)
+    assert set(debias["controls"]) == {"projection", "whitening"}
+    for key, (before, after) in debias["before_after"].items():
+        gain = debias["difference"][key]
+        assert gain["value"] == pytest.approx(after["value"] - before["value"])
+        assert gain["low"] <= gain["value"] <= gain["high"]
+        assert all(key in numbers for numbers in debias["controls"].values())
 
 
 def test_the_layer_survives_its_file(diagnosis, tmp_path):
@@ -155,13 +168,6 @@ def test_the_layer_survives_its_file(diagnosis, tmp_path):
     layer = load_debias(tmp_path / "debias_0.safetensors")
     torch.testing.assert_close(layer.weight, diagnosis.models[0].debias.layer.weight)
     torch.testing.assert_close(layer.bias, diagnosis.models[0].debias.layer.bias)
-
-
-def test_the_curve_decides_how_much_is_removed():
-    curve = [RemovalPoint(0, 0.8, 0.50), RemovalPoint(4, 0.3, 0.49), RemovalPoint(8, 0.295, 0.49)]
-    assert choose_count([*curve, RemovalPoint(16, 0.0, 0.10)], objects=100) == 4  # 16 would cost too much
-    assert choose_count([*curve, RemovalPoint(16, 0.0, 0.49)], objects=100) == 16
-    assert choose_count([RemovalPoint(0, 0.1, 0.5), RemovalPoint(4, 0.4, 0.5)], objects=100) == 0
 
 
 def test_a_subspace_holds_the_planted_directions():
@@ -700,12 +706,13 @@ def test_the_place_of_a_region_is_not_read_by_what_it_taught():
     assert probe_regions(torch.ones(64, 3), places).value == 0
 
 
-def test_the_choice_of_directions_never_sees_the_queries():
-    data = scenes()
-    model = with_place(0.5)
-    seen = choose_removal(evaluate(model, data, ("subspace",))[0][-1], data)
-    other = dataclasses.replace(data, queries=data.gallery, swaps=None)
-    assert choose_removal(evaluate(model, other, ("subspace",))[0][-1], other) == seen
+def test_the_layer_never_sees_the_queries():
+    data, model = scenes(), with_place(0.5)
+    layers = []
+    for probe in (data, dataclasses.replace(data, queries=data.gallery, swaps=None)):
+        results, seen = evaluate(model, probe, ("subspace",))
+        layers.append(fit_debias(model, results[-1], seen.gallery[-1], data.gallery, seed=0).layer)
+    assert torch.equal(layers[0].weight, layers[1].weight) and torch.equal(layers[0].mean, layers[1].mean)
 
 
 @pytest.mark.parametrize(

@@ -143,3 +143,21 @@ def move_before_next(images: RegionImages, regions: list[int]) -> Move:
         return pixels, torch.from_numpy(np.asarray(box)).float()
 
     return move
+
+
+def draw_changes(images: RegionImages, regions: list[int], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """One region per image, (E, 3, 3, S, S) pixels and (E, 3, 4) boxes: twice in other surroundings, once elsewhere.
+
+    The images of the next regions lend what is around; there are at least two regions.
+    """
+    boxes, owners = images.every_box, images.owners
+    pictures, places = [], []
+    for number, region in enumerate(regions):
+        pixels, box = images.pixels[owners[region]], boxes[region].numpy()
+        lenders = [regions[(number + 1 + step % (len(regions) - 1)) % len(regions)] for step in range(3)]
+        first, second, third = (images.pixels[owners[lender]] for lender in lenders)
+        moved, elsewhere = move_elsewhere(pixels, box, third, rng)
+        pictures += [exchange_surroundings(pixels, box, first), exchange_surroundings(pixels, box, second), moved]
+        places += [box, box, elsewhere]
+    every, where = torch.stack(pictures), torch.from_numpy(np.stack(places)).float()
+    return every.unflatten(0, (-1, 3)), where.unflatten(0, (-1, 3))

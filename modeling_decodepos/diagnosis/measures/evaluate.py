@@ -16,7 +16,7 @@ from ..models.load import FeatureModel
 from ..models.networks import padded_convolutions
 from ..statistics.estimates import Estimate, nothing, pool_seeds
 from ..statistics.knn import knn_predict
-from .debias import COUNTS, RemovalPoint, choose_count
+from .debias import COUNTS, LinearLayer, RemovalPoint
 from .influence import measure_influence
 from .metrics import BY_KEY
 from .norms import count_outliers
@@ -326,30 +326,21 @@ def removal_curve(gallery: StageFeatures, subspace: Subspace, data: ProbeData) -
     return points
 
 
-def choose_removal(result: StageResult, data: ProbeData) -> int:
-    """How many positional directions to remove at this stage, by its curve."""
-    held_out = int((data.gallery.owners >= len(data.gallery) // 2).sum())
-    return choose_count(result.removal, held_out) if result.removal else 0
-
-
 def measure_debias(
-    seen: ProbeFeatures, number: int, subspace: Subspace, count: int, data: ProbeData
-) -> dict[str, tuple[Estimate, Estimate]]:
-    """What removing `count` directions does to the queries: each number before and after."""
-    sides = []
-    for removed in (0, count):
-        stages: dict[str, Any] = {n: found for n, found in vars(seen).items() if n != "gradients" and found}
-        parts: dict[str, Any] = {n: [_clean(found[number], subspace, removed)] for n, found in stages.items()}
-        cleaned = ProbeFeatures(**parts)
-        objects = _object_numbers(cleaned, 0, data, ("context", "object_knn"))
-        sides.append(_position_numbers(cleaned, 0, data) | objects)
-    before, after = sides
-    return {key: (before[key], after[key]) for key in before if key in BY_KEY}
+    seen: ProbeFeatures, number: int, layer: LinearLayer | None, data: ProbeData
+) -> dict[str, Estimate]:
+    """The numbers of the queries at a stage with a layer behind it, or as it is."""
+    stages: dict[str, Any] = {name: found for name, found in vars(seen).items() if name != "gradients" and found}
+    behind: dict[str, Any] = {name: [_behind(layer, found[number])] for name, found in stages.items()}
+    changed = ProbeFeatures(**behind)
+    objects = _object_numbers(changed, 0, data, ("context", "object_knn", "same_object"))
+    return {k: value for k, value in (_position_numbers(changed, 0, data) | objects).items() if k in BY_KEY}
 
 
-def _clean(features: StageFeatures, subspace: Subspace, count: int) -> StageFeatures:
-    parts = (features.regions, features.cells)
-    regions, cells = (subspace.remove(rows, count) if rows.numel() else rows for rows in parts)
+def _behind(layer: LinearLayer | None, features: StageFeatures) -> StageFeatures:
+    if layer is None:
+        return features
+    regions, cells = (layer(rows) if rows.numel() else rows for rows in (features.regions, features.cells))
     return StageFeatures(regions, cells, features.grid, features.norms)
 
 

@@ -30,7 +30,7 @@ MEASURES = {
     "object_knn": "Object k-NN: is the object still recognised in other surroundings, in another place, or alone?",
     "same_object": "Same object: does an object find itself again in other surroundings, in another place, or alone?",
     "norms": "Norm outliers: tokens that store something else than their patch.",
-    "debias": "Training-free debias: what projecting the place out gains, and what it costs.",
+    "debias": "Training-free debias: what a linear layer against place and surroundings gains, and what it costs.",
 }
 """Measures by the name that `--measures` takes."""
 
@@ -154,7 +154,7 @@ EXTRA_PROTOCOLS = {
     "padding": "padding-exchange/1",
     "subspace_energy": "positional-subspace/1",
     "removal": "removal-curve/1",
-    "debias": "debias-projection/1",
+    "debias": "debias-within-object/1",
     "context_content": "context-swap/1",
     "context_context": "context-swap/1",
     "knn_prior": "object-knn-probe/2",

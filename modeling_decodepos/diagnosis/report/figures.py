@@ -117,8 +117,8 @@ def draw_swaps(models: Sequence[ModelResult], data: ProbeData, rows: int = 3) ->
 
 
 def draw_directions(models: Sequence[ModelResult], data: ProbeData, columns: int = 4) -> Image.Image | None:
-    """Features of the last stage as false colours, before and after the positional directions are removed."""
-    shown = [model for model in models if model.debias is not None and model.debias.count > 0]
+    """Features of the last stage as false colours, as they are and behind the model's debias layer."""
+    shown = [model for model in models if model.debias is not None and model.debias.count + model.debias.strength > 0]
     if not shown:
         return None
     columns = min(columns, len(data.queries))
@@ -129,13 +129,12 @@ def draw_directions(models: Sequence[ModelResult], data: ProbeData, columns: int
     for number, model in enumerate(shown):
         assert model.debias is not None
         features = model.features.queries[model.debias.stage]
-        subspace = model.stages[model.debias.stage].subspace
-        assert subspace is not None
-        for step, removed in enumerate((0, model.debias.count)):
+        weight, bias = model.debias.layer.weight[:, :, 0, 0], model.debias.layer.bias
+        behind = F.linear(features.cells, weight, bias)
+        sides = (("as it is", features.cells), ("behind the layer", behind))
+        for step, (note, cells) in enumerate(sides):
             row = 1 + 2 * number + step
-            note = f"{removed} direction{'s' if removed > 1 else ''} removed" if removed else "as it is"
             sheet.label(row, model.name, note)
-            cells = subspace.remove(features.cells, removed)
             # The mean map and single pictures, on one scale.
             every = false_colors(torch.cat([cells, cells.mean(0, keepdim=True)]), features.grid, fitted=len(cells))
             for column, tile in enumerate([every[-1], *every[:columns]]):

@@ -31,8 +31,8 @@ from ...page import (
 from ..measures.evaluate import StageResult
 from ..measures.metrics import BY_KEY, EXTRA_PROTOCOLS, MEASURES, METRICS, Metric
 from ..measures.padding import PADDING_MODES
-from ..results import Debias, Diagnosis, ModelResult
-from ..statistics.estimates import Estimate, overlap
+from ..results import Debias, Diagnosis, ModelResult, describe_debias
+from ..statistics.estimates import Estimate, difference, overlap
 from .figures import draw_blank_pages, draw_directions, draw_influence, draw_swaps
 
 VERDICTS = {
@@ -361,25 +361,25 @@ def _paddings(diagnosis: Diagnosis) -> Markup:
 
 
 def _debias(diagnosis: Diagnosis, layers: Sequence[str]) -> Markup:
-    """What projecting the place out changes, model by model, and how to use the layer that does it."""
+    """What the layer against place and surroundings changes, model by model, and how to use it."""
     parts = [
         Markup(
-            "<p>The strongest positional directions of the last stage are projected out. How many is chosen on the "
-            "gallery: as much position as can go without costing object k-NN there more than one standard error. The "
-            "numbers below were measured on other pictures.</p>"
+            "<p>One linear layer behind the last stage. It subtracts the mean, removes positional directions, and "
+            "shrinks what changes about an object when its surroundings or place are exchanged. Fitted and set on "
+            "the gallery, without classes; the numbers below were measured on other pictures. <em>Before</em> is "
+            "after subtracting the mean, as everywhere on this page. Beside it are two other layers: the positional "
+            "directions removed and nothing else, and plain whitening.</p>"
         )
     ]
     for number, model in enumerate(diagnosis.models):
         debias, file = model.debias, f"debias_{number}.safetensors"
         if debias is None:
-            parts.append(message(f"{model.name}: nothing to project out. {VERDICTS.get(model.last.verdict, '')}"))
+            parts.append(message(f"{model.name}: no layer can be fitted. {VERDICTS.get(model.last.verdict, '')}"))
             continue
-        stage, noun = model.stages[debias.stage].name, "direction" if debias.count == 1 else "directions"
-        head = f"{debias.count} of {model.last.channels} {noun} removed after {stage}"
-        if debias.count == 0:
-            head = "no number of directions lowers position without cost, so the layer is the identity"
+        stage = model.stages[debias.stage].name
+        head = f"{describe_debias(debias)}, after {stage}; fitted on {debias.objects} objects"
         parts.append(Markup("<p><strong>{}</strong>: {}.</p>").format(model.name, head))
-        parts.append(table(["", "before", "after", ""], _changes(debias)))
+        parts.append(table(["", "before", "after", "gain", "", *debias.controls], _changes(debias)))
         if file in layers:
             code = (
                 "from modeling_decodepos.diagnosis import load_debias\n"
@@ -393,17 +393,20 @@ def _debias(diagnosis: Diagnosis, layers: Sequence[str]) -> Markup:
 def _changes(debias: Debias) -> list[tuple[str | Markup, ...]]:
     rows: list[tuple[str | Markup, ...]] = []
     for key, (before, after) in debias.changes.items():
-        if before.value is None or after.value is None:
+        gain = difference(before, after)
+        if gain.value is None:
             continue
         metric = BY_KEY[key]
         # Less position is what this is for, on pictures too.
-        gain = (after.value < before.value) == (metric.better in ("lower", "neither"))
-        judgement: str | Markup = Markup("<strong>{}</strong>").format("gain" if gain else "cost")
-        if overlap(before, after):
-            judgement = "no clear change"
-        elif before.low is None or after.low is None:
+        better = (gain.value < 0) == (metric.better in ("lower", "neither"))
+        judgement: str | Markup = Markup("<strong>{}</strong>").format("gain" if better else "cost")
+        if gain.low is None or gain.high is None:
             judgement = ""
-        rows.append((metric.title, _write_whole(before, metric), _write_whole(after, metric), judgement))
+        elif gain.low <= 0 <= gain.high:
+            judgement = "no clear change"
+        others = [_write_whole(values[key], metric) for values in debias.controls.values()]
+        shown = (_write_whole(value, metric) for value in (before, after, gain))
+        rows.append((metric.title, *shown, judgement, *others))
     return rows
 
 

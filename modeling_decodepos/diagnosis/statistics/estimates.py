@@ -97,6 +97,18 @@ def estimate_mean(values: Any, *, seed: int = 0) -> Estimate:
     return estimate(np.stack([numbers, np.ones(len(numbers))], 1), ratio, seed=seed)
 
 
+def difference(before: Estimate, after: Estimate) -> Estimate:
+    """What is gained from one estimate to another of the same images: both were drawn by one seed, draw by draw."""
+    if before.value is None or after.value is None:
+        return nothing(before.reason or after.reason)
+    value = after.value - before.value
+    if len(before.draws) != len(after.draws) or not len(before.draws):
+        return Estimate(value, count=after.count)
+    draws = after.draws - before.draws
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(value, float(low), float(high), after.count, draws=draws)
+
+
 def pool_seeds(estimates: Sequence[Estimate], *, another: bool = False) -> Estimate:
     """One estimate from those of several seeds: their mean, with an interval over seeds and images.
 

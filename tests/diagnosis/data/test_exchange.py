@@ -3,11 +3,13 @@ import pytest
 import torch
 
 from modeling_decodepos.diagnosis.data.exchange import (
+    draw_changes,
     exchange_content,
     exchange_surroundings,
     move_elsewhere,
     show_alone,
 )
+from modeling_decodepos.diagnosis.data.probe import RegionImages
 from modeling_decodepos.regions import boxes_to_pixels, rasterise
 
 SIZE = 32
@@ -71,3 +73,20 @@ def test_a_moved_region_is_alone_and_where_its_box_says(pictures, seed):
     again, same_box = move_elsewhere(pixels, BOX, other, np.random.default_rng(seed))
     assert torch.equal(again, moved)
     assert (same_box == box).all()
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_an_object_is_changed_twice_around_and_once_in_place(count):
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+    boxes = [torch.from_numpy(BOX[None]).float()] * count
+    images = RegionImages(pixels, boxes, None)
+    changed, places = draw_changes(images, list(range(count)), np.random.default_rng(0))
+    assert changed.shape == (count, 3, 3, SIZE, SIZE) and places.shape == (count, 3, 4)
+    for number in range(count):
+        for view in (0, 1):
+            lender = (number + 1 + view % (count - 1)) % count
+            assert torch.equal(changed[number, view], exchange_surroundings(pixels[number], BOX, pixels[lender]))
+            assert places[number, view].tolist() == BOX.tolist()
+        assert places[number, 2].tolist() != BOX.tolist()
+        assert places[number, 2].min() >= 0 and places[number, 2].max() <= 1

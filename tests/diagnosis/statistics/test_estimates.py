@@ -4,7 +4,9 @@ import pytest
 from modeling_decodepos.diagnosis.statistics.estimates import (
     Estimate,
     bootstrap_interval,
+    difference,
     estimate,
+    estimate_mean,
     half_width_95,
     jackknife_interval,
     nothing,
@@ -113,3 +115,19 @@ def test_numbers_without_an_interval_differ_from_none():
     assert not overlap(Estimate(0.5), Estimate(0.5, 0.0, 1.0))
     assert overlap(Estimate(0.5, 0.4, 0.6), Estimate(0.7, 0.6, 0.8))
     assert not overlap(Estimate(0.5, 0.4, 0.6), Estimate(0.7, 0.61, 0.8))
+
+
+def test_a_difference_of_the_same_pictures_is_surer_than_two_intervals():
+    first = np.random.default_rng(0).random(50)
+    before, after = estimate_mean(first, seed=1), estimate_mean(first + 0.01, seed=1)
+    gain = difference(before, after)
+    assert gain.value == pytest.approx(0.01)
+    assert gain.low == pytest.approx(0.01) and gain.high == pytest.approx(0.01)
+    assert before.high - before.low > 0.1
+
+
+def test_a_difference_without_draws_has_no_interval_and_without_value_a_reason():
+    known = Estimate(0.5, count=3)
+    assert difference(known, Estimate(0.7, count=3)).value == pytest.approx(0.2)
+    assert difference(known, Estimate(0.7, count=3)).low is None
+    assert difference(known, nothing("no classes")).reason == "no classes"
