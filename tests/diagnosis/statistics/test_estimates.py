@@ -4,7 +4,9 @@ import pytest
 from modeling_decodepos.diagnosis.statistics.estimates import (
     Estimate,
     bootstrap_interval,
+    difference,
     estimate,
+    estimate_mean,
     half_width_95,
     jackknife_interval,
     nothing,
@@ -107,6 +109,20 @@ def test_the_interval_of_one_more_seed_holds_it(over_images):
         held.append(pooled.low <= effect <= pooled.high)
         alike.append(overlap(Estimate(value, value - 1.96 * over_images, value + 1.96 * over_images), pooled))
     assert np.mean(held) >= 0.94 and np.mean(alike) >= 0.94  # the interval of the mean holds 84 % at the least
+
+
+def test_a_difference_on_the_same_images_is_told_where_two_intervals_overlap():
+    rng = np.random.default_rng(0)
+    hard = rng.random(120)
+    one, other = (estimate_mean(hard > bar, seed=3) for bar in (0.5, 0.6))
+    assert overlap(one, other)
+    lost = difference(one, other)
+    assert lost.value == pytest.approx(one.value - other.value) and 0 < lost.low < lost.value < lost.high
+    assert difference(other, one).high == pytest.approx(-lost.low)
+    apart = difference(one, estimate_mean(rng.permutation(hard) > 0.6, seed=3))
+    assert apart.high - apart.low > 1.5 * (lost.high - lost.low)  # nothing is shared, so nothing cancels
+    assert difference(one, nothing("unknown")).reason == "unknown"
+    assert difference(one, Estimate(0.2)).low is None
 
 
 def test_numbers_without_an_interval_differ_from_none():
