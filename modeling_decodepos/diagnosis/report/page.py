@@ -158,8 +158,10 @@ def _verdicts(diagnosis: Diagnosis) -> Markup:
         note = " · ".join(part for part in (row.note, f"after {', '.join(stages)}") if part)
         title = Markup('<strong>{}</strong><br><span class="note">{}</span>').format(row.title, note)
         rows.append([title, *(_cell(row, model) for model in models)])
-    shown = table([Markup("What was found"), *map(_column_head, models)], rows) if rows else Markup()
-    return _mixed_kinds(models) + shown + Markup().join(map(message, _gaps(diagnosis)))
+    columns = table(["What was found", *map(_column_head, models)], rows)
+    shown = Markup('<div class="verdicts" style="--models:{}">{}</div>').format(len(models), columns)
+    notes = Markup(" ").join(Markup("{}").format(note) for note in _gaps(diagnosis))
+    return _empty_stages(models) + _mixed_kinds(models) + shown + Markup('<p class="note">{}</p>').format(notes)
 
 
 def _column_head(model: ModelResult) -> Markup:
@@ -193,10 +195,18 @@ def _mixed_kinds(models: Sequence[ModelResult]) -> Markup:
     )
 
 
+def _empty_stages(models: Sequence[ModelResult]) -> Markup:
+    """A warning of every model whose features say nothing."""
+    return Markup().join(
+        message(f"{model.name}: {EMPTY_STAGES[model.last.verdict]}", "bad")
+        for model in models
+        if model.last.verdict != "ok"
+    )
+
+
 def _gaps(diagnosis: Diagnosis) -> list[str]:
-    """What a reader must know before the numbers: stages that say nothing, and what is missing."""
-    models = diagnosis.models
-    notes = [f"{model.name}: {EMPTY_STAGES[model.last.verdict]}" for model in models if model.last.verdict != "ok"]
+    """What is missing, and what else a reader must know."""
+    models, notes = diagnosis.models, []
     skipped: dict[str, list[str]] = {}
     for name, reason in diagnosis.skipped.items():
         if name in diagnosis.measures:
@@ -348,8 +358,11 @@ def _debias(diagnosis: Diagnosis, layers: Sequence[str]) -> Markup:
         head = f"{debias.count} of {model.last.channels} {noun} removed after {stage}"
         if debias.count == 0:
             head = "no number of directions lowers position without cost, so the layer is the identity"
-        parts.append(Markup("<p><strong>{}</strong>: {}.</p>").format(model.name, head))
-        parts.append(table(["", "before", "after", ""], _changes(debias)))
+        changes = _changes(debias)
+        judged = {word: [row[0] for row in changes if row[3] == word] for word in ("gain", "cost")}
+        said = " ".join(f"{word.capitalize()}: {', '.join(names) or 'none'}." for word, names in judged.items())
+        parts.append(Markup("<p><strong>{}</strong>: {}. {}</p>").format(model.name, head, said))
+        parts.append(details("Every number before and after", table(["", "before", "after", ""], changes)))
         if file in layers:
             code = (
                 "from modeling_decodepos.diagnosis import load_debias\n"
@@ -360,15 +373,16 @@ def _debias(diagnosis: Diagnosis, layers: Sequence[str]) -> Markup:
     return Markup("\n").join(parts)
 
 
-def _changes(debias: Debias) -> list[tuple[str | Markup, ...]]:
-    rows: list[tuple[str | Markup, ...]] = []
+def _changes(debias: Debias) -> list[tuple[str, ...]]:
+    """Numbers before and after, each with the word gain, cost or no clear change."""
+    rows = []
     for key, (before, after) in debias.changes.items():
         if before.value is None or after.value is None:
             continue
         metric = BY_KEY[key]
         # Less position is what this is for, on pictures too.
         gain = (after.value < before.value) == (metric.better in ("lower", "neither"))
-        judgement: str | Markup = Markup("<strong>{}</strong>").format("gain" if gain else "cost")
+        judgement = "gain" if gain else "cost"
         if overlap(before, after):
             judgement = "no clear change"
         elif before.low is None or after.low is None:
@@ -397,6 +411,7 @@ def _every_number(diagnosis: Diagnosis) -> Markup:
 def _provenance(diagnosis: Diagnosis) -> Markup:
     """Settings, time and protocols."""
     known: dict[str, Any] = {k.replace("_", " "): v for k, v in diagnosis.settings.items() if k != "notes"}
+    known["reading"] = ", ".join(diagnosis.settings["reading"])
     known |= {f"seconds for {model.name}": f"{model.seconds:.0f}" for model in diagnosis.models}
     protocols = {metric.title: metric.protocol for metric in METRICS if metric.measure in diagnosis.measures}
     protocols |= {key.replace("_", " "): protocol for key, protocol in EXTRA_PROTOCOLS.items()}
@@ -404,4 +419,4 @@ def _provenance(diagnosis: Diagnosis) -> Markup:
         "<p>Intervals come from a bootstrap over pictures{}. Heat maps are PNG files beside this page; curves are "
         "part of the page itself.</p>"
     ).format(" and repetitions" if diagnosis.settings["seeds"] > 1 else "")
-    return text + facts(known) + details("Protocols", facts(protocols))
+    return text + details("Settings", facts(known)) + details("Protocols", facts(protocols))

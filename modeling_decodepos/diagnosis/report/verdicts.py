@@ -44,13 +44,29 @@ class Row:
     brief: bool = True  # said on the command line too
 
 
-# By version of the objects: the question, its answer where something is lost, and where something is gained.
+@dataclass(frozen=True)
+class Question:
+    """What a version of the objects answers: the verdicts where object k-NN loses by it, and where it gains."""
+
+    title: str
+    note: str
+    lost: tuple[str, str]
+    gained: tuple[str, str]
+    word: str
+
+
 _QUESTIONS = {
-    "alone": ("Do surroundings help?", ("they help", "good"), ("they mislead", "bad"), "alone"),
-    "recontextualised": (
-        "Do other surroundings mislead?", ("they mislead", "bad"), ("they help", "good"), "in others",
+    "alone": Question(
+        "Do surroundings help?", "cut out, and shown larger", ("they help", "good"), ("better without", "bad"), "alone"
     ),
-    "repositioned": ("Does an object's place matter?", ("it matters", "bad"), ("better elsewhere", "plain"), "moved"),
+    "recontextualised": Question(
+        "Do other surroundings mislead?", "same pixels, same place", ("they mislead", "bad"),
+        ("better in others", "plain"), "in others",
+    ),
+    "repositioned": Question(
+        "Is it known elsewhere?", "of photos, smaller and on another picture", ("less well", "bad"),
+        ("better elsewhere", "plain"), "moved",
+    ),
 }  # fmt: skip
 
 # Numbers of the last stage with a verdict, and whether they are said on the command line.
@@ -73,8 +89,8 @@ def find_rows(models: Sequence[ModelResult]) -> list[Row]:
     """The table of verdicts: questions first, then numbers; only what was measured."""
     measured = {key for model in models for key in model.last.numbers}
     rows = [
-        Row(question, "object k-NN, mean over classes", _lost(key, lost, gained, word))
-        for key, (question, lost, gained, word) in _QUESTIONS.items()
+        Row(question.title, f"object k-NN, mean over classes; {question.note}", _lost(key, question))
+        for key, question in _QUESTIONS.items()
         if f"knn_lost_{key}" in measured
     ]
     if "position_blank" in measured:
@@ -103,7 +119,7 @@ def summarise(model: ModelResult) -> str:
     return "\n".join(lines)
 
 
-def _lost(version: str, lost: tuple[str, str], gained: tuple[str, str], word: str) -> Callable[[ModelResult], Finding]:
+def _lost(version: str, question: Question) -> Callable[[ModelResult], Finding]:
     """Whether object k-NN differs from that of the same objects as they are."""
     metric = BY_KEY["knn_clean_class_mean"]
 
@@ -113,12 +129,12 @@ def _lost(version: str, lost: tuple[str, str], gained: tuple[str, str], word: st
         if change is None or change.value is None:
             return Finding(write_estimate(change, metric))
         clean, changed = numbers[metric.key], numbers[f"knn_{version}_class_mean"]
-        text = f"{write(clean.value, metric)} as it is, {write(changed.value, metric)} {word}"
+        text = f"{write(clean.value, metric)} as it is, {write(changed.value, metric)} {question.word}"
         beside = f"difference {write_estimate(change, metric, signed=True).replace(PERCENT, '')} points"
         if change.low is None or change.high is None:
             return Finding(text, beside)
         if not change.low <= 0 <= change.high:
-            return Finding(text, beside, *(lost if change.value > 0 else gained))
+            return Finding(text, beside, *(question.lost if change.value > 0 else question.gained))
         if is_guessing(model.last):
             return Finding(text, "no better than guessing: more --images may help", "cannot be told")
         return Finding(text, beside, UNCLEAR)
