@@ -176,7 +176,7 @@ class Bar:
     value: float | None  # None where there is nothing to draw
     text: str
     interval: tuple[float, float] | None = None  # ends of a whisker
-    # Class and place of other values: mark is a dashed line, control a circle, control square a diamond.
+    # Class and place of other values: mark is a dashed line.
     marks: Sequence[tuple[str, float]] = ()
     color: int = 0  # number of the colour of a series
 

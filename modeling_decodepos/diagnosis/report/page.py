@@ -375,7 +375,7 @@ def _debias(diagnosis: Diagnosis, layers: Sequence[str]) -> Markup:
 
 def _changes(debias: Debias) -> list[tuple[str, ...]]:
     """Numbers before and after, each with the word gain, cost or no clear change."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for key, (before, after) in debias.changes.items():
         if before.value is None or after.value is None:
             continue

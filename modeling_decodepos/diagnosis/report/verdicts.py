@@ -57,14 +57,14 @@ class Question:
 
 _QUESTIONS = {
     "alone": Question(
-        "Do surroundings help?", "cut out, and shown larger", ("they help", "good"), ("better without", "bad"), "alone"
+        "Do surroundings help?", "cut out and larger", ("they help", "good"), ("better without", "bad"), "alone"
     ),
     "recontextualised": Question(
         "Do other surroundings mislead?", "same pixels, same place", ("they mislead", "bad"),
         ("better in others", "plain"), "in others",
     ),
     "repositioned": Question(
-        "Is it known elsewhere?", "of photos, smaller and on another picture", ("less well", "bad"),
+        "Is it known elsewhere?", "on photos also smaller", ("less well", "bad"),
         ("better elsewhere", "plain"), "moved",
     ),
 }  # fmt: skip
@@ -89,12 +89,12 @@ def find_rows(models: Sequence[ModelResult]) -> list[Row]:
     """The table of verdicts: questions first, then numbers; only what was measured."""
     measured = {key for model in models for key in model.last.numbers}
     rows = [
-        Row(question.title, f"object k-NN, mean over classes; {question.note}", _lost(key, question))
+        Row(question.title, f"object k-NN; {question.note}", _lost(key, question))
         for key, question in _QUESTIONS.items()
         if f"knn_lost_{key}" in measured
     ]
     if "position_blank" in measured:
-        rows.append(Row("Does place leak?", "R² of a read-out: 0 not at all, 1 exactly", _place))
+        rows.append(Row("Does place leak?", "read from blank pages; 1 exactly", _place))
     titles = {key: title for key, title in _TITLES.items() if key in measured}
     # Of measures without a headline, whatever there is.
     titles = titles or {metric.key: (metric.title, True) for metric in METRICS if metric.key in measured}
@@ -150,7 +150,7 @@ def _place(model: ModelResult) -> Finding:
     )
     if value is None or plain is None:
         return Finding(write_estimate(model.last.numbers.get(metric.key), metric))
-    text = f"{write_estimate(value, metric)} of blank pages"
+    text = f"R² {write_estimate(value, metric)}"
     beside = f"colours and edges {write_estimate(plain, metric)}"
     beside += f", random {write_estimate(control, metric)}" if control else ""
     if overlap(value, plain) or value.low is None:
