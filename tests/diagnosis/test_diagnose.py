@@ -781,6 +781,8 @@ def test_pictures_without_boxes_are_asked_about_place_only(tmp_path):
     assert numbers["position_blank"].value is not None and not {"context_leak", "position_regions"} & set(numbers)
     page = save_report(found, tmp_path / "out").read_text(encoding="utf-8")
     assert re.search(r"Not measured: [^<]*Context swap[^<]*, because the data has no boxes", page)
+    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
+    assert headings == ["Pictures", "Place", "Long tokens", "Every number", "How it was measured"]
 
 
 def test_a_photo_is_turned_upright_as_its_boxes_are(tmp_path):

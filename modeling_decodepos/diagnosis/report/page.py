@@ -135,7 +135,7 @@ def build_page(diagnosis: Diagnosis, figures: Mapping[str, Markup], layers: Sequ
     lead = Markup('<p class="status">{}</p>\n').format(status) + _verdicts(diagnosis)
     sections = [("Pictures", _pictures(diagnosis))]
     for theme, names in _THEMES.items():
-        if chosen := [name for name in names if name in diagnosis.measures]:
+        if chosen := [name for name in names if name in diagnosis.measures and name not in diagnosis.skipped]:
             sections.append((theme, _theme(diagnosis, chosen, figures, layers)))
     sections += [("Every number", _every_number(diagnosis)), ("How it was measured", _provenance(diagnosis))]
     footer = Markup(
@@ -160,12 +160,13 @@ def _verdicts(diagnosis: Diagnosis) -> Markup:
         rows.append([title, *(_cell(row, model) for model in models)])
     columns = table(["What was found", *map(_column_head, models)], rows)
     shown = Markup('<div class="verdicts" style="--models:{}">{}</div>').format(len(models), columns)
-    notes = Markup(" ").join(Markup("{}").format(note) for note in _gaps(diagnosis))
-    return _empty_stages(models) + _mixed_kinds(models) + shown + Markup('<p class="note">{}</p>').format(notes)
+    notes = Markup('<p class="note">{}</p>').format(" ".join(_gaps(diagnosis)))
+    return _empty_stages(models) + _mixed_kinds(models) + shown + notes
 
 
 def _column_head(model: ModelResult) -> Markup:
-    kind = "embeddings of regions" if _is_of_regions(model) else "a map of {} x {} cells".format(*model.last.grid)
+    height, width = model.features.queries[-1].norms.shape[1:]
+    kind = "embeddings of regions" if _is_of_regions(model) else f"a map of {height} x {width} cells"
     head = Markup('{}<br><span class="note">{}: {}</span>').format(model.name, model.last.name, kind)
     if model.last.verdict != "ok":
         head += Markup('<br><span class="verdict bad">{}</span>').format(model.last.verdict)
@@ -225,7 +226,7 @@ def _pictures(diagnosis: Diagnosis) -> Markup:
     text = (
         "Left: how like the patch under the dot each cell of the last map is, from dark (not at all) to pale yellow "
         "(the same); click another place. Right: the three strongest directions of the map as red, green and blue. "
-        "Bands along the border, or a patch that is like its neighbours whatever they show, are place."
+        "Bands along the border are place; what is like everything around it has its feature from there."
     )
     return Markup("<p>{}</p>").format(text) + show_patches(diagnosis)
 
@@ -237,8 +238,8 @@ def _title(measure: str) -> str:
 def _theme(diagnosis: Diagnosis, names: Sequence[str], figures: Mapping[str, Markup], layers: Sequence[str]) -> Markup:
     """The charts of some measures, and on a click how to read them and what else there is."""
     if names == ["debias"]:
-        return Markup() if "debias" in diagnosis.skipped else _debias(diagnosis, layers) + _more(figures.get("debias"))
-    metrics = [metric for metric in METRICS if metric.measure in names and metric.measure not in diagnosis.skipped]
+        return _debias(diagnosis, layers) + _more(figures.get("debias"))
+    metrics = [metric for metric in METRICS if metric.measure in names]
     drawn, folded = (
         [chart for metric in metrics if (metric.key in _FOLDED) == hidden for chart in _charts(diagnosis, metric)]
         for hidden in (False, True)
