@@ -163,8 +163,8 @@ def test_surroundings_help_or_mislead_where_the_difference_is_clear(diagnosis, l
     told = {"knn_clean_class_mean": Estimate(0.5, 0.4, 0.6), "knn_prior_class_mean": Estimate(0.1)}
     found = answer(diagnosis, "Do surroundings help?", knn_lost_alone=Estimate(*lost), **told)
     assert verdict == found.verdict
-    assert f"{round(100 * lost[0])} (".replace("-", "\N{MINUS SIGN}") in found.beside
-    assert f" to {round(100 * lost[2])})".replace("-", "\N{MINUS SIGN}") in found.beside  # of either sign
+    value, low, high = (f"{round(100 * share)}".replace("-", "\N{MINUS SIGN}") for share in lost)
+    assert found.beside == f"difference {value} ({low} to {high}) points"
     found = answer(diagnosis, "Do other surroundings mislead?", knn_lost_recontextualised=Estimate(*lost), **told)
     assert ("mislead" in found.verdict) == (lost[1] > 0)
     guessed = told | {"knn_prior_class_mean": Estimate(0.45)}
