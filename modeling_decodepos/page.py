@@ -1,7 +1,8 @@
-"""Pieces of self-contained HTML pages: text, tiles, tables, pictures and line charts in one file without any script.
+"""Pieces of self-contained HTML pages: text, tiles, tables, pictures and line charts in one file.
 
-A page loads nothing from the network (its own content security policy forbids it) and follows the reader's light or
-dark setting. Whatever is not `markupsafe.Markup` is escaped: no file name or title of a data set becomes markup.
+A page loads nothing from the network and runs no script but the one it was given (its own content security policy
+forbids all else), and follows the reader's light or dark setting. Whatever is not `markupsafe.Markup` is escaped: no
+file name or title of a data set becomes markup.
 
     chart = line_chart({"loss": (steps, losses)}, title="Loss", y_label="lower is better")
     text = page("My run", [("Curves", chart), ("Notes", Markup("<p>Data: {}</p>").format(data_name))])
@@ -10,6 +11,7 @@ dark setting. Whatever is not `markupsafe.Markup` is escaped: no file name or ti
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import itertools
 import math
@@ -40,9 +42,21 @@ _HOW: dict[str, Any] = {
 _PIECES: Any = Environment(loader=FileSystemLoader(_HERE), **_HOW).get_template("page_pieces.html.jinja").module
 
 
-def page(title: str, sections: Iterable[tuple[str, Any]], *, lead: Any = "", footer: Any = "") -> str:
-    """A whole HTML document: a title, what to read first, headings with their content, and a last line."""
-    return render(_HERE / "page.html.jinja", title=title, sections=sections, lead=lead, footer=footer)
+def page(
+    title: str,
+    sections: Iterable[tuple[str, Any]],
+    *,
+    lead: Any = "",
+    footer: Any = "",
+    contents: bool = False,
+    script: Markup | None = None,
+) -> str:
+    """A whole HTML document: a title, what to read first, headings with their content, and a last line.
+
+    With `contents`, links to the headings stand before them. The script, a program of ours, is the only one to run.
+    """
+    values = {"title": title, "sections": list(sections), "lead": lead, "footer": footer, "contents": contents}
+    return render(_HERE / "page.html.jinja", **values, script=script)
 
 
 def render(template: Path, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any) -> str:
@@ -51,11 +65,16 @@ def render(template: Path, filters: Mapping[str, Callable[..., Any]] | None = No
     The functions of this module that make pieces are known in it, and a page extends `page.html.jinja`.
     """
     environment = Environment(loader=FileSystemLoader([template.parent, _HERE]), **_HOW)
-    environment.filters |= filters or {}
-    environment.globals |= {
+    environment.filters |= {"digest": _digest, **(filters or {})}
+    environment.globals |= {"script": None} | {
         piece.__name__: piece for piece in (tiles, charts, table, facts, code_block, details, message, picture, bars)
     }
     return environment.get_template(template.name).render(values)
+
+
+def _digest(script: str) -> str:
+    """By which a content security policy knows a script."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
@@ -157,7 +176,7 @@ class Bar:
     value: float | None  # None where there is nothing to draw
     text: str
     interval: tuple[float, float] | None = None  # ends of a whisker
-    # Class and place of other values: mark is a dashed line, control a circle, control square a diamond.
+    # Class and place of other values: mark is a dashed line.
     marks: Sequence[tuple[str, float]] = ()
     color: int = 0  # number of the colour of a series
 
@@ -181,6 +200,18 @@ _SERIES_COLORS = 6
 _LARGEST = 1e300  # differences of larger numbers overflow; false for NaN too
 
 Series = list[tuple[float, float | None]]
+Control = tuple[str, str, str, Points]
+"""Of a chart: the series that a line stands beside, its own name, its style (dashed or dotted), its points."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart, the number of its colour, and how it is drawn."""
+
+    name: str
+    points: Series
+    color: int
+    style: str = ""
 
 
 def line_chart(
@@ -190,6 +221,7 @@ def line_chart(
     y_label: str = "",
     x_label: str = "step",
     references: Mapping[str, float] | None = None,
+    controls: Iterable[Control] = (),
     y_range: tuple[float | None, float | None] = (None, None),
     note: str = "",
 ) -> Markup:
@@ -197,20 +229,27 @@ def line_chart(
 
     Gaps (None, NaN, infinite) are left open, lone points are dots, a constant series is a line in the middle, and a
     chart without any value says so. The axis is extended to show `references`, horizontal lines by name, and the ends
-    in `y_range`; None leaves an end to the data.
+    in `y_range`; None leaves an end to the data. `controls` are drawn behind, each in the colour of its series.
     """
-    lines = {name: _clean(*points) for name, points in series.items()}
+    numbers = {name: number for number, name in enumerate(series)}
+    lines = [Line(name, _clean(*series[name]), number % _SERIES_COLORS) for name, number in numbers.items()]
+    behind = [
+        Line(f"{of}, {name}", _clean(*points), numbers[of] % _SERIES_COLORS, style)
+        for of, name, style, points in controls
+    ]
     references = references or {}
-    last = {name: next((y for _, y in reversed(line) if y is not None), None) for name, line in lines.items()}
+    last = {line.name: next((y for _, y in reversed(line.points) if y is not None), None) for line in lines}
     return _PIECES.chart(
         title,
         y_label,
         note,
         legend=[
-            *((f"key s{k % _SERIES_COLORS}", name, format_number(last[name])) for k, name in enumerate(lines)),
+            *((f"key s{line.color}", line.name, format_number(last[line.name])) for line in lines),
             *(("key dashed", name, format_number(value)) for name, value in references.items()),
         ],
-        plot=_plot(lines, references, y_range, x_label) if any(y is not None for y in last.values()) else None,
+        plot=_plot(behind + lines, references, y_range, x_label)
+        if any(y is not None for y in last.values())
+        else None,
     )
 
 
@@ -224,13 +263,13 @@ def _clean(xs: Sequence[float], ys: Sequence[float | None]) -> Series:
 
 
 def _plot(
-    lines: Mapping[str, Series],
+    lines: Sequence[Line],
     references: Mapping[str, float],
     y_range: tuple[float | None, float | None],
     x_label: str,
 ) -> dict[str, Any]:
     """What the template draws, in units of the drawing."""
-    present = [(x, y) for line in lines.values() for x, y in line if y is not None]
+    present = [(x, y) for line in lines for x, y in line.points if y is not None]
     x_low, x_high = min(x for x, _ in present), max(x for x, _ in present)
     if x_low == x_high:
         x_low, x_high = x_low - 1, x_high + 1
@@ -250,17 +289,17 @@ def _plot(
         return round(_BOTTOM - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (_BOTTOM - _TOP), 1)
 
     paths, dots, named = [], [], []
-    for number, (name, line) in enumerate(lines.items()):
-        color, path = number % _SERIES_COLORS, ""
-        for _, stretch in itertools.groupby(_thin(line), lambda point: point[1] is None):
+    for line in lines:
+        path, look = "", f"s{line.color} {line.style}".rstrip()
+        for _, stretch in itertools.groupby(_thin(line.points), lambda point: point[1] is None):
             points = [(place_x(x), place_y(y)) for x, y in stretch if y is not None]
             path += "M" + "L".join(f"{x} {y}" for x, y in points) if len(points) > 1 else ""
-            dots += [(color, *points[0])] if len(points) == 1 else []
-        paths += [(color, path)] if path else []
-        for x, y in line[:: math.ceil(len(line) / _MAX_NAMED) or 1]:
+            dots += [(look, *points[0])] if len(points) == 1 else []
+        paths += [(look, path)] if path else []
+        for x, y in line.points[:: math.ceil(len(line.points) / _MAX_NAMED) or 1]:
             if y is not None:
-                text = f"{x_label} {format_number(x, 6)}\n{name}: {format_number(y, 4)}"
-                named.append((color, place_x(x), place_y(y), text))
+                text = f"{x_label} {format_number(x, 6)}\n{line.name}: {format_number(y, 4)}"
+                named.append((look, place_x(x), place_y(y), text))
     return {
         "width": _WIDTH,
         "height": _HEIGHT,

@@ -91,10 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reading=args.reading,
             progress=True,
         )
-        from .report.page import save_report, summarise
+        from .report.page import save_report
+        from .report.verdicts import summarise
 
         for model in found.models:
-            print(f"\n{model.name}: {summarise(model)}")
+            print(f"\n{summarise(model)}")
         for measure, reason in found.skipped.items():
             if measure in found.measures:
                 print(f"not measured: {measure}, because {reason}")

@@ -44,7 +44,7 @@ class Debias:
 
     def to_dict(self) -> dict[str, Any]:
         """The remedy as JSON takes it."""
-        gains = {key: difference(*pair) for key, pair in self.changes.items()}
+        gains = {key: difference(after, before) for key, (before, after) in self.changes.items()}
         return {
             "directions": self.count,
             "strength": self.strength,

@@ -119,10 +119,10 @@ def diagnose(
     weights = _weights_per_draw(random_seeds, draws)
     # A model, its random weights and its image statistics are shown every draw.
     shown = (2 + weights) * len(draws)
-    with tqdm(total=shown * len(loaded), unit=" networks", disable=not progress, dynamic_ncols=True) as bar:
+    count = "{desc} {bar} {n_fmt} of {total_fmt} networks shown, {elapsed}, {remaining} to go"
+    with tqdm(total=shown * len(loaded), bar_format=count, disable=not progress, dynamic_ncols=True) as bar:
         for number, model in enumerate(loaded, start=1):
             bar.set_description(model.name[-24:])
-            model = _counted(model, bar)
             with failures.of(model.name):
                 diagnosis.models.append(_diagnose_one(model, draws, weights, diagnosis, bar))
             bar.update(shown * number - bar.n)
@@ -142,19 +142,6 @@ def _count_objects(objects: ObjectProbe | None) -> dict[str, int]:
     if objects is None:
         return {"known_objects": 0, "probed_objects": 0}
     return {"known_objects": len(objects.gallery.every_box), "probed_objects": len(objects.queries.every_box)}
-
-
-def _counted(model: FeatureModel, bar: tqdm[Any]) -> FeatureModel:
-    """The same model, which tells the bar how many pictures it and its random weights have seen."""
-    seen, maps, fresh = 0, model.maps, model.fresh
-
-    def counting(pixels: torch.Tensor) -> Sequence[torch.Tensor]:
-        nonlocal seen
-        seen += len(pixels)
-        bar.set_postfix_str(f"{seen} pictures")
-        return maps(pixels)
-
-    return dataclasses.replace(model, maps=counting, fresh=fresh and (lambda seed: _counted(fresh(seed), bar)))
 
 
 @dataclasses.dataclass

@@ -1,5 +1,6 @@
 """A diagnosis from end to end: what comes out, and what is said when something is missing or wrong."""
 
+import base64
 import dataclasses
 import importlib
 import io
@@ -7,6 +8,7 @@ import json
 import math
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -18,7 +20,16 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import BertConfig, BertModel, Dinov2Config, ResNetConfig, ResNetModel, ViTConfig, ViTModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    Dinov2Config,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ResNetModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from benchmarks.known_cases import own_pixels, place_only, scenes, small_resnet, small_vit, with_place
 from modeling_decodepos import DecodePosConfig, DecodePosForPreTraining, DecodePosModel
@@ -32,8 +43,9 @@ from modeling_decodepos.diagnosis.measures.metrics import MEASURES, METRICS
 from modeling_decodepos.diagnosis.measures.padding import PADDING_MODES, padded_with
 from modeling_decodepos.diagnosis.measures.position import positional_subspace, probe_position, probe_regions
 from modeling_decodepos.diagnosis.models.features import read_features, read_whole
-from modeling_decodepos.diagnosis.report.page import is_guessing, summarise
-from modeling_decodepos.diagnosis.results import describe_debias
+from modeling_decodepos.diagnosis.report.figures import cell_shift, colorize, lay_cells
+from modeling_decodepos.diagnosis.report.verdicts import compare, find_rows, is_guessing, summarise
+from modeling_decodepos.diagnosis.results import ModelResult, describe_debias
 from modeling_decodepos.diagnosis.run import fit_debias
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate
 from tests.modeling.test_page import Reader, classes_without_a_style
@@ -90,17 +102,126 @@ def test_everything_on_the_page_has_a_style_and_stands_once(diagnosis, tmp_path)
     document = save_report(diagnosis, tmp_path).read_text(encoding="utf-8")
     assert not classes_without_a_style(document)
     assert "asked about" not in document
-    headings = re.findall(r"<h2>(.*?)</h2>", document)
-    titles = [MEASURES[name].partition(": ")[0] for name in MEASURES]
-    assert headings == ["At a glance", *titles, "Every number", "How it was measured"]
+    headings = re.findall(r'<h2 id="(part\d)">(.*?)</h2>', document)
+    themes = ["Place", "Surroundings", "Objects", "Long tokens", "A remedy"]
+    assert [name for _, name in headings] == ["Pictures", *themes, "Every number", "How it was measured"]
+    assert re.findall(r'<a href="#(part\d)">(.*?)</a>', document) == headings
+    assert document.index("What was found") < document.index("<nav>") < document.index("<h2")
     read = " ".join(Reader(document).texts)
     for metric in METRICS:
-        assert f"<strong>{metric.title}</strong>, last stage" in document or f"{metric.title}: not measured" in read, (
-            metric.key
-        )
+        chart = f"<figcaption><strong>{metric.title}</strong>"
+        assert document.count(chart) == 1 or f"{metric.title}: not measured" in read, metric.key
+    for name, text in MEASURES.items():
+        assert name == "debias" or text.partition(": ")[2] in read
     for title in ("Drift by distance to the border", "Share of place in the first k directions", "Use this layer"):
         assert title in read
     assert "No random weights beside own_pixels" in read
+
+
+def test_controls_stand_in_the_chart_of_their_model(diagnosis, tmp_path):
+    document = save_report(diagnosis, tmp_path).read_text(encoding="utf-8")
+    chart = next(part for part in document.split("<figure ") if "<figcaption><strong>Context leak<" in part)
+    model, function = diagnosis.models
+    assert len(model.stages) > 1 and len(function.stages) == 1 and function.random is None
+    looks = re.findall(r'<path class="line ([^"]*)"', chart)
+    assert looks == ["s0 dashed", "s0 dotted", "s0"]  # the function has one stage: dots
+    assert set(re.findall(r'<circle class="dot (s1[^"]*)" [^>]*r="3"', chart)) == {"s1 dotted", "s1"}
+    shown = [float(y) for y in re.findall(r'<circle class="dot strip s0 dashed"[^>]*><title>[^<]*: ([\d.]+)<', chart)]
+    assert shown == pytest.approx([stage.numbers["context_leak"].value for stage in model.random], rel=1e-3)
+
+
+def rated(value, control, better):
+    return compare(Estimate(*value), Estimate(*control), better)
+
+
+def test_a_verdict_needs_intervals_that_do_not_meet():
+    low, high = (0.2, 0.1, 0.3), (0.6, 0.5, 0.7)
+    assert rated(low, high, "lower") == rated(high, low, "higher") == ("better than random", "good")
+    assert rated(low, high, "higher") == rated(high, low, "lower") == ("worse than random", "bad")
+    assert rated(high, low, "neither") == ("higher than random", "plain")
+    assert rated((0.45, 0.3, 0.6), high, "lower") == ("like random", "plain")
+    assert rated((0.1,), high, "lower") == rated(low, (0.6,), "lower") == ("", "plain")
+
+
+def answer(diagnosis, title, **numbers):
+    """What is said of a model whose last stage has these numbers."""
+    model = diagnosis.models[0]
+    stage = dataclasses.replace(model.last, numbers=model.last.numbers | numbers)
+    model = dataclasses.replace(model, stages=[*model.stages[:-1], stage])
+    (row,) = [row for row in find_rows([model]) if row.title == title]
+    return row.find(model)
+
+
+@pytest.mark.parametrize(
+    ("lost", "verdict"),
+    [
+        ((0.3, 0.1, 0.5), "they help"),
+        ((-0.3, -0.5, -0.1), "better without"),
+        ((0.1, -0.1, 0.3), "no clear difference"),
+    ],
+)
+def test_surroundings_help_or_mislead_where_the_difference_is_clear(diagnosis, lost, verdict):
+    told = {"knn_clean_class_mean": Estimate(0.5, 0.4, 0.6), "knn_prior_class_mean": Estimate(0.1)}
+    found = answer(diagnosis, "Do surroundings help?", knn_lost_alone=Estimate(*lost), **told)
+    assert verdict == found.verdict
+    value, low, high = (f"{round(100 * share)}".replace("-", "\N{MINUS SIGN}") for share in lost)
+    assert found.beside == f"difference {value} ({low} to {high}) points"
+    found = answer(diagnosis, "Do other surroundings mislead?", knn_lost_recontextualised=Estimate(*lost), **told)
+    assert ("mislead" in found.verdict) == (lost[1] > 0)
+    guessed = told | {"knn_prior_class_mean": Estimate(0.45)}
+    found = answer(diagnosis, "Do surroundings help?", knn_lost_alone=Estimate(*lost), **guessed)
+    assert found.verdict == ("cannot be told" if lost[1] < 0 < lost[2] else verdict)
+
+
+def test_place_leaks_where_it_is_read_better_than_from_colours(diagnosis):
+    own = answer(diagnosis, "Does place leak?", position_blank=Estimate(0.6, 0.5, 0.7))
+    assert own.verdict == "it leaks" and own.tone == "bad"
+    assert answer(diagnosis, "Does place leak?", position_blank=Estimate(0.0, 0.0, 0.1)).verdict == "not found"
+    assert answer(diagnosis, "Does place leak?", position_blank=Estimate(0.6)).verdict == "not found"  # no interval
+
+
+def test_stages_of_different_kinds_are_not_put_side_by_side(tmp_path):
+    backbone = ResNetConfig(hidden_sizes=[8, 8, 8, 12], depths=[1, 1, 1, 1], embedding_size=8, layer_type="basic")
+    ours = DecodePosModel(DecodePosConfig(backbone_config=backbone)).eval()
+    found = diagnose([ours, small_resnet()], scenes(), size_px=64, measures="context", random_seeds=1)
+    page = save_report(found, tmp_path).read_text(encoding="utf-8")
+    assert "not the same kind of thing" in page and "after regions, stage3" in page
+    assert page.count("<figcaption><strong>Context leak</strong>") == 2
+    alike = dataclasses.replace(found, models=found.models[1:] * 2)
+    page = save_report(alike, tmp_path).read_text(encoding="utf-8")
+    assert "not the same kind" not in page and page.count("<figcaption><strong>Context leak</strong>") == 1
+
+
+def test_features_that_say_nothing_get_no_verdict(tmp_path):
+    found = diagnose(place_only, scenes(), size_px=64, measures="position,context")
+    page = save_report(found, tmp_path).read_text(encoding="utf-8")
+    assert re.findall(r'class="verdict (\w+)">([^<]*)<', page) == [("bad", "content-blind")]
+    assert "Content-blind" in page and "Content-blind" in summarise(found.models[0])
+
+
+@pytest.mark.parametrize("reading", ["aligned", "known"])
+def test_maps_are_drawn_where_their_cells_lie(reading):
+    model = load_model(middle_pixels(3), size_px=64, reading=reading)
+    pixels = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    pixels[..., 32, 32] = 255  # the pixel that cell 4 of a side looks at
+    (features,) = read_features(model, pixels, cells=True)
+    lit = colorize(features.cells[0].mean(1).view(features.grid))
+    result = ModelResult("m", model, [StageResult("map")], None, [], None, None, 0.0)
+    bright = (lay_cells(lit, cell_shift(result, 0, features), side=64) == lit.max((0, 1))).all(2)
+    rows = bright.any(1).nonzero()[0]
+    assert len(rows) == 8
+    # Cells of strided convolutions lie on the first pixel of their eight: half of what is lit is before it.
+    assert rows[0] == (32 if reading == "aligned" else 28) and bright.sum() == 64
+
+
+def test_the_click_finds_the_cells_that_are_drawn(diagnosis, tmp_path):
+    document = save_report(diagnosis, tmp_path).read_text(encoding="utf-8")
+    found = re.findall(r'data-grid="([^"]*)" data-cosines="([^"]*)"', document)
+    assert len(found) == 2 * len(diagnosis.models)
+    for grid, packed in found:
+        height, width, right, down = map(float, grid.split())
+        cosines = np.frombuffer(base64.b64decode(packed), np.uint8).reshape(int(height * width), -1)
+        assert (cosines.diagonal() == 255).all() and (cosines == cosines.T).all() and right == down == 0
 
 
 def test_the_report_holds_every_number_with_its_protocol(diagnosis, tmp_path):
@@ -114,7 +235,7 @@ def test_the_report_holds_every_number_with_its_protocol(diagnosis, tmp_path):
     assert model["controls"]["random_init"] is not None and function["controls"]["random_init"] is None
     assert set(model["stages"][-1]["padding"]) == set(PADDING_MODES) and not function["stages"][-1]["padding"]
     assert report["settings"]["seed"] == 0 and report["settings"]["picture_size_px"] == 64
-    assert "<script>" not in page and "&lt;script&gt;" in page  # whatever a model is called
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page  # whatever a model is called
     assert "http" not in page.replace("http-equiv", "")
     for name in ("blank_pages", "influence", "swaps"):
         with Image.open(tmp_path / "figures" / f"{name}.png") as image:
@@ -463,9 +584,10 @@ def test_without_classes_the_rest_is_measured_and_the_gap_is_named():
 
 def test_object_knn_that_guesses_is_said_to_guess():
     data = scenes()
-    stage = StageResult("last", numbers={"knn_prior": Estimate(0.2), "knn_clean": Estimate(0.4, 0.3, 0.5)})
+    numbers = {"knn_prior_class_mean": Estimate(0.2), "knn_clean_class_mean": Estimate(0.4, 0.3, 0.5)}
+    stage = StageResult("last", numbers=numbers)
     assert not is_guessing(stage)
-    stage.numbers["knn_clean"] = Estimate(0.25, 0.15, 0.35)
+    stage.numbers["knn_clean_class_mean"] = Estimate(0.25, 0.15, 0.35)
     assert is_guessing(stage)
     found = diagnose(own_pixels, data, size_px=64, measures="object_knn").models[0].last
     most = data.gallery.labels.bincount().argmax()
@@ -529,10 +651,30 @@ def test_random_weights_that_differ_have_a_wide_interval():
 
 def test_a_headline_has_its_interval(diagnosis):
     text = summarise(diagnosis.models[0])
+    assert 5 <= len(text.splitlines()) <= 9 and text.splitlines()[1].startswith("  Do surroundings help? ")
     leak = diagnosis.models[0].last.numbers["context_leak"]
     ends = f"({round(100 * leak.low)} to {round(100 * leak.high)}\N{NO-BREAK SPACE}%)"
-    assert f"follows its surroundings by {round(100 * leak.value)}\N{NO-BREAK SPACE}% {ends}" in text
-    assert "no clear difference" in text  # a network of random weights beside random weights
+    # A network of random weights beside random weights.
+    assert f"Context leak: like random; {round(100 * leak.value)}\N{NO-BREAK SPACE}% {ends}; random" in text
+
+
+def test_the_summary_says_whatever_was_measured():
+    found = diagnose(small_resnet(), scenes(), size_px=64, measures="norms")
+    first, *lines = summarise(found.models[0]).splitlines()
+    assert first.endswith("last stage stage3") and len(lines) == 2
+    assert all("random" in line and " to " in line for line in lines) and "Outlier tokens" in lines[0]
+
+
+def test_the_command_is_quiet_about_weights_that_it_does_not_need(tmp_path):
+    config = ResNetConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], embedding_size=8)
+    ResNetForImageClassification(config).save_pretrained(tmp_path / "network")
+    options = ["--images", "4", "--size", "64", "--measures", "norms", "--output", str(tmp_path / "out")]
+    # In a process of its own: what transformers says goes past pytest's capture.
+    command = [sys.executable, "-m", "modeling_decodepos.diagnosis.command", str(tmp_path / "network"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    said = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
+    assert said and all("networks shown" in line for line in said)
+    assert "5 of 5 networks shown" in said[-1] and "Outlier tokens" in done.stdout
 
 
 def test_one_class_and_a_small_gallery_are_named():
@@ -628,7 +770,9 @@ def test_boxes_without_classes_are_found_again(tmp_path):
     pixels, place = (model.last.numbers for model in found.models)
     assert pixels["same_recontextualised"].count > 1 and found.settings["probed_objects"] == 15
     assert pixels["same_recontextualised"].value > 3 * place["same_recontextualised"].value
-    assert "nearest to itself as it was" in save_report(found, tmp_path / "out").read_text(encoding="utf-8")
+    page = save_report(found, tmp_path / "out").read_text(encoding="utf-8")
+    assert "Finds itself alone" in page and "Do surroundings help?" not in page
+    assert re.search(r"Not measured: [^<]*Neighbour read-out[^<]*, because the data has no classes", page)
 
 
 def test_pictures_without_boxes_are_asked_about_place_only(tmp_path):
@@ -646,7 +790,9 @@ def test_pictures_without_boxes_are_asked_about_place_only(tmp_path):
     numbers = found.models[0].last.numbers
     assert numbers["position_blank"].value is not None and not {"context_leak", "position_regions"} & set(numbers)
     page = save_report(found, tmp_path / "out").read_text(encoding="utf-8")
-    assert "Not measured: the data has no boxes" in page
+    assert re.search(r"Not measured: [^<]*Context swap[^<]*, because the data has no boxes", page)
+    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
+    assert headings == ["Pictures", "Place", "Long tokens", "Every number", "How it was measured"]
 
 
 def test_a_photo_is_turned_upright_as_its_boxes_are(tmp_path):

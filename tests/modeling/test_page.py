@@ -81,6 +81,7 @@ def test_every_string_from_outside_is_escaped_everywhere():
             x_label=NASTY,
             references={NASTY: 1.5},
             note=NASTY,
+            controls=[(NASTY, NASTY, "dashed", ([0, 1], [1.0, 1.5]))],
         ),
         line_chart({NASTY: ([], [])}, title=NASTY),
         tiles([NASTY]),
@@ -90,6 +91,22 @@ def test_every_string_from_outside_is_escaped_everywhere():
     assert "script" not in read.tags
     assert not any(name.startswith("on") for name, _ in read.attributes)
     assert read.texts.count(NASTY) > 20  # and it is shown as it is, not lost
+
+
+def test_only_a_script_that_is_ours_can_run():
+    own = Markup("if (1 < 2 && true) {}")
+    read = Reader(document := page(NASTY, [(NASTY, NASTY)], script=own, contents=True))
+    assert read.tags.count("script") == 1 and f"<script>{own}</script>" in document
+    assert "script-src 'sha256-j2UHG69HVSwdDUg9NCqgVgn4AP0Lx35j5PutWQ+MWyY='" in document
+    assert "script-src" not in page(NASTY, [])
+    # Text that is no markup is escaped here too, and its digest does not fit.
+    assert page("t", [], script="</script><script>").count("<script>") == 1
+
+
+def test_contents_lead_to_headings():
+    document = page("t", [("one", "1"), (NASTY, "2")], contents=True)
+    assert [value for name, value in Reader(document).attributes if name == "href"] == ["#part1", "#part2"]
+    assert document.count('<h2 id="part2">&lt;script') == 1 and "<nav>" not in page("t", [("one", "1")])
 
 
 def test_markup_is_not_escaped_twice_and_values_are_no_templates():
@@ -169,6 +186,17 @@ def test_chart_stays_inside_its_drawing(xs, ys):
     Reader(chart)
     coordinates = numbers_in_paths(chart) + [float(n) for n in re.findall(r'c[xy]="([^"]*)"', chart)]
     assert all(0 <= n <= 440 for n in coordinates)
+
+
+def test_a_control_has_the_colour_of_its_series_and_a_place_on_the_axis():
+    chart = line_chart(
+        {"a": ([0, 1], [0.0, 1.0]), "b": ([0, 1], [0.0, 1.0])},
+        title="t",
+        controls=[("b", "random", "dashed", ([0, 1], [0.0, 4.0]))],
+    )
+    assert re.findall(r'<path class="line ([^"]*)"', chart) == ["s1 dashed", "s0", "s1"]
+    assert "b, random: 4" in chart and chart.count('<i class="key') == 2
+    assert all(0 <= n <= 440 for n in numbers_in_paths(chart))
 
 
 def test_chart_without_values_says_so():

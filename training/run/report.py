@@ -61,7 +61,7 @@ class Curve:
 
     def draw(self, run: RunFiles, references: Mapping[str, float] | None = None) -> list[Markup]:
         """The chart, if any of its keys was logged."""
-        about = {"title": self.title, "y_label": self.y_label, "note": self.note}
+        about: dict[str, Any] = {"title": self.title, "y_label": self.y_label, "note": self.note}
         series = {key.replace("_", " "): run.points(key) for key in self.keys}
         known = any(run.values(key) for key in self.keys)
         return [line_chart(series, references=references, y_range=self.y_range, **about)] if known else []

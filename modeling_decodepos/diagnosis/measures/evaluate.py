@@ -14,7 +14,7 @@ from ..data.probe import ObjectProbe, ProbeData, RegionImages, blank_pictures, n
 from ..models.features import StageFeatures, read_features, read_whole
 from ..models.load import FeatureModel
 from ..models.networks import padded_convolutions
-from ..statistics.estimates import Estimate, nothing, pool_seeds
+from ..statistics.estimates import Estimate, difference, nothing, pool_seeds
 from ..statistics.knn import knn_predict
 from .debias import COUNTS, LinearLayer, RemovalPoint
 from .influence import measure_influence
@@ -303,6 +303,8 @@ def _recognition(
         if pair is not None:
             values = object_accuracy(pair[0], known, pair[1], labels, owners, seed=seed)
         found[f"knn_{name}"], found[f"knn_{name}_class_mean"] = values
+        if name != "clean":
+            found[f"knn_lost_{name}"] = difference(found["knn_clean_class_mean"], values[1])
     return found
 
 

@@ -95,32 +95,33 @@ METRICS = (
         "Share of probed objects whose class their 20 nearest neighbours among other pictures' objects tell.",
     ),
     Metric(
-        "knn_recontextualised", "object_knn", "… in other surroundings", "object-knn-recontextualised/2", None,
-        "higher", "The same objects, in the same place, everything outside their boxes from another picture.",
+        "knn_recontextualised", "object_knn", "Object k-NN, in other surroundings",
+        "object-knn-recontextualised/2", None, "higher",
+        "The same objects, in the same place, everything outside their boxes from another picture.",
     ),
     Metric(
-        "knn_repositioned", "object_knn", "… in another place", "object-knn-repositioned/2", None, "higher",
+        "knn_repositioned", "object_knn", "Object k-NN, in another place", "object-knn-repositioned/2", None, "higher",
         "The same objects somewhere else.",
     ),
     Metric(
-        "knn_alone", "object_knn", "… alone", "object-knn-alone/1", None, "higher",
+        "knn_alone", "object_knn", "Object k-NN, alone", "object-knn-alone/1", None, "higher",
         "The same objects and the gallery's, each cut out before the network sees it. Lower than with surroundings: "
         "they helped; higher: they misled.",
     ),
     Metric(
-        "knn_clean_class_mean", "object_knn", "Object k-NN, mean over classes", "object-knn-probe/2", None, "higher",
+        "knn_clean_class_mean", "object_knn", "Object k-NN, class mean", "object-knn-probe/2", None, "higher",
         "The same share in each class, and the mean of those: rare classes count as frequent ones.",
     ),
     Metric(
-        "knn_recontextualised_class_mean", "object_knn", "Mean over classes, in other surroundings",
+        "knn_recontextualised_class_mean", "object_knn", "Class mean, in other surroundings",
         "object-knn-recontextualised/2", None, "higher", "As above, in other surroundings.",
     ),
     Metric(
-        "knn_repositioned_class_mean", "object_knn", "Mean over classes, in another place",
+        "knn_repositioned_class_mean", "object_knn", "Class mean, in another place",
         "object-knn-repositioned/2", None, "higher", "As above, in another place.",
     ),
     Metric(
-        "knn_alone_class_mean", "object_knn", "Mean over classes, alone", "object-knn-alone/1", None, "higher",
+        "knn_alone_class_mean", "object_knn", "Class mean, alone", "object-knn-alone/1", None, "higher",
         "As above, cut out.",
     ),
     Metric(
@@ -159,6 +160,9 @@ EXTRA_PROTOCOLS = {
     "context_context": "context-swap/1",
     "knn_prior": "object-knn-probe/2",
     "knn_prior_class_mean": "object-knn-probe/2",
+    "knn_lost_recontextualised": "object-knn-recontextualised/2",
+    "knn_lost_repositioned": "object-knn-repositioned/2",
+    "knn_lost_alone": "object-knn-alone/1",
     "same_chance": "same-object-recontextualised/1",
     "neighbour_accuracy": "neighbour-read-out/1",
     "neighbour_prior": "neighbour-read-out/1",

@@ -1,6 +1,8 @@
 """Pictures of a diagnosis: heat maps on the pictures themselves, drawn with Pillow.
 
-Colours run from dark blue (least) to pale yellow (most), legible without colour vision.
+Cells of maps are drawn where the reading of the network has them: by default in their share of the picture, by `known`
+those of padded convolutions further up and left. Colours run from dark blue (least) to pale yellow (most), legible
+without colour vision.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -18,7 +21,8 @@ from ..data.probe import ProbeData
 from ..models.features import StageFeatures
 from ..results import ModelResult
 
-_RAMP = ((0.0, "0d0f2b"), (0.25, "3b1f6b"), (0.5, "9b2f6f"), (0.75, "ee6a4c"), (1.0, "fdf5b2"))
+SIDE = 168  # pixels of a map laid over a picture
+RAMP = ((0.0, "0d0f2b"), (0.25, "3b1f6b"), (0.5, "9b2f6f"), (0.75, "ee6a4c"), (1.0, "fdf5b2"))
 
 
 def colorize(values: Tensor, low: float | None = None, high: float | None = None) -> Pixels:
@@ -27,10 +31,38 @@ def colorize(values: Tensor, low: float | None = None, high: float | None = None
     low = float(numbers.min()) if low is None else low
     high = float(numbers.max()) if high is None else high
     share = np.clip((numbers - low) / (high - low), 0, 1) if high > low else np.zeros_like(numbers)
-    stops = [stop for stop, _ in _RAMP]
-    colors = np.array([[int(text[k : k + 2], 16) for k in (0, 2, 4)] for _, text in _RAMP], float)
+    stops = [stop for stop, _ in RAMP]
+    colors = np.array([[int(text[k : k + 2], 16) for k in (0, 2, 4)] for _, text in RAMP], float)
     parts = [np.interp(share, stops, colors[:, channel]) for channel in range(3)]
     return np.stack(parts, -1).round().astype(np.uint8)
+
+
+def nearest_cells(places: NDArray[np.float64], count: int, shift: float) -> NDArray[np.int64]:
+    """Of places in [0, 1], the nearest of `count` cells; `shift` is that of `cell_shift`."""
+    return np.clip(np.floor(places * count + shift), 0, count - 1).astype(np.int64)
+
+
+def lay_cells(colors: Pixels, shift: tuple[float, float], side: int = SIDE) -> Pixels:
+    """(side, side, 3) over a whole picture, each pixel in the colour (h, w, 3) of the cell that lies nearest to it."""
+    places = (np.arange(side) + 0.5) / side
+    columns, rows = (
+        nearest_cells(places, count, cells) for count, cells in zip(colors.shape[1::-1], shift, strict=True)
+    )
+    return colors[rows[:, None], columns[None]]
+
+
+def cell_shift(model: ModelResult, stage: int, features: StageFeatures) -> tuple[float, float]:
+    """Cells further right and down that a stage is read, in cells of the grid that was kept of its map."""
+    offset = model.model.offset(stage, features.norms)
+    right, down = offset if isinstance(offset, tuple) else (offset, offset)
+    height, width = features.norms.shape[1:]
+    return right * features.grid[1] / width, down * features.grid[0] / height
+
+
+def similarities(cells: Tensor, mean: Tensor) -> Tensor:
+    """(L, L) cosines of the cells (L, C) of a picture with one another, seen from the mean of all pictures' cells."""
+    unit = F.normalize(cells.double() - mean.double(), dim=1, eps=torch.finfo(torch.float64).tiny)
+    return unit @ unit.T
 
 
 def draw_blank_pages(models: Sequence[ModelResult]) -> Image.Image | None:
@@ -44,7 +76,9 @@ def draw_blank_pages(models: Sequence[ModelResult]) -> Image.Image | None:
         sheet.label(row, model.name, "deviation from the page's mean, as a share of the feature's length")
         for column, (stage, features) in enumerate(zip(model.stages, model.features.blank, strict=True)):
             drift, size = page_drift(features)
-            sheet.put(row, column, colorize(drift, 0.0, max(float(drift.max()), 0.02)), f"{stage.name}: {size:.0%}")
+            colors = colorize(drift, 0.0, max(float(drift.max()), 0.02))
+            tile = lay_cells(colors, cell_shift(model, column, features))
+            sheet.put(row, column, tile, f"{stage.name}: {size:.0%}")
     return sheet.image
 
 
@@ -65,7 +99,7 @@ def draw_influence(models: Sequence[ModelResult], data: ProbeData, columns: int 
     columns = min(columns, len(shown[0].features.gradients))
     sheet = Sheet([f"picture {k + 1}" for k in range(columns)], len(shown) + 1)
     sheet.label(0, "query region")
-    pictures = [_picture(data.queries.pixels[data.swaps.images[k]]) for k in range(columns)]
+    pictures = [as_pixels(data.queries.pixels[data.swaps.images[k]]) for k in range(columns)]
     for column, picture in enumerate(pictures):
         sheet.put(0, column, picture, boxes=[(data.swaps.boxes[column], BOX)])
     for row, model in enumerate(shown, start=1):
@@ -112,7 +146,7 @@ def draw_swaps(models: Sequence[ModelResult], data: ProbeData, rows: int = 3) ->
             (swaps.moved[row], swaps.moved_boxes[row]),
         )
         for column, (pixels, box) in enumerate(tiles):
-            sheet.put(row, column, _picture(pixels), boxes=[(box, BOX)])
+            sheet.put(row, column, as_pixels(pixels), boxes=[(box, BOX)])
     return sheet.image
 
 
@@ -125,7 +159,7 @@ def draw_directions(models: Sequence[ModelResult], data: ProbeData, columns: int
     sheet = Sheet(["mean of all pictures", *(f"picture {k + 1}" for k in range(columns))], 1 + 2 * len(shown))
     sheet.label(0, "picture")
     for column in range(columns):
-        sheet.put(0, column + 1, _picture(data.queries.pixels[column]))
+        sheet.put(0, column + 1, as_pixels(data.queries.pixels[column]))
     for number, model in enumerate(shown):
         assert model.debias is not None
         features = model.features.queries[model.debias.stage]
@@ -137,8 +171,9 @@ def draw_directions(models: Sequence[ModelResult], data: ProbeData, columns: int
             sheet.label(row, model.name, note)
             # The mean map and single pictures, on one scale.
             every = false_colors(torch.cat([cells, cells.mean(0, keepdim=True)]), features.grid, fitted=len(cells))
+            shift = cell_shift(model, model.debias.stage, features)
             for column, tile in enumerate([every[-1], *every[:columns]]):
-                sheet.put(row, column, tile)
+                sheet.put(row, column, lay_cells(tile, shift))
     return sheet.image
 
 
@@ -155,5 +190,6 @@ def false_colors(cells: Tensor, grid: tuple[int, int], fitted: int | None = None
     return [part.view(*grid, 3).numpy() for part in scaled]
 
 
-def _picture(pixels: Tensor) -> Pixels:
+def as_pixels(pixels: Tensor) -> Pixels:
+    """(S, S, 3) of (3, S, S) pixels."""
     return pixels.permute(1, 2, 0).contiguous().numpy()

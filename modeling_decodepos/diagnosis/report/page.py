@@ -1,9 +1,8 @@
-"""The page of a diagnosis: every number with its controls and a sentence that says what it means."""
+"""The page of a diagnosis: verdicts first, then pictures, then numbers by stage, and everything else on a click."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,12 @@ from PIL import Image
 
 from ...page import (
     NO_NUMBER,
-    PERCENT,
-    Bar,
+    Control,
     Points,
-    bars,
     charts,
     code_block,
     details,
     facts,
-    format_number,
     line_chart,
     message,
     page,
@@ -32,29 +28,23 @@ from ..measures.evaluate import StageResult
 from ..measures.metrics import BY_KEY, EXTRA_PROTOCOLS, MEASURES, METRICS, Metric
 from ..measures.padding import PADDING_MODES
 from ..results import Debias, Diagnosis, ModelResult, describe_debias
-from ..statistics.estimates import Estimate, difference, overlap
+from ..statistics.estimates import difference
 from .figures import draw_blank_pages, draw_directions, draw_influence, draw_swaps
+from .patches import SCRIPT, show_patches
+from .verdicts import EMPTY_STAGES, Row, find_rows, write_estimate
 
-VERDICTS = {
-    "collapsed": "Collapsed: its features are all alike (or lie on one line), whatever is shown. It is not unbiased, "
-    "it is empty; the numbers below say nothing about it.",
-    "content-blind": "Content-blind: its features are the same whatever is shown, and differ between places only. "
-    "Everything they tell is position.",
+_THEMES = {
+    "Place": ("position", "retrieval", "border", "subspace"),
+    "Surroundings": ("context", "neighbour", "influence"),
+    "Objects": ("object_knn", "same_object"),
+    "Long tokens": ("norms",),
+    "A remedy": ("debias",),
 }
+"""Measures by the heading of the page that they stand under."""
 
-_SENTENCES = {
-    "position_blank": "On a blank page, a linear read-out finds a patch's place with R² {}",
-    "position_regions": "A region's feature tells its place with R² {}",
-    "context_leak": "A region's feature follows its surroundings by {}, its content by the rest",
-    "content_wins": "An object looks more like itself elsewhere than like another object in its place in {} of "
-    "comparisons",
-    "knn_clean": "Its nearest neighbours tell its class in {}",
-    "same_alone": "Cut out of its picture, an object is nearest to itself as it was in {}",
-}
-_GUESSING = (
-    "Object k-NN is no better than naming the most frequent class here, so its other versions say nothing: more "
-    "--images may help."
-)
+_FOLDED = ("position_natural", "position_noise", "subspace_size", "knn_clean", "knn_recontextualised",
+           "knn_repositioned", "knn_alone", "norm_ratio")  # fmt: skip
+"""Numbers whose charts open on a click."""
 
 # By measure: name of the file, title, caption, and what draws it.
 _FIGURES: dict[str, tuple[str, str, str, Callable[[Diagnosis], Image.Image | None]]] = {
@@ -109,14 +99,10 @@ _CURVES: dict[str, tuple[tuple[str, str, str, tuple[float, float | None], Callab
     ),
 }  # fmt: skip
 
-_GLANCE = ("position_natural", "position_blank", "position_regions", "content_wins", "context_leak",
-           "neighbour_advantage", "influence_outside", "knn_clean", "knn_recontextualised",
-           "knn_repositioned", "knn_alone", "same_recontextualised", "same_repositioned", "same_alone")  # fmt: skip
 
 _KEYS = Markup(
-    '<div class="keys"><span><i class="control"></i>same architecture, random weights</span>'
-    '<span><i class="control square"></i>image statistics</span><span>dashed: what chance gives; '
-    "whisker: 95 % interval over pictures</span></div>"
+    '<div class="keys"><span><i class="key dashed"></i>the same architecture with random weights</span>'
+    '<span><i class="key dotted"></i>colours and edges</span><span>grey: what chance gives</span></div>'
 )
 
 
@@ -146,197 +132,192 @@ def build_page(diagnosis: Diagnosis, figures: Mapping[str, Markup], layers: Sequ
     status = f"{about['data']} · {about['images']} query pictures, {about['gallery_images']} gallery pictures · "
     status += f"{about['picture_size_px']} px · seed {about['seed']}"
     status += f", {about['seeds']} repetitions" if about["seeds"] > 1 else ""
-    lead = Markup(
-        '<p class="status">{}</p>\n<p>How much of a feature is <em>what</em> is there, and how much is <em>where</em> '
-        "it is and what is <em>around</em> it. No number stands alone: each has the same architecture with random "
-        "weights, and plain colour and edge statistics, beside it.</p>\n"
-    ).format(status)
-    for model in diagnosis.models:
-        text = Markup("<strong>{}.</strong> {}").format(model.name, summarise(model))
-        lead += message(text, "plain" if model.last.verdict == "ok" else "bad")
-    sections = [("At a glance", _glance(diagnosis))]
-    for measure in (name for name in MEASURES if name in diagnosis.measures):
-        sections.append((_title(measure), _section(diagnosis, measure, figures.get(measure, Markup()), layers)))
+    lead = Markup('<p class="status">{}</p>\n').format(status) + _verdicts(diagnosis)
+    sections = [("Pictures", _pictures(diagnosis))]
+    for theme, names in _THEMES.items():
+        if chosen := [name for name in names if name in diagnosis.measures and name not in diagnosis.skipped]:
+            sections.append((theme, _theme(diagnosis, chosen, figures, layers)))
     sections += [("Every number", _every_number(diagnosis)), ("How it was measured", _provenance(diagnosis))]
     footer = Markup(
         "Written by <code>decodepos-diagnose</code>. Everything shown is in this file; report.json has the same "
         "numbers for programs."
     )
     title = f"Diagnosis: {', '.join(model.name for model in diagnosis.models)}"
-    return page(title, sections, lead=lead, footer=footer)
+    return page(title, sections, lead=lead, footer=footer, contents=True, script=SCRIPT)
 
 
-# -------------------------------------------------------------------------------------------------------------- words
+# ----------------------------------------------------------------------------------------------------------- sections
 
 
-def summarise(model: ModelResult) -> str:
-    """The last stage in a few plain sentences, each number beside that of random weights."""
-    stage = model.last
-    if stage.verdict != "ok":
-        return VERDICTS[stage.verdict]
-    found = []
-    for key, template in _SENTENCES.items():
-        value, control = _last(model.stages, key), _last(model.random, key)
-        if key == "knn_clean" and is_guessing(stage):
-            found.append(_GUESSING)
-        elif value is not None:
-            text = template.format(_write_whole(value, BY_KEY[key]))
-            if control is not None:
-                unclear = ", no clear difference" if overlap(value, control) else ""
-                text += f"; random weights: {_write_whole(control, BY_KEY[key])}{unclear}"
-            found.append(text + ".")
-    versions = {"knn_recontextualised": "in other surroundings", "knn_repositioned": "in another place",
-                "knn_alone": "alone"}  # fmt: skip
-    values = {text: (value, BY_KEY[key]) for key, text in versions.items() if (value := _last(model.stages, key))}
-    if values and not is_guessing(stage):
-        others = (f"{text} {_write_whole(*value)}" for text, value in values.items())
-        found.append(f"Of the same objects their neighbours tell the class {', '.join(others)}.")
-    return " ".join(found) or "Nothing was measured at its last stage."
+def _verdicts(diagnosis: Diagnosis) -> Markup:
+    """What was found, with a column for each model, and what is missing."""
+    models = diagnosis.models
+    stages = list(dict.fromkeys(model.last.name for model in models))
+    rows: list[list[Any]] = []
+    for row in find_rows(models):
+        note = " · ".join(part for part in (row.note, f"after {', '.join(stages)}") if part)
+        title = Markup('<strong>{}</strong><br><span class="note">{}</span>').format(row.title, note)
+        rows.append([title, *(_cell(row, model) for model in models)])
+    columns = table(["What was found", *map(_column_head, models)], rows)
+    shown = Markup('<div class="verdicts" style="--models:{}">{}</div>').format(len(models), columns)
+    notes = Markup('<p class="note">{}</p>').format(" ".join(_gaps(diagnosis)))
+    return _empty_stages(models) + _mixed_kinds(models) + shown + notes
 
 
-def is_guessing(stage: StageResult) -> bool:
-    """Whether object k-NN cannot be told from knowing nothing."""
-    clean, prior = stage.numbers.get("knn_clean"), stage.numbers.get("knn_prior")
-    if clean is None or prior is None or clean.low is None or prior.value is None:
-        return False
-    return clean.low <= prior.value
+def _column_head(model: ModelResult) -> Markup:
+    height, width = model.features.queries[-1].norms.shape[1:]
+    kind = "embeddings of regions" if _is_of_regions(model) else f"a map of {height} x {width} cells"
+    head = Markup('{}<br><span class="note">{}: {}</span>').format(model.name, model.last.name, kind)
+    if model.last.verdict != "ok":
+        head += Markup('<br><span class="verdict bad">{}</span>').format(model.last.verdict)
+    return head
 
 
-def write(value: float | None, metric: Metric) -> str:
-    """A number as people read it."""
-    if value is None or not math.isfinite(value):
-        return NO_NUMBER
-    if metric.key.startswith("position_") and metric.key != "position_share":
-        return f"{value:.2f}"
-    return f"{format_number(round(100 * value))}{PERCENT}" if metric.percent else format_number(value)
+def _cell(row: Row, model: ModelResult) -> Markup:
+    found = row.find(model)
+    verdict = Markup('<span class="verdict {}">{}</span>').format(found.tone, found.verdict)
+    if not found.verdict or model.last.verdict != "ok":  # features that say nothing are neither good nor bad
+        verdict = Markup()
+    return Markup('{}<b>{}</b><br><span class="note">{}</span>').format(verdict, found.text, found.beside)
 
 
-def _write_whole(value: Estimate | None, metric: Metric) -> str:
-    """An estimate with its interval, or why there is none."""
-    if value is None or value.value is None:
-        return (value and value.reason) or "not measured"
-    text = write(value.value, metric)
-    if ends := _interval(value):
-        # Student's t does not know where a number ends.
-        low, high = max(ends[0], min(0.0, value.value)), min(ends[1], 1.0) if metric.percent else ends[1]
-        text += f" ({write(low, metric).removesuffix(PERCENT)} to {write(high, metric)})"
-    return text
+def _is_of_regions(model: ModelResult) -> bool:
+    return model.model.region_net is not None
 
 
-def _interval(value: Estimate | None) -> tuple[float, float] | None:
-    return None if value is None or value.low is None or value.high is None else (value.low, value.high)
+def _mixed_kinds(models: Sequence[ModelResult]) -> Markup:
+    """What must be known before columns are compared."""
+    regions = [model.name for model in models if _is_of_regions(model)]
+    if len(regions) in (0, len(models)):
+        return Markup()
+    return message(
+        f"The last stage of {', '.join(regions)} gives embeddings of regions, that of the others a map. These are not "
+        "the same kind of thing: compare each with its own random weights, not with one another."
+    )
+
+
+def _empty_stages(models: Sequence[ModelResult]) -> Markup:
+    """A warning of every model whose features say nothing."""
+    return Markup().join(
+        message(f"{model.name}: {EMPTY_STAGES[model.last.verdict]}", "bad")
+        for model in models
+        if model.last.verdict != "ok"
+    )
+
+
+def _gaps(diagnosis: Diagnosis) -> list[str]:
+    """What is missing, and what else a reader must know."""
+    models, notes = diagnosis.models, []
+    skipped: dict[str, list[str]] = {}
+    for name, reason in diagnosis.skipped.items():
+        if name in diagnosis.measures:
+            skipped.setdefault(reason, []).append(_title(name))
+    notes += [f"Not measured: {', '.join(names)}, because {reason}." for reason, names in skipped.items()]
+    notes += diagnosis.settings["notes"]
+    notes += [f"{model.name}: {model.model.note}." for model in models if model.model.note]
+    if without := [model.name for model in models if model.random is None]:
+        notes.append(
+            f"No random weights beside {', '.join(without)}: how to draw them anew is not known for a function."
+        )
+    return notes
+
+
+def _pictures(diagnosis: Diagnosis) -> Markup:
+    text = (
+        "Left: how like the patch under the dot each cell of the last map is, from dark (not at all) to pale yellow "
+        "(the same); click another place. Right: the three strongest directions of the map as red, green and blue. "
+        "Bands along the border are place; what is like everything around it has its feature from there."
+    )
+    return Markup("<p>{}</p>").format(text) + show_patches(diagnosis)
 
 
 def _title(measure: str) -> str:
     return MEASURES[measure].partition(": ")[0]
 
 
-def _last(stages: Sequence[StageResult] | None, key: str) -> Estimate | None:
-    """The number of the last stage, if there is one."""
-    value = stages[-1].numbers.get(key) if stages else None
-    return None if value is None or value.value is None else value
+def _theme(diagnosis: Diagnosis, names: Sequence[str], figures: Mapping[str, Markup], layers: Sequence[str]) -> Markup:
+    """The charts of some measures, and on a click how to read them and what else there is."""
+    if names == ["debias"]:
+        return _debias(diagnosis, layers) + _more(figures.get("debias"))
+    metrics = [metric for metric in METRICS if metric.measure in names]
+    drawn, folded = (
+        [chart for metric in metrics if (metric.key in _FOLDED) == hidden for chart in _charts(diagnosis, metric)]
+        for hidden in (False, True)
+    )
+    folded += [chart for name in names for chart in _curves(diagnosis, name)]
+    parts = [_KEYS, charts(drawn)] if drawn else []
+    questions = {_title(name): MEASURES[name].partition(": ")[2] for name in names}
+    readings = facts(questions) + facts({metric.title: metric.reading for metric in metrics})
+    parts.append(details("How to read these", readings))
+    pictures = [figures[name] for name in names if name in figures]
+    if "border" in names:
+        pictures.append(_paddings(diagnosis))
+    return Markup("\n").join([*parts, _more(*([charts(folded)] if folded else []), *pictures)])
 
 
-# ----------------------------------------------------------------------------------------------------------- sections
+def _more(*parts: Markup | None) -> Markup:
+    """What opens on a click, if there is anything."""
+    shown = [part for part in parts if part]
+    return details("More charts and pictures", Markup("\n").join(shown)) if shown else Markup()
 
 
-def _glance(diagnosis: Diagnosis) -> Markup:
-    """The last stages of all models side by side, and what is missing."""
-    rows = []
-    for metric in (BY_KEY[key] for key in _GLANCE if BY_KEY[key].measure in diagnosis.measures):
-        better = {"lower": "lower is less bias", "higher": "higher is better", "neither": ""}[metric.better]
-        row = [Markup('{} <span class="note">{}</span>').format(metric.title, better)]
-        for model in diagnosis.models:
-            value, control = model.last.numbers.get(metric.key), _last(model.random, metric.key)
-            text = "not measured" if value is None else write(value.value, metric)
-            beside = f"random\N{NO-BREAK SPACE}{write(control.value, metric)}" if control else ""
-            row.append(Markup('<b>{}</b> <span class="note">{}</span>').format(text, beside))
-        rows.append(row)
-    skipped = {name: reason for name, reason in diagnosis.skipped.items() if name in diagnosis.measures}
-    notes = [f"{_title(name)} is left out: {reason}." for name, reason in skipped.items()]
-    notes += diagnosis.settings["notes"]
-    notes += [f"{model.name}: {model.model.note}." for model in diagnosis.models if model.model.note]
-    if without := [model.name for model in diagnosis.models if model.random is None]:
-        notes.append(
-            f"No random weights beside {', '.join(without)}: how to draw them anew is not known for a function."
-        )
-    shown = table(["last stage of", *(model.name for model in diagnosis.models)], rows) if rows else Markup()
-    return shown + Markup().join(map(message, notes))
+def _by_kind(models: Sequence[ModelResult]) -> list[list[ModelResult]]:
+    """Models whose last stages can stand in one chart."""
+    kinds = [[model for model in models if _is_of_regions(model) == of_regions] for of_regions in (True, False)]
+    return [kind for kind in kinds if kind]
 
 
-def _section(diagnosis: Diagnosis, measure: str, figure: Markup, layers: Sequence[str]) -> Markup:
-    question = MEASURES[measure].partition(": ")[2]
-    head = Markup("<p>{}</p>").format(question[:1].upper() + question[1:])
-    if measure in diagnosis.skipped:
-        return head + message(f"Not measured: {diagnosis.skipped[measure]}.")
-    if measure == "debias":
-        return head + _debias(diagnosis, layers) + figure
-    metrics = [metric for metric in METRICS if metric.measure == measure]
-    drawn = [chart for metric in metrics for chart in _stage_charts(diagnosis.models, metric)]
-    for title, y_label, x_label, y_range, points in _CURVES.get(measure, ()):
-        series = _series(diagnosis.models, [points(model.last) for model in diagnosis.models])
-        if series:
-            drawn.append(line_chart(series, title=title, y_label=y_label, x_label=x_label, y_range=y_range))
-    parts = [head, _KEYS, *(_bars(diagnosis, metric) for metric in metrics), figure]
-    parts += [charts(drawn)] if drawn else []
-    parts += [_paddings(diagnosis)] if measure == "border" else []
-    return Markup("\n").join(parts)
+def _named(models: Sequence[ModelResult]) -> list[tuple[str, ModelResult]]:
+    """Every model under a name of its own."""
+    names = [model.name for model in models]
+    return [
+        (model.name if names.count(model.name) == 1 else f"{model.name} ({number})", model)
+        for number, model in enumerate(models, start=1)
+    ]
 
 
-def _bars(diagnosis: Diagnosis, metric: Metric) -> Markup:
-    """One bar per model, its last stage, with both controls as marks on it."""
-    items: list[Bar] = []
-    values: list[float] = []
-    for number, model in enumerate(diagnosis.models):
-        arms = {"value": model.stages, "control": model.random, "control square": model.statistics}
-        known = {kind: found.value for kind, stages in arms.items() if (found := _last(stages, metric.key))}
-        drawn = {kind: value for kind, value in known.items() if value is not None}
-        values += drawn.values()
-        value = drawn.pop("value", None)
-        marks = [("mark", metric.chance), *drawn.items()] if metric.chance else list(drawn.items())
-        estimate = model.last.numbers.get(metric.key)
-        whisker = None if value is None else _interval(estimate)
-        items.append(Bar(model.name, value, _write_whole(estimate, metric), whisker, marks, number % 6))
-    if not values:
-        reasons = {found.reason for model in diagnosis.models if (found := model.last.numbers.get(metric.key))}
-        return message(f"{metric.title}: not measured. {'; '.join(sorted(reasons))}")
-    high = 1.0 if metric.percent and max(values) > 0.35 else max(*values, 1e-9) * 1.15
-    # Or noise around nothing fills the bar.
-    high = max(high, 0.2 if metric.percent else 0.0, (metric.chance or 0.0) * 1.15)
-    head = Markup("<p><strong>{}</strong>, last stage. {}</p>").format(metric.title, metric.reading)
-    return head + bars(items, high)
-
-
-def _series(models: Sequence[ModelResult], points: Sequence[Points]) -> dict[str, Points]:
-    """A series per model that has points, each under a name of its own; none if no line could be drawn."""
-    found: dict[str, Points] = {}
-    for number, (model, (xs, ys)) in enumerate(zip(models, points, strict=True), start=1):
-        if any(y is not None for y in ys):
-            found[model.name if model.name not in found else f"{model.name} ({number})"] = (xs, ys)
-    return found if any(len(xs) > 1 for xs, _ in found.values()) else {}
-
-
-def _stage_charts(models: Sequence[ModelResult], metric: Metric) -> list[Markup]:
-    """The number by stage: of the models, and of the same architectures with random weights, on one scale."""
+def _charts(diagnosis: Diagnosis, metric: Metric) -> list[Markup]:
+    """A number by stage, of models and their controls; a chart for each kind of last stage."""
 
     def by_stage(stages: Sequence[StageResult] | None) -> Points:
         values = [stage.numbers.get(metric.key) for stage in stages or ()]
         return range(1, len(values) + 1), [None if value is None else value.value for value in values]
 
-    arms = {
-        "by stage": _series(models, [by_stage(model.stages) for model in models]),
-        "by stage, random weights": _series(models, [by_stage(model.random) for model in models]),
-    }
-    greatest = max(
-        (y for series in arms.values() for _, ys in series.values() for y in ys if y is not None), default=0.0
-    )
-    high = 1.0 if metric.percent and greatest > 0.35 else 1.05 * max(greatest, metric.chance or 0.0) or None
-    how: dict[str, Any] = {"references": {"chance": metric.chance} if metric.chance else {}, "y_range": (0.0, high)}
-    return [
-        line_chart(series, title=metric.title, y_label=label, x_label="stage", **how)
-        for label, series in arms.items()
-        if series
-    ]
+    found = []
+    for models in map(_named, _by_kind(diagnosis.models)):
+        series = {name: by_stage(model.stages) for name, model in models}
+        controls: list[Control] = [
+            (name, label, style, by_stage(stages))
+            for name, model in models
+            for label, style, stages in (
+                ("random weights", "dashed", model.random),
+                ("colours and edges", "dotted", model.statistics),
+            )
+        ]
+        values = [y for _, ys in (*series.values(), *(points for *_, points in controls)) for y in ys if y is not None]
+        greatest = max([*values, metric.chance or 0.0])
+        high = 1.0 if metric.percent and greatest > 0.35 else 1.05 * greatest or None
+        how: dict[str, Any] = {"references": {"chance": metric.chance} if metric.chance else {}}
+        how |= {"y_range": (0.0, high), "controls": controls, "x_label": "stage"}
+        if any(y is not None for _, ys in series.values() for y in ys):
+            found.append(line_chart(series, title=metric.title, **how))
+    return found or [message(f"{metric.title}: not measured. {_reasons(diagnosis, metric)}")]
+
+
+def _reasons(diagnosis: Diagnosis, metric: Metric) -> str:
+    values = [model.last.numbers.get(metric.key) for model in diagnosis.models]
+    return "; ".join(sorted({value.reason for value in values if value is not None}))
+
+
+def _curves(diagnosis: Diagnosis, measure: str) -> list[Markup]:
+    """Other curves of the last stage."""
+    found = []
+    for title, y_label, x_label, y_range, points in _CURVES.get(measure, ()):
+        for models in map(_named, _by_kind(diagnosis.models)):
+            series = {name: points(model.last) for name, model in models}
+            if any(len(xs) > 1 and any(y is not None for y in ys) for xs, ys in series.values()):
+                found.append(line_chart(series, title=title, y_label=y_label, x_label=x_label, y_range=y_range))
+    return found
 
 
 def _paddings(diagnosis: Diagnosis) -> Markup:
@@ -347,7 +328,7 @@ def _paddings(diagnosis: Diagnosis) -> Markup:
             parts.append(message(f"{model.name}: no padded convolutions, so there is no padding to exchange."))
             continue
         rows = [
-            (mode, *(_write_whole(found.get(mode, {}).get(key), BY_KEY[key]) for key in keys))
+            (mode, *(write_estimate(found.get(mode, {}).get(key), BY_KEY[key]) for key in keys))
             for mode in PADDING_MODES
         ]
         text = Markup("<p><strong>{}</strong> with other paddings, the weights unchanged.</p>").format(model.name)
@@ -374,12 +355,16 @@ def _debias(diagnosis: Diagnosis, layers: Sequence[str]) -> Markup:
     for number, model in enumerate(diagnosis.models):
         debias, file = model.debias, f"debias_{number}.safetensors"
         if debias is None:
-            parts.append(message(f"{model.name}: no layer can be fitted. {VERDICTS.get(model.last.verdict, '')}"))
+            parts.append(message(f"{model.name}: no layer can be fitted. {EMPTY_STAGES.get(model.last.verdict, '')}"))
             continue
         stage = model.stages[debias.stage].name
         head = f"{describe_debias(debias)}, after {stage}; fitted on {debias.objects} objects"
-        parts.append(Markup("<p><strong>{}</strong>: {}.</p>").format(model.name, head))
-        parts.append(table(["", "before", "after", "gain", "", *debias.controls], _changes(debias)))
+        changes = _changes(debias)
+        judged = {word: [row[0] for row in changes if row[4] == word] for word in ("gain", "cost")}
+        said = " ".join(f"{word.capitalize()}: {', '.join(names) or 'none'}." for word, names in judged.items())
+        parts.append(Markup("<p><strong>{}</strong>: {}. {}</p>").format(model.name, head, said))
+        shown = table(["", "before", "after", "gain", "", *debias.controls], changes)
+        parts.append(details("Every number before and after, and behind the controls", shown))
         if file in layers:
             code = (
                 "from modeling_decodepos.diagnosis import load_debias\n"
@@ -390,23 +375,25 @@ def _debias(diagnosis: Diagnosis, layers: Sequence[str]) -> Markup:
     return Markup("\n").join(parts)
 
 
-def _changes(debias: Debias) -> list[tuple[str | Markup, ...]]:
-    rows: list[tuple[str | Markup, ...]] = []
+def _changes(debias: Debias) -> list[tuple[str, ...]]:
+    """Numbers before and after, each with the word gain, cost or no clear change."""
+    rows: list[tuple[str, ...]] = []
     for key, (before, after) in debias.changes.items():
-        gain = difference(before, after)
+        gain = difference(after, before)
         if gain.value is None:
             continue
         metric = BY_KEY[key]
         # Less position is what this is for, on pictures too.
         better = (gain.value < 0) == (metric.better in ("lower", "neither"))
-        judgement: str | Markup = Markup("<strong>{}</strong>").format("gain" if better else "cost")
+        judgement = "gain" if better else "cost"
         if gain.low is None or gain.high is None:
             judgement = ""
         elif gain.low <= 0 <= gain.high:
             judgement = "no clear change"
-        others = [_write_whole(values[key], metric) for values in debias.controls.values()]
-        shown = (_write_whole(value, metric) for value in (before, after, gain))
-        rows.append((metric.title, *shown, judgement, *others))
+        others = [write_estimate(values[key], metric) for values in debias.controls.values()]
+        rows.append(
+            (metric.title, *(write_estimate(value, metric) for value in (before, after, gain)), judgement, *others)
+        )
     return rows
 
 
@@ -420,7 +407,7 @@ def _every_number(diagnosis: Diagnosis) -> Markup:
                 arms = (stage, *(stages[number] if stages else None for stages in (model.random, model.statistics)))
                 values = [arm.numbers.get(metric.key) if arm else None for arm in arms]
                 if any(values):
-                    cells = [_write_whole(value, metric) if value else NO_NUMBER for value in values]
+                    cells = [write_estimate(value, metric) if value else NO_NUMBER for value in values]
                     rows.append([metric.title, stage.name, *cells])
         shown = table(["", "stage", "model", "random weights", "image statistics"], rows)
         parts.append(details(f"{model.name}: all stages and both controls", shown))
@@ -430,6 +417,7 @@ def _every_number(diagnosis: Diagnosis) -> Markup:
 def _provenance(diagnosis: Diagnosis) -> Markup:
     """Settings, time and protocols."""
     known: dict[str, Any] = {k.replace("_", " "): v for k, v in diagnosis.settings.items() if k != "notes"}
+    known["reading"] = ", ".join(diagnosis.settings["reading"])
     known |= {f"seconds for {model.name}": f"{model.seconds:.0f}" for model in diagnosis.models}
     protocols = {metric.title: metric.protocol for metric in METRICS if metric.measure in diagnosis.measures}
     protocols |= {key.replace("_", " "): protocol for key, protocol in EXTRA_PROTOCOLS.items()}
@@ -437,4 +425,4 @@ def _provenance(diagnosis: Diagnosis) -> Markup:
         "<p>Intervals come from a bootstrap over pictures{}; for random weights they are where one more such network "
         "is expected. Heat maps are PNG files beside this page; curves are part of the page itself.</p>"
     ).format(" and repetitions" if diagnosis.settings["seeds"] > 1 else "")
-    return text + facts(known) + details("Protocols", facts(protocols))
+    return text + details("Settings", facts(known)) + details("Protocols", facts(protocols))

@@ -111,6 +111,20 @@ def test_the_interval_of_one_more_seed_holds_it(over_images):
     assert np.mean(held) >= 0.94 and np.mean(alike) >= 0.94  # the interval of the mean holds 84 % at the least
 
 
+def test_a_difference_on_the_same_images_is_told_where_two_intervals_overlap():
+    rng = np.random.default_rng(0)
+    hard = rng.random(120)
+    one, other = (estimate_mean(hard > bar, seed=3) for bar in (0.5, 0.6))
+    assert overlap(one, other)
+    lost = difference(one, other)
+    assert lost.value == pytest.approx(one.value - other.value) and 0 < lost.low < lost.value < lost.high
+    assert difference(other, one).high == pytest.approx(-lost.low)
+    apart = difference(one, estimate_mean(rng.permutation(hard) > 0.6, seed=3))
+    assert apart.high - apart.low > 1.5 * (lost.high - lost.low)  # nothing is shared, so nothing cancels
+    assert difference(one, nothing("unknown")).reason == "unknown"
+    assert difference(one, Estimate(0.2)).low is None
+
+
 def test_numbers_without_an_interval_differ_from_none():
     assert not overlap(Estimate(0.5), Estimate(0.5, 0.0, 1.0))
     assert overlap(Estimate(0.5, 0.4, 0.6), Estimate(0.7, 0.6, 0.8))
@@ -120,7 +134,7 @@ def test_numbers_without_an_interval_differ_from_none():
 def test_a_difference_of_the_same_pictures_is_surer_than_two_intervals():
     first = np.random.default_rng(0).random(50)
     before, after = estimate_mean(first, seed=1), estimate_mean(first + 0.01, seed=1)
-    gain = difference(before, after)
+    gain = difference(after, before)
     assert gain.value == pytest.approx(0.01)
     assert gain.low == pytest.approx(0.01) and gain.high == pytest.approx(0.01)
     assert before.high - before.low > 0.1
@@ -128,6 +142,6 @@ def test_a_difference_of_the_same_pictures_is_surer_than_two_intervals():
 
 def test_a_difference_without_draws_has_no_interval_and_without_value_a_reason():
     known = Estimate(0.5, count=3)
-    assert difference(known, Estimate(0.7, count=3)).value == pytest.approx(0.2)
-    assert difference(known, Estimate(0.7, count=3)).low is None
-    assert difference(known, nothing("no classes")).reason == "no classes"
+    assert difference(Estimate(0.7, count=3), known).value == pytest.approx(0.2)
+    assert difference(Estimate(0.7, count=3), known).low is None
+    assert difference(nothing("no classes"), known).reason == "no classes"
