@@ -98,7 +98,7 @@ def table_rows(networks: Path) -> list[Row]:
     }
     there = [Row(name, spec) for name, spec in specs.items() if (networks / name).is_dir()]
     there.append(Row("decodepos-scenes-tiny", str(TINY), stage="regions"))
-    twins = [dataclasses.replace(row, arm="random") for row in there]
+    twins = [dataclasses.replace(row, arm="random", seeds=1) for row in there]
     return [*there, *twins, *(Row(name, spec, "random", seeds=1) for name, spec in OTHERS.items())]
 
 
