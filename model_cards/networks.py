@@ -13,7 +13,6 @@ from typing import Any
 from markupsafe import Markup
 
 from model_cards.tables import cell, markdown_table
-from modeling_decodepos.page import format_number
 
 PAGE = Path("docs") / "networks.md"
 FIGURE = Path("docs") / "figures" / "networks.svg"
@@ -123,14 +122,15 @@ def with_tables(page: str, rows: Sequence[dict[str, Any]]) -> str:
 
 # -------------------------------------------------------------------------------------------------------------- figure
 
-_SIDE, _LEFT, _TOP, _GAP = 300, 64, 34, 110
+_SIDE, _NAMES, _TOP, _GAP = 300, 190, 34, 110
 _TEXT = Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}">{}</text>')
 _LINE = Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>')
 _DOT = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4.5" class="{}"><title>{}</title></circle>')
 _STYLE = Markup(
     "<style>text{{font:12px sans-serif;fill:#222}}.name{{font-size:10.5px}}.title{{font-weight:bold;font-size:13px}}"
     ".axis{{stroke:#222}}.grid{{stroke:#ddd}}.equal{{stroke:#999;stroke-dasharray:4 3}}.trained{{fill:#2a6fdb}}"
-    ".random{{fill:#fff;stroke:#c2571a;stroke-width:1.8}}</style>"
+    ".random{{fill:#fff;stroke:#c2571a;stroke-width:1.8}}.as_is{{fill:#222}}.moved{{fill:#2a6fdb}}"
+    ".other_surroundings{{fill:#d2362d}}.alone{{fill:#fff;stroke:#222;stroke-width:1.8}}</style>"
 ).format()
 
 
@@ -140,7 +140,7 @@ _FILE = Markup(
 )
 
 Range = tuple[float, float]
-_LOSSES, _CELLS = (0.0, 0.8), (-0.6, 0.6)
+_SHARES, _CELLS = (0.0, 0.32), (-0.6, 0.6)
 
 
 class Panel:
@@ -154,8 +154,8 @@ class Panel:
             number = both[0] + step * (both[1] - both[0]) / 4
             x, y = self.x(number), self.y(number)
             self.parts += [_LINE.format(x, _TOP, x, bottom, "grid"), _LINE.format(left, y, left + _SIDE, y, "grid")]
-            self.parts.append(_TEXT.format(x, bottom + 18, "middle", "", format_number(round(number, 3))))
-            self.parts.append(_TEXT.format(left - 8, y + 4, "end", "", format_number(round(number, 3))))
+            self.parts.append(_TEXT.format(x, bottom + 18, "middle", "", f"{round(number, 3):g}"))
+            self.parts.append(_TEXT.format(left - 8, y + 4, "end", "", f"{round(number, 3):g}"))
         self.parts += [
             _LINE.format(left, bottom, left + _SIDE, bottom, "axis"),
             _LINE.format(left, _TOP, left, bottom, "axis"),
@@ -179,45 +179,59 @@ class Panel:
         """A dashed line."""
         self.parts.append(_LINE.format(self.x(start[0]), self.y(start[1]), self.x(end[0]), self.y(end[1]), "equal"))
 
-    def dot(self, x: float, y: float, kind: str, name: str, label: str = "") -> None:
-        """A dot with its name beside it, if there is room for one."""
+    def dot(self, x: float, y: float, kind: str, name: str) -> None:
+        """A dot that tells its name."""
         self.parts.append(_DOT.format(self.x(x), self.y(y), kind, name))
-        if label:
-            self.parts.append(_TEXT.format(self.x(x) + 7, self.y(y) - 5, "start", "name", label))
 
 
-def lost(numbers: Numbers, network: str, weights: str, reading: str = "aligned") -> float | None:
-    """Share of class-mean k-NN that goes when the surroundings change."""
-    own, other = (value(numbers, network, weights, reading, f"class mean, {name}") for name in SITUATIONS[:2])
-    return None if not own or other is None else 1 - other / own
+def _situations(numbers: Numbers) -> list[Markup]:
+    """A line per trained network, with a dot for each situation its objects were seen in."""
+    found = names(numbers, "trained")
+    parts = [_TEXT.format(_NAMES, _TOP - 14, "start", "title", "What k-NN of objects is left, class mean")]
+    low, high = _SHARES
+
+    def x(number: float) -> float:
+        return _NAMES + (number - low) / (high - low) * _SIDE
+
+    for step in range(5):
+        number = low + step * (high - low) / 4
+        parts.append(_LINE.format(x(number), _TOP, x(number), _TOP + _SIDE, "grid"))
+        parts.append(_TEXT.format(x(number), _TOP + _SIDE + 18, "middle", "", f"{round(number, 3):g}"))
+    parts.append(_LINE.format(_NAMES, _TOP + _SIDE, _NAMES + _SIDE, _TOP + _SIDE, "axis"))
+    for place, network in enumerate(found):
+        y = _TOP + _SIDE * (place + 0.5) / len(found)
+        parts.append(_TEXT.format(_NAMES - 10, y + 4, "end", "", network))
+        for situation in SITUATIONS:
+            share = value(numbers, network, "trained", "aligned", f"class mean, {situation}")
+            if share is not None:
+                kind = situation.replace(" ", "_")
+                parts.append(_DOT.format(x(share), y, kind, f"{network}, {situation}: {share:.3f}"))
+    return [*parts, *_key(_NAMES, SITUATIONS)]
+
+
+def _key(left: float, kinds: Sequence[str]) -> list[Markup]:
+    """A dot of each kind with its name, side by side."""
+    parts, y = [], _TOP + _SIDE + 66
+    for kind in kinds:
+        parts.append(_DOT.format(left + 4, y - 4, kind.replace(" ", "_"), kind))
+        parts.append(_TEXT.format(left + 14, y, "start", "", kind))
+        left += 34 + 7 * len(kind)
+    return parts
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> str:
-    """The figure: leak against what is lost, and where cells lie against where they look."""
+    """The figure: what is left of k-NN in each situation, and where cells lie against where they look."""
     numbers = index_rows(rows)
-    first = Panel(
-        _LEFT, "What leaks, and what is lost", "context leak", "share of k-NN lost to other surroundings", _LOSSES
-    )
-    for weights in ("trained",):
-        for network in names(numbers, weights):
-            leak, share = value(numbers, network, weights, "aligned", "leak"), lost(numbers, network, weights)
-            if leak is not None and share is not None:
-                first.dot(leak, share, weights, network, network.replace("efficientnet-", "").split("-half")[0])
-    right = _LEFT + _SIDE + _GAP
-    second = Panel(
+    right = _NAMES + _SIDE + _GAP
+    cells = Panel(
         right, "Where cells lie, and where they look", "by the operations, in cells", "by gradients, in cells", _CELLS
     )
-    second.line((_CELLS[0], _CELLS[0]), (_CELLS[1], _CELLS[1]))
+    cells.line((_CELLS[0], _CELLS[0]), (_CELLS[1], _CELLS[1]))
     for weights in ("random", "trained"):
         for network in names(numbers, weights):
             for axis in "xy":
                 known, found = (value(numbers, network, weights, r, f"offset {axis}") for r in ("known", "measured"))
                 if known is not None and found is not None:
-                    second.dot(known, found, weights, f"{network}, {weights}, {axis}")
-    width, height = right + _SIDE + 40, _TOP + _SIDE + 78
-    key = []
-    for number, kind in enumerate(("trained", "random")):
-        left = _LEFT + 90 * number
-        key += [_DOT.format(left, height - 14, kind, kind), _TEXT.format(left + 10, height - 10, "start", "", kind)]
-    body = Markup("\n").join([*first.parts, *second.parts, *key])
-    return str(_FILE.format(width, height, _STYLE, body))
+                    cells.dot(known, found, weights, f"{network}, {weights}, {axis}")
+    body = Markup("\n").join([*_situations(numbers), *cells.parts, *_key(right, ("trained", "random"))])
+    return str(_FILE.format(right + _SIDE + 40, _TOP + _SIDE + 84, _STYLE, body))
