@@ -25,7 +25,9 @@ from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetB
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_decodepos import NO_FEATURE_MAPS, DecodePosConfig
+from .configuration_decodepos import DecodePosConfig
+from .feature_maps import last_map, map_channels, patch_size
+from .imagenet import pixel_statistics
 from .losses import OBJECTIVES, Objective, pair_loss
 from .region_pooling import Offset, average_in_bins, cell_offset, pool_regions
 from .regions import Regions, View, check_regions
@@ -124,9 +126,16 @@ class DecodePosPreTrainedModel(PreTrainedModel):
     def from_backbone(cls, backbone: str | Path | PreTrainedModel, **config_kwargs: Any) -> Self:
         """This class around the weights of any backbone, with fresh heads and further fields of `DecodePosConfig`.
 
-        The backbone is a Hub id, a local folder, or an already loaded model with a backbone class.
+        The backbone is a Hub id, a local folder, or an already loaded model: one with a backbone class, or of
+        `AutoModel`'s class. The mean and deviation of its pixels are those that the preprocessor file beside it names,
+        else ImageNet's.
         """
-        loaded = backbone if isinstance(backbone, PreTrainedModel) else _load_backbone(backbone)
+        if isinstance(backbone, PreTrainedModel):
+            loaded = backbone
+        else:
+            loaded = _load_backbone(backbone)
+            mean, std = pixel_statistics(str(backbone))
+            config_kwargs = {"image_mean": mean, "image_std": std} | config_kwargs
         backbone_config = copy.deepcopy(loaded.config)
         backbone_config.name_or_path = ""  # where it lay on this machine is nobody's business
         model = cls(DecodePosConfig(backbone_config=backbone_config, **config_kwargs))
@@ -185,7 +194,7 @@ class DecodePosModel(DecodePosPreTrainedModel):
         """(B, C, H, W) map that regions are pooled from."""
         self._check_pixels(pixel_values)
         if not self.config.splits_backbone:
-            return self.backbone(pixel_values).feature_maps[-1]
+            return _feature_maps(self.backbone, pixel_values)[-1]
         hidden = self.backbone.embedder(pixel_values)
         for stage in self.backbone.encoder.stages[:-1]:
             hidden = stage(hidden)
@@ -263,12 +272,14 @@ class DecodePosBackbone(BackboneMixin, DecodePosPreTrainedModel):
     def __init__(self, config: DecodePosConfig):
         super().__init__(config)
         self.backbone = _build_backbone(config.backbone_config, config.out_features)
-        self.num_features = list(self.backbone.num_features)
+        self.num_features = list(getattr(self.backbone, "num_features", [config.hidden_size]))
         self.post_init()
 
     @can_return_tuple
     def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs: Any) -> BackboneOutput:
         """Feature maps of the stages in `config.out_features`."""
+        if not isinstance(self.backbone, BackboneMixin):
+            return BackboneOutput(feature_maps=_feature_maps(self.backbone, pixel_values))
         output = self.backbone(pixel_values, output_hidden_states=bool(output_hidden_states))
         return BackboneOutput(feature_maps=output.feature_maps, hidden_states=output.hidden_states)
 
@@ -408,26 +419,46 @@ def unflatten(rows: Tensor, valid: Tensor) -> Tensor:
 
 def _build_backbone(config: Any, out_features: list[str]) -> Any:
     config = copy.deepcopy(config)
-    config.out_features = list(out_features)
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
-        raise ValueError(NO_FEATURE_MAPS.format(config.model_type))
+        return AutoModel.from_config(config)
+    config.out_features = list(out_features)
     return AutoBackbone.from_config(config)
 
 
+def _feature_maps(backbone: Any, pixel_values: Tensor) -> tuple[Tensor, ...]:
+    """The (B, C, H, W) maps of a backbone class, or the one map of any other network."""
+    if isinstance(backbone, BackboneMixin):
+        return tuple(backbone(pixel_values).feature_maps)
+    return (last_map(backbone, pixel_values),)
+
+
 def _load_backbone(name_or_path: str | Path) -> Any:
-    """The backbone of a checkpoint through its concrete class; `AutoBackbone` cannot read a local folder."""
+    """The backbone of a checkpoint through its concrete class; `AutoBackbone` cannot read a local folder.
+
+    Of a network without one, the plain model.
+    """
     config: Any = AutoConfig.from_pretrained(name_or_path)
     if isinstance(config, DecodePosConfig):
         return DecodePosModel.from_pretrained(name_or_path).backbone
-    if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
-        raise ValueError(f"{name_or_path}: " + NO_FEATURE_MAPS.format(config.model_type))
-    config.out_features = list(config.stage_names)  # with the norms of every map
-    backbone_class: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    backbone_class: Any = AutoModel
+    if type(config) in MODEL_FOR_BACKBONE_MAPPING:
+        backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+        config.out_features = list(config.stage_names)  # with the norms of every map
+    else:
+        _check_gives_map(name_or_path, config)
     model, report = backbone_class.from_pretrained(name_or_path, config=config, output_loading_info=True)
-    missing = sorted(key for key in report["missing_keys"] if not is_map_norm(key))
+    # A pooler beside the map gives no map: many checkpoints have none.
+    missing = sorted(key for key in report["missing_keys"] if not is_map_norm(key) and "pooler" not in key)
     if missing:
         raise ValueError(f"{name_or_path} lacks {len(missing)} weights of its backbone, first {missing[0]}.")
     return model
+
+
+def _check_gives_map(name_or_path: str | Path, config: Any) -> None:
+    try:
+        map_channels(config)
+    except ValueError as error:
+        raise ValueError(f"{name_or_path}: {error}") from error
 
 
 def is_map_norm(key: str) -> bool:
@@ -435,26 +466,21 @@ def is_map_norm(key: str) -> bool:
     return key.startswith("hidden_states_norms.")
 
 
-def _patch_size(config: Any) -> int:
-    patch = getattr(config, "patch_size", 1)
-    return patch if isinstance(patch, int) else max(patch)
-
-
 def _smallest_side(config: Any) -> int:
     """Smallest image side the backbone can turn into at least one map cell."""
-    return _side_unit(config) if "convnext" in config.model_type else _patch_size(config)
+    return _side_unit(config) if "convnext" in config.model_type else patch_size(config)
 
 
 def _side_unit(config: Any) -> int:
     """Pixels that image sides must be a multiple of, for the last map to cover the image.
 
-    1 for a ResNet, whose padded map is taken to cover it (as in SoCo).
+    1 for a ResNet or a MobileNet, whose padded map is taken to cover it (as in SoCo).
     """
     if "convnext" in config.model_type:  # a stem of 4, then halved without padding between stages
         return 4 * 2 ** (len(config.depths) - 1)
     if "swin" in config.model_type:  # halved between stages, padded to whole windows
-        return _patch_size(config) * 2 ** (len(config.depths) - 1)
-    return _patch_size(config)
+        return patch_size(config) * 2 ** (len(config.depths) - 1)
+    return patch_size(config)
 
 
 if __package__ == "modeling_decodepos":  # not where transformers loads a copy of this file from a Hub
