@@ -1,4 +1,4 @@
-"""What networks are normalised with, ImageNet's colours or their own, and what stands where a picture has nothing to show."""
+"""Colours that networks are normalised with, ImageNet's or their own, and what stands where there is no picture."""
 
 import json
 from collections.abc import Sequence

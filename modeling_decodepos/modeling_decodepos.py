@@ -54,8 +54,10 @@ class DecodePosForPreTrainingOutput(ModelOutput):
     loss: Tensor | None = None  # weighted sum of the terms
     terms: dict[str, Tensor] | None = None  # each loss term by name: detached, unweighted
     features: dict[str, Tensor] | None = None  # (B, R, C) of the student's regions, before its heads
-    predictions: dict[str, Tensor] | None = None  # (B, R, D) of the student
-    targets: dict[str, Tensor] | None = None  # (B, R, D) projections of the teacher
+    teacher_features: dict[str, Tensor] | None = None  # (B, R, C) of the teacher's
+    # (B, R, D) of the student, and projections of the teacher; features where no term needs heads
+    predictions: dict[str, Tensor] | None = None
+    targets: dict[str, Tensor] | None = None
 
 
 @torch.no_grad()
@@ -71,6 +73,10 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     if not 0.0 <= momentum <= 1.0:
         raise ValueError(f"the teacher's momentum is {momentum}; expected a number in [0, 1], such as 0.99.")
     torch._foreach_lerp_(list(targets.values()), [sources[name] for name in targets], 1.0 - momentum)
+
+
+FEATURE_MEAN_MOMENTUM = 0.99
+"""Of the running mean of the teacher's features; the first updates count alike, so that none of them stays in it."""
 
 
 class RegionBatchNorm(nn.BatchNorm1d):
@@ -295,9 +301,14 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
         self.teacher: Any = nn.ModuleDict(
             {"decodepos": DecodePosModel(config), "projector": self._build_head(config.hidden_size)}
         )
+        if config.centre_features:
+            self.register_buffer("feature_mean", torch.zeros(config.hidden_size))
+            self.register_buffer("feature_mean_updates", torch.zeros((), dtype=torch.int64))
         self.post_init()
 
-    def _build_head(self, in_size: int) -> ProjectionHead:
+    def _build_head(self, in_size: int) -> nn.Module:
+        if not self.config.use_heads:
+            return nn.Identity()
         return ProjectionHead(in_size, self.config.projector_hidden_size, self.config.projection_size)
 
     @property
@@ -320,8 +331,26 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
         self.teacher.requires_grad_(False)
 
     def update_teacher(self, momentum: float) -> None:
-        """One step of the teacher towards the student. Call it once per step, before the forward pass (as in SoCo)."""
-        ema_update(self.teacher, self.student, momentum)
+        """One step of the teacher towards the student. Call it once per step, before the forward pass (as in SoCo).
+
+        With a momentum of 1 the teacher is frozen.
+        """
+        if momentum != 1:
+            ema_update(self.teacher, self.student, momentum)
+
+    @torch.no_grad()
+    def update_feature_mean(self, sums: Tensor) -> None:
+        """One step of the running mean of the teacher's features towards their mean in one update.
+
+        Call it once per step, after the forward passes, so that how a batch is split changes nothing.
+
+        Args:
+            sums: (C + 1,) sum of the features over all processes and micro-batches, and their number.
+        """
+        if sums[-1] > 0:
+            self.feature_mean_updates += 1
+            share = max(1 - FEATURE_MEAN_MOMENTUM, 1 / int(self.feature_mean_updates))
+            self.feature_mean.lerp_(sums[:-1] / sums[-1], share)
 
     @can_return_tuple
     def forward(
@@ -337,37 +366,63 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
         pair; see `region_similarity_loss`.
         """
         objective = objective or OBJECTIVES["both"]
+        self._check_objective(objective)
         missing = [name for name in objective.views if name not in views]
         if missing:
             raise ValueError(f"the objective needs the views {objective.views}; missing: {', '.join(missing)}.")
         batch = max(view.valid_regions.shape[0] for view in views.values())
         full_size = max(views[name].pixel_values.shape[-1] for name in objective.views)
-        features, predictions, targets = {}, {}, {}
+        of_heads = objective.of_heads()
+        heads, projector = (self.projector, self.predictor), (self.teacher["projector"],)
+        features, predictions, teacher_features, targets = {}, {}, {}, {}
         for name in objective.student_views:
-            features[name], predictions[name] = self._embed(
-                self.decodepos, views[name], batch, full_size, self.projector, self.predictor
-            )
+            own = heads if name in of_heads.student_views else ()
+            features[name], predictions[name] = self._embed(self.decodepos, views[name], batch, full_size, *own)
         with torch.no_grad():
             for name in objective.teacher_views:
-                teacher, projector = self.teacher["decodepos"], self.teacher["projector"]
-                _, targets[name] = self._embed(teacher, views[name], batch, full_size, projector)
+                own = projector if name in of_heads.teacher_views else ()
+                teacher_features[name], targets[name] = self._embed(
+                    self.teacher["decodepos"], views[name], batch, full_size, *own
+                )
         valid = {name: _spread(views[name].valid_regions, views[name].rows, batch) for name in objective.views}
-        loss, terms = pair_loss(predictions, targets, valid, objective, num_pairs)
+        centred = self._centre(features), self._centre(teacher_features)
+        loss, terms = pair_loss(predictions, targets, valid, objective, num_pairs, centred)
         return DecodePosForPreTrainingOutput(
-            loss=loss, terms=terms, features=features, predictions=predictions, targets=targets
+            loss=loss,
+            terms=terms,
+            features=features,
+            teacher_features=teacher_features,
+            predictions=predictions,
+            targets=targets,
         )
+
+    def _check_objective(self, objective: Objective) -> None:
+        needed = {"use_heads": objective.of_heads(), "centre_features": objective.of_features()}
+        for flag, part in needed.items():
+            if part.terms and not getattr(self.config, flag):
+                raise ValueError(f"loss term {part.terms[0].name!r} needs a model that was built with {flag}=True.")
+
+    def _centre(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Features less the running mean of the teacher's: what all regions share says nothing of any one."""
+        if not self.config.centre_features:
+            return {}
+        return {name: rows.float() - self.feature_mean for name, rows in features.items()}
 
     def _embed(
         self, model: DecodePosModel, view: View, batch: int, full_size: int, *heads: nn.Module
     ) -> tuple[Tensor, Tensor]:
         """(B, R, C) features of one view's regions and (B, R, D) what the heads make of them; zero where not valid."""
-        # A view drawn at half size is pooled to half as many bins (SoCo: 14 at 224 pixels, 7 at 112).
-        bins = max(1, round(self.config.region_bins * view.pixel_values.shape[-1] / full_size))
         regions = check_regions(view.boxes, len(view.pixel_values), view.valid_regions, view.pixel_values.device)
         if not regions.valid.any():
             return self._embed_nothing(model, view, batch, *heads)
         model.check_map_covers(view.pixel_values)
-        features = model.embed_regions(model.feature_map(view.pixel_values), regions, bins)
+        if view.is_alone:
+            pictures = view.pixel_values[regions.valid].contiguous(memory_format=torch.channels_last)
+            features = model(pictures).pooler_output
+        else:
+            # A view drawn at half size is pooled to half as many bins (SoCo: 14 at 224 pixels, 7 at 112).
+            bins = max(1, round(self.config.region_bins * view.pixel_values.shape[-1] / full_size))
+            features = model.embed_regions(model.feature_map(view.pixel_values), regions, bins)
         rows = features
         for head in heads:
             rows = head(rows)
@@ -390,13 +445,15 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
         with torch.autocast(view.boxes.device.type, enabled=False):
             rows = view.boxes.new_zeros((0, self.config.hidden_size))
             if _is_synchronised(model):
-                rows = model.apply_region_stage(model.feature_map(view.pixel_values[:0].float())).mean((2, 3))
+                nothing = view.pixel_values.flatten(0, -4)[:0].float()
+                rows = model.apply_region_stage(model.feature_map(nothing)).mean((2, 3))
             for head in heads:
                 rows = head(rows) if _is_synchronised(head) else rows
             touched = touched + rows.sum() * 0
         shape = (batch, view.boxes.shape[1])
         zeros = view.boxes.new_zeros((*shape, self.config.hidden_size))
-        return zeros, touched * view.boxes.new_zeros((*shape, self.config.projection_size))
+        width = self.config.projection_size if heads else self.config.hidden_size
+        return zeros + touched, touched * view.boxes.new_zeros((*shape, width))
 
 
 def _is_synchronised(part: nn.Module) -> bool:

@@ -38,7 +38,7 @@ def draw_views(
     sheet = Sheet([""] * 4, 2, tile=224, gap=16, left=16, top=12, below=46)
     panels = {"image": (image, [(box, "#9a9a9a") for box in boxes]), "donor": (donor, [])}
     full = max(view.size_px for view in views.values())
-    for name, view in views.items():
+    for name, view in ((name, view) for name, view in views.items() if name in _PANELS):
         # A small view is drawn as small as it is, in the lower left.
         pixels = np.full((full, full, 3), 255, np.uint8)
         pixels[full - view.size_px :, : view.size_px] = apply_view(view, image, donor).permute(1, 2, 0).numpy()

@@ -31,7 +31,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from ...backbones import BACKBONES
 from ...configuration_decodepos import DecodePosConfig
-from ...feature_maps import as_map, last_map, patch_size, resizing
+from ...feature_maps import patch_size
 from ...imagenet import IMAGE_MEAN, IMAGE_STD, pixel_statistics
 from ...modeling_decodepos import DecodePosModel, is_map_norm
 from ...scenes import render_scene, sample_scene

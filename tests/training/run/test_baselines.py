@@ -257,10 +257,10 @@ def test_a_step_descends_the_loss_of_the_literature(
 def step_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare = pretrain.prepare_views
 
-    def prepare_in_double(batch: RegionBatch, device: torch.device) -> dict[str, View]:
+    def prepare_in_double(batch: RegionBatch, *settings: Any) -> dict[str, View]:
         return {
             name: dataclasses.replace(view, pixel_values=view.pixel_values.double(), boxes=view.boxes.double())
-            for name, view in prepare(batch, device).items()
+            for name, view in prepare(batch, *settings).items()
         }
 
     monkeypatch.setattr(pretrain, "prepare_views", prepare_in_double)
