@@ -5,6 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from .imagenet import IMAGE_MEAN, IMAGE_STD
 
@@ -65,10 +66,10 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         self.backbone_config = _build_backbone_config(self.backbone_config)
         kwargs.pop("stage_names", None)  # always the backbone's, whatever a saved file says
-        stages = getattr(self.backbone_config, "stage_names", None)
-        if not stages and self.map_channels is None:
+        has_stages = type(self.backbone_config) in MODEL_FOR_BACKBONE_MAPPING
+        if not has_stages and self.map_channels is None:
             self.map_channels = _map_channels(self.backbone_config)
-        self.stage_names = list(stages or ("last",))
+        self.stage_names = list(self.backbone_config.stage_names) if has_stages else ["last"]
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )

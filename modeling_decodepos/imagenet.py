@@ -31,5 +31,5 @@ def pixel_statistics(source: str) -> tuple[tuple[float, ...], tuple[float, ...]]
         settings = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
         mean, std = settings.get("image_mean"), settings.get("image_std")
         if mean and std:
-            return tuple(mean), tuple(std)
+            return tuple(map(float, mean)), tuple(map(float, std))
     return IMAGE_MEAN, IMAGE_STD

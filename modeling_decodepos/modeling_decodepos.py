@@ -200,7 +200,9 @@ class DecodePosModel(DecodePosPreTrainedModel):
         """(B, C, H, W) map that regions are pooled from."""
         self._check_pixels(pixel_values)
         if not self.config.splits_backbone:
-            return _feature_maps(self.backbone, pixel_values)[-1]
+            if self.config.map_channels is not None:
+                return last_map(self.backbone, pixel_values)
+            return self.backbone(pixel_values).feature_maps[-1]
         hidden = self.backbone.embedder(pixel_values)
         for stage in self.backbone.encoder.stages[:-1]:
             hidden = stage(hidden)
@@ -284,14 +286,17 @@ class DecodePosBackbone(BackboneMixin, DecodePosPreTrainedModel):
     @can_return_tuple
     def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs: Any) -> BackboneOutput:
         """Feature maps of the stages in `config.out_features`."""
-        if not isinstance(self.backbone, BackboneMixin):
-            return BackboneOutput(feature_maps=_feature_maps(self.backbone, pixel_values))
+        if self.config.map_channels is not None:
+            return BackboneOutput(feature_maps=(last_map(self.backbone, pixel_values),))
         output = self.backbone(pixel_values, output_hidden_states=bool(output_hidden_states))
         return BackboneOutput(feature_maps=output.feature_maps, hidden_states=output.hidden_states)
 
 
 class DecodePosForPreTraining(DecodePosPreTrainedModel):
     """Student and teacher, their projectors, the student's predictor, and the losses between their views."""
+
+    feature_mean: Tensor  # (C,) running mean of the teacher's features, where the configuration wants one
+    feature_mean_updates: Tensor
 
     def __init__(self, config: DecodePosConfig):
         super().__init__(config)
@@ -372,18 +377,16 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
             raise ValueError(f"the objective needs the views {objective.views}; missing: {', '.join(missing)}.")
         batch = max(view.valid_regions.shape[0] for view in views.values())
         full_size = max(views[name].pixel_values.shape[-1] for name in objective.views)
-        of_heads = objective.of_heads()
-        heads, projector = (self.projector, self.predictor), (self.teacher["projector"],)
+        with_heads = objective.of_heads()
         features, predictions, teacher_features, targets = {}, {}, {}, {}
         for name in objective.student_views:
-            own = heads if name in of_heads.student_views else ()
-            features[name], predictions[name] = self._embed(self.decodepos, views[name], batch, full_size, *own)
+            heads = (self.projector, self.predictor) if name in with_heads.student_views else ()
+            features[name], predictions[name] = self._embed(self.decodepos, views[name], batch, full_size, *heads)
         with torch.no_grad():
+            teacher, projector = self.teacher["decodepos"], self.teacher["projector"]
             for name in objective.teacher_views:
-                own = projector if name in of_heads.teacher_views else ()
-                teacher_features[name], targets[name] = self._embed(
-                    self.teacher["decodepos"], views[name], batch, full_size, *own
-                )
+                head = (projector,) if name in with_heads.teacher_views else ()
+                teacher_features[name], targets[name] = self._embed(teacher, views[name], batch, full_size, *head)
         valid = {name: _spread(views[name].valid_regions, views[name].rows, batch) for name in objective.views}
         centred = self._centre(features), self._centre(teacher_features)
         loss, terms = pair_loss(predictions, targets, valid, objective, num_pairs, centred)
@@ -480,13 +483,6 @@ def _build_backbone(config: Any, out_features: list[str]) -> Any:
         return AutoModel.from_config(config)
     config.out_features = list(out_features)
     return AutoBackbone.from_config(config)
-
-
-def _feature_maps(backbone: Any, pixel_values: Tensor) -> tuple[Tensor, ...]:
-    """The (B, C, H, W) maps of a backbone class, or the one map of any other network."""
-    if isinstance(backbone, BackboneMixin):
-        return tuple(backbone(pixel_values).feature_maps)
-    return (last_map(backbone, pixel_values),)
 
 
 def _load_backbone(name_or_path: str | Path) -> Any:

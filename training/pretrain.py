@@ -14,7 +14,7 @@ import time
 import traceback
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,7 +34,6 @@ from transformers import logging as transformers_logging
 from dataset_scripts.files import lock_folder, write_json
 from modeling_decodepos.imagenet import IMAGE_MEAN, IMAGE_STD
 from modeling_decodepos.losses import Objective
-from modeling_decodepos.modeling_decodepos import DecodePosForPreTrainingOutput
 from modeling_decodepos.regions import View
 from training.data.batches import RegionBatch, StepBatches, build_loader
 from training.data.broken_images import TooManyBroken
@@ -73,7 +72,7 @@ def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
             run.accelerator.backward(loss * run.accelerator.num_processes)
         for name, value in {"loss": loss.detach(), **terms}.items():
             logged[name] = logged.get(name, 0.0) + value
-        targets = targets + sum_targets(run, output, batch)
+        targets = targets + sum_targets(run, output.teacher_features, batch)
     logged = {name: run.accelerator.reduce(value, "sum") for name, value in logged.items()}
     stop_if_not_finite(run, logged["loss"], batches)
     if run.recipe.run.gradient_clip > 0:
@@ -83,7 +82,7 @@ def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
     if run.net.config.centre_features:
         run.net.update_feature_mean(run.accelerator.reduce(targets, "sum"))
     if run.is_logged():
-        view, embeddings = watched_embeddings(run, output)
+        view, embeddings = watched_embeddings(run, output.features, output.targets)
         spread = measure_spread(embeddings, views[view].valid_regions)
         logged |= {name: run.accelerator.reduce(value, "mean") for name, value in spread.items()}
     return logged
@@ -107,24 +106,24 @@ def matched_regions(batch: RegionBatch, student: str, teacher: str) -> Tensor:
     return flags[0] & flags[1]
 
 
-def sum_targets(run: Run, output: DecodePosForPreTrainingOutput, batch: RegionBatch) -> Tensor:
+def sum_targets(run: Run, features: Mapping[str, Tensor], batch: RegionBatch) -> Tensor:
     """(C + 1,) sum of the teacher's features that a micro-batch was matched with, and their number."""
     sums = torch.zeros(run.net.config.hidden_size + 1, device=run.accelerator.device)
     for view in run.objective.of_features().teacher_views:
-        rows = output.teacher_features[view][matched_regions(batch, view, view)].float()
+        rows = features[view][matched_regions(batch, view, view)].float()
         sums += torch.cat([rows.sum(0), sums.new_tensor([len(rows)])])
     return sums
 
 
-def watched_embeddings(run: Run, output: DecodePosForPreTrainingOutput) -> tuple[str, Tensor]:
+def watched_embeddings(run: Run, features: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> tuple[str, Tensor]:
     """A view, and its (B, R, D) embeddings in which a collapse would show.
 
-    The teacher's; where no heads are trained, which leaves it nothing to collapse to, the student's centred features.
+    The targets of the teacher's heads; without heads, the student's features less the running mean.
     """
     if teacher_views := run.objective.of_heads().teacher_views:
-        return teacher_views[-1], output.targets[teacher_views[-1]]
+        return teacher_views[-1], targets[teacher_views[-1]]
     view = run.objective.student_views[0]
-    return view, output.features[view].detach() - run.net.feature_mean
+    return view, features[view].detach() - run.net.feature_mean
 
 
 def prepare_views(

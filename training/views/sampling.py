@@ -172,8 +172,8 @@ def apply_view(
     """
     if parameters.alone:
         pictures = np.zeros((len(parameters.valid), parameters.size_px, parameters.size_px, 3), dtype=np.uint8)
-        for number, source in enumerate(parameters.alone):
-            pictures[number] = read_pixels(source, image)
+        for number, place in enumerate(parameters.alone):
+            pictures[number] = read_pixels(place, image)
         return torch.from_numpy(pictures).permute(0, 3, 1, 2)
     pixels = read_pixels(parameters.source, image)
     # The library's `cut_regions`, `reposition_foreground` and `replace_background` do the same to tensors; their
