@@ -106,7 +106,7 @@ class DecodePosPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     # A pre-training checkpoint also loads as a feature extractor, without a report of parts that has no use for.
-    _keys_to_ignore_on_load_unexpected = [r"^teacher\.", r"^projector\.", r"^predictor\."]
+    _keys_to_ignore_on_load_unexpected = [r"^teacher\.", r"^projector\.", r"^predictor\.", r"^feature_mean"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

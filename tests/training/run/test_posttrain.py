@@ -11,13 +11,16 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoModel, MobileNetV2Config, MobileNetV2Model, ViTImageProcessorPil
 
+from modeling_decodepos.diagnosis.models.load import load_model as diagnosis_model
 from modeling_decodepos.diagnosis.models.networks import build_random
-from modeling_decodepos.modeling_decodepos import FEATURE_MEAN_MOMENTUM
+from modeling_decodepos.modeling_decodepos import FEATURE_MEAN_MOMENTUM, DecodePosModel
 from tests.training.runs import Make, run_here, small_run
 from training import pretrain
+from training.evaluation.models import load_model as evaluation_model
 from training.recipe import DEFAULT_RECIPE, load_recipe
 from training.run.batch_norms import batch_norms
 from training.run.setup import build_run
+from training.views.normalise import normalise
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -83,6 +86,17 @@ def test_a_network_without_a_backbone_class_trains_and_comes_out_as_it_was(value
         processor = json.loads((export / folder / "preprocessor_config.json").read_text())
         assert (tuple(processor["image_mean"]), tuple(processor["image_std"])) == (MEAN, STD)
     assert not [name for name in weights(export / "pretraining") if "projector" in name or "predictor" in name]
+    # The student of what can be continued is the same network, for the diagnosis and for evaluation too.
+    student, report = DecodePosModel.from_pretrained(export / "pretraining", output_loading_info=True)
+    assert not any(report.values())
+    assert_same_bits(student.backbone.state_dict(), dict(after))
+    pixels, box = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8), [torch.tensor([[0.0, 0.0, 1.0, 1.0]])]
+    with torch.no_grad():
+        expected = model.eval()(normalise(pixels, MEAN, STD)).last_hidden_state
+        last = diagnosis_model(str(export / "pretraining"), size_px=64)(pixels)[-1]
+        torch.testing.assert_close(last, expected, atol=1e-3, rtol=1e-2)
+        features = evaluation_model(str(export / "pretraining"), seed=0, region_bins=2).embed(pixels, box)
+    torch.testing.assert_close(features, expected.mean((2, 3)), atol=1e-3, rtol=1e-2)
 
 
 def test_a_stopped_run_goes_on_with_the_same_running_mean(values: dict[str, Any], tmp_path: Path):
