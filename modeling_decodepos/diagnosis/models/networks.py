@@ -264,7 +264,10 @@ def _import(module: str, attribute: str) -> Any:
 
 
 def _instance_statistics(instance: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of where a transformers model was loaded from, or of what timm says of its weights."""
+    """Of a model of ours, of where a transformers model was loaded from, or of what timm says of its weights."""
+    config = getattr(instance, "config", None)
+    if isinstance(config, DecodePosConfig):
+        return tuple(config.image_mean), tuple(config.image_std)
     known = getattr(instance, "pretrained_cfg", None)
     if isinstance(known, dict) and known.get("mean") and known.get("std"):
         return tuple(known["mean"]), tuple(known["std"])

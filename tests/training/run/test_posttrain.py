@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, MobileNetV2Config, MobileNetV2Model, ViTImageProcessorPil
 
 from modeling_decodepos.diagnosis.models.load import load_model as diagnosis_model
-from modeling_decodepos.diagnosis.models.networks import build_random
+from modeling_decodepos.diagnosis.models.networks import build_random, load_network
 from modeling_decodepos.modeling_decodepos import FEATURE_MEAN_MOMENTUM, DecodePosModel
 from tests.training.runs import Make, run_here, small_run
 from training import pretrain
@@ -90,6 +90,7 @@ def test_a_network_without_a_backbone_class_trains_and_comes_out_as_it_was(value
     student, report = DecodePosModel.from_pretrained(export / "pretraining", output_loading_info=True)
     assert not any(report.values())
     assert_same_bits(student.backbone.state_dict(), dict(after))
+    assert load_network(student).mean == load_network(str(export / "pretraining")).mean == MEAN
     pixels, box = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8), [torch.tensor([[0.0, 0.0, 1.0, 1.0]])]
     with torch.no_grad():
         expected = model.eval()(normalise(pixels, MEAN, STD)).last_hidden_state
