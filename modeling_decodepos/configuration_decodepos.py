@@ -5,11 +5,9 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
-NO_FEATURE_MAPS = (
-    "a {!r} model gives no feature maps: transformers has no backbone class for it. Use one that has, for example "
-    "resnet, convnext, convnextv2, swin, dinov2 or dinov3_vit."
-)
+from .imagenet import IMAGE_MEAN, IMAGE_STD
 
 
 @strict
@@ -17,18 +15,25 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of `DecodePosModel`, `DecodePosBackbone` and `DecodePosForPreTraining`.
 
     Args:
-        backbone_config: Configuration (or its dictionary) of any backbone transformers' `AutoBackbone` can build; a
-            ResNet-50 by default. A ResNet is split: all stages but the last run on the image, the last one on regions.
-            Any other backbone runs whole, and regions are pooled from its last map.
+        backbone_config: Configuration (or its dictionary) of any backbone transformers' `AutoBackbone` can build, or
+            of any other network whose last hidden state is a map or holds one token per patch; a ResNet-50 by
+            default. A ResNet is split: all stages but the last run on the image, the last one on regions. Any other
+            backbone runs whole, and regions are pooled from its last map.
         region_bins: Bins per side that a region is pooled to in a full-size view; a view of half the size gets half as
             many (14 and 7 in SoCo for 224 and 112 pixels).
         region_sampling_ratio: Bilinear samples per bin and axis; 0 adapts to the size of the box.
         projector_hidden_size: Width of the hidden layer of projector and predictor.
         projection_size: Size of the embedding the losses compare.
+        use_heads: Whether there are a projector and a predictor. Losses that compare features need none.
+        centre_features: Whether the pre-training model keeps a running mean of the teacher's features, which losses
+            between features subtract.
         use_predictor: Whether the student predicts the teacher's projection through one more network. Without it, and
             without negatives, training is prone to collapse; the switch is there for ablations.
         centre_cells: Whether regions are read half a stride further down and right, where the cells of a ResNet's map
             have their centres; RoIAlign reads them where a map of patches has them.
+        image_mean: Mean of the pixels, in [0, 1], that the backbone is given; ImageNet's by default.
+        image_std: Their standard deviation.
+        map_channels: Channels of the map of a network without a backbone class; found out where it is left out.
         zero_init_residual: Whether a ResNet's blocks start as the identity (weight of their last normalisation at 0).
         out_features: Names of the stages `DecodePosBackbone` returns.
         out_indices: The same as indices.
@@ -42,8 +47,13 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
     region_sampling_ratio: int = 0
     projector_hidden_size: int = 4096
     projection_size: int = 256
+    use_heads: bool = True
+    centre_features: bool = False
     use_predictor: bool = True
     centre_cells: bool = False
+    image_mean: list[float] | tuple[float, ...] = IMAGE_MEAN
+    image_std: list[float] | tuple[float, ...] = IMAGE_STD
+    map_channels: int | None = None
     zero_init_residual: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -56,7 +66,10 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         self.backbone_config = _build_backbone_config(self.backbone_config)
         kwargs.pop("stage_names", None)  # always the backbone's, whatever a saved file says
-        self.stage_names = list(self.backbone_config.stage_names)
+        has_stages = type(self.backbone_config) in MODEL_FOR_BACKBONE_MAPPING
+        if not has_stages and self.map_channels is None:
+            self.map_channels = _map_channels(self.backbone_config)
+        self.stage_names = list(self.backbone_config.stage_names) if has_stages else ["last"]
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
@@ -92,6 +105,8 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def hidden_size(self) -> int:
         """Channels of the last stage, and size of a region embedding."""
+        if self.map_channels is not None:
+            return self.map_channels
         backbone: Any = self.backbone_config
         if getattr(backbone, "hidden_sizes", None):
             return int(backbone.hidden_sizes[-1])
@@ -113,9 +128,13 @@ def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> P
         backbone_config = CONFIG_MAPPING[model_type].from_dict(backbone_config)
     if backbone_config.model_type == DecodePosConfig.model_type:
         raise ValueError("backbone_config is itself a 'decodepos' configuration; pass the backbone inside it.")
-    if not getattr(backbone_config, "stage_names", None):
-        raise ValueError(NO_FEATURE_MAPS.format(backbone_config.model_type))
     return backbone_config
+
+
+def _map_channels(backbone_config: PreTrainedConfig) -> int:
+    from .feature_maps import map_channels  # builds the network: needs torch, which configurations do without
+
+    return map_channels(backbone_config)
 
 
 if __package__ == "modeling_decodepos":  # transformers itself registers a copy of this file that it loads from a Hub

@@ -8,6 +8,8 @@ A view's name says what was done to it:
     whole_cut       the whole image, region-augmented (x̂1)
     crop_cut_small  the crop, region-augmented, at half size (x̂2-small)
     repositioned    the crop's regions, moved, over another image (x3)
+    plain           the whole image, in its own colours
+    alone           each region as a picture of its own: no surroundings, no place
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ Pairs = tuple[tuple[str, str], ...]
 BYOL_PAIRS: Pairs = (("crop_small", "whole"), ("whole", "crop"))
 DECOUPLING_PAIRS: Pairs = (("crop_cut_small", "whole_cut"), ("whole_cut", "crop"))
 DEPOSITIONING_PAIRS: Pairs = (("repositioned", "whole_cut"), ("repositioned", "crop"))
+# In a scene, and moved before another image, a region has the feature that it has alone.
+ISOLATED_PAIRS: Pairs = (("plain", "alone"), ("repositioned", "alone"))
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,13 @@ class LossTerm:
 
     Attributes:
         kind: "attract": a region's prediction goes to the target of the same region. "repel": it keeps away from those
-            of the other regions of its image.
+            of the other regions of its image. "match": its feature, before any head, goes to the teacher's.
     """
 
     name: str
     pairs: Pairs
     weight: float = 1.0
-    kind: Literal["attract", "repel"] = "attract"
+    kind: Literal["attract", "repel", "match"] = "attract"
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,14 @@ class Objective:
     def views(self) -> tuple[str, ...]:
         """All views a sample must have."""
         return tuple(dict.fromkeys(self.student_views + self.teacher_views))
+
+    def of_heads(self) -> Objective:
+        """The terms that compare what the heads make of features."""
+        return Objective(tuple(term for term in self.terms if term.kind != "match"), self.level)
+
+    def of_features(self) -> Objective:
+        """The terms that compare features as they are."""
+        return Objective(tuple(term for term in self.terms if term.kind == "match"), self.level)
 
     def weighted(self, weights: Mapping[str, float]) -> Objective:
         """The same objective with other weights for the terms named."""
@@ -100,6 +112,17 @@ OBJECTIVES: dict[str, Objective] = {
             LossTerm("decoupling", DECOUPLING_PAIRS),
             LossTerm("depositioning", DEPOSITIONING_PAIRS),
             LossTerm("apart", DECOUPLING_PAIRS, kind="repel"),
+        )
+    ),
+    # For weights that know something already: the teacher sees each region by itself. Without moved regions, nothing
+    # is pasted.
+    "isolated": Objective((LossTerm("isolated", ISOLATED_PAIRS, kind="match"),)),
+    "isolated_unmoved": Objective((LossTerm("isolated", ISOLATED_PAIRS[:1], kind="match"),)),
+    "isolated_both": Objective(
+        (
+            LossTerm("isolated", ISOLATED_PAIRS, kind="match"),
+            LossTerm("decoupling", DECOUPLING_PAIRS),
+            LossTerm("depositioning", DEPOSITIONING_PAIRS),
         )
     ),
 }
@@ -153,12 +176,32 @@ def region_repulsion_loss(
     return 2.0 * total / torch.where(count > 0, count, 1)
 
 
+def feature_match_loss(
+    feature: Tensor, target: Tensor, valid_regions: Tensor | None = None, num_pairs: Tensor | float | None = None
+) -> Tensor:
+    """Mean over matched regions of 1 minus the cosine: 0 for equal directions, 2 for opposite ones.
+
+    No gradient reaches the target. Arguments as in `region_similarity_loss`; both sides are (B, R, C) features, less
+    what all features share.
+    """
+    if valid_regions is None:
+        valid_regions = torch.ones(feature.shape[:2], dtype=torch.bool, device=feature.device)
+    count = torch.as_tensor(valid_regions.sum() if num_pairs is None else num_pairs, device=feature.device)
+    constant = valid_regions.sum() / torch.where(count > 0, count, 1)
+    return constant + region_similarity_loss(feature, target, valid_regions, num_pairs) / 2
+
+
+PAIR_LOSSES = {"attract": region_similarity_loss, "repel": region_repulsion_loss, "match": feature_match_loss}
+"""The loss of a pair of views by the kind of its term."""
+
+
 def pair_loss(
     predictions: Mapping[str, Tensor],
     targets: Mapping[str, Tensor],
     valid_regions: Mapping[str, Tensor],
     objective: Objective,
     num_pairs: Mapping[tuple[str, str], Tensor | float] | None = None,
+    features: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] = ({}, {}),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of an objective's terms, and each term by name (unweighted, detached).
 
@@ -168,14 +211,15 @@ def pair_loss(
         valid_regions: (B, R) flags by view name; a pair counts where both views have the region.
         objective: The table of pairs.
         num_pairs: Global number of matched regions of each pair; see `region_similarity_loss`.
+        features: The student's and the teacher's features (B, R, C) by view name, for terms that match them.
     """
     terms: dict[str, Tensor] = {}
     for term in objective.terms:
-        loss_of_pair = region_similarity_loss if term.kind == "attract" else region_repulsion_loss
+        of_student, of_teacher = features if term.kind == "match" else (predictions, targets)
         losses = [
-            loss_of_pair(
-                predictions[student],
-                targets[teacher],
+            PAIR_LOSSES[term.kind](
+                of_student[student],
+                of_teacher[teacher],
                 _matched(valid_regions, student, teacher),
                 None if num_pairs is None else num_pairs[student, teacher],
             )

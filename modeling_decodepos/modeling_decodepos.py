@@ -25,7 +25,9 @@ from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetB
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_decodepos import NO_FEATURE_MAPS, DecodePosConfig
+from .configuration_decodepos import DecodePosConfig
+from .feature_maps import last_map, map_channels, patch_size
+from .imagenet import pixel_statistics
 from .losses import OBJECTIVES, Objective, pair_loss
 from .region_pooling import Offset, average_in_bins, cell_offset, pool_regions
 from .regions import Regions, View, check_regions
@@ -52,8 +54,10 @@ class DecodePosForPreTrainingOutput(ModelOutput):
     loss: Tensor | None = None  # weighted sum of the terms
     terms: dict[str, Tensor] | None = None  # each loss term by name: detached, unweighted
     features: dict[str, Tensor] | None = None  # (B, R, C) of the student's regions, before its heads
-    predictions: dict[str, Tensor] | None = None  # (B, R, D) of the student
-    targets: dict[str, Tensor] | None = None  # (B, R, D) projections of the teacher
+    teacher_features: dict[str, Tensor] | None = None  # (B, R, C) of the teacher's
+    # (B, R, D) of the student, and projections of the teacher; features where no term needs heads
+    predictions: dict[str, Tensor] | None = None
+    targets: dict[str, Tensor] | None = None
 
 
 @torch.no_grad()
@@ -69,6 +73,10 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     if not 0.0 <= momentum <= 1.0:
         raise ValueError(f"the teacher's momentum is {momentum}; expected a number in [0, 1], such as 0.99.")
     torch._foreach_lerp_(list(targets.values()), [sources[name] for name in targets], 1.0 - momentum)
+
+
+FEATURE_MEAN_MOMENTUM = 0.99
+"""Of the running mean of the teacher's features; the first updates count alike, so that none of them stays in it."""
 
 
 class RegionBatchNorm(nn.BatchNorm1d):
@@ -98,7 +106,7 @@ class DecodePosPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     # A pre-training checkpoint also loads as a feature extractor, without a report of parts that has no use for.
-    _keys_to_ignore_on_load_unexpected = [r"^teacher\.", r"^projector\.", r"^predictor\."]
+    _keys_to_ignore_on_load_unexpected = [r"^teacher\.", r"^projector\.", r"^predictor\.", r"^feature_mean"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -124,9 +132,16 @@ class DecodePosPreTrainedModel(PreTrainedModel):
     def from_backbone(cls, backbone: str | Path | PreTrainedModel, **config_kwargs: Any) -> Self:
         """This class around the weights of any backbone, with fresh heads and further fields of `DecodePosConfig`.
 
-        The backbone is a Hub id, a local folder, or an already loaded model with a backbone class.
+        The backbone is a Hub id, a local folder, or an already loaded model: one with a backbone class, or of
+        `AutoModel`'s class. The mean and deviation of its pixels are those that the preprocessor file beside it names,
+        else ImageNet's.
         """
-        loaded = backbone if isinstance(backbone, PreTrainedModel) else _load_backbone(backbone)
+        if isinstance(backbone, PreTrainedModel):
+            loaded = backbone
+        else:
+            loaded = _load_backbone(backbone)
+            mean, std = pixel_statistics(str(backbone))
+            config_kwargs = {"image_mean": mean, "image_std": std} | config_kwargs
         backbone_config = copy.deepcopy(loaded.config)
         backbone_config.name_or_path = ""  # where it lay on this machine is nobody's business
         model = cls(DecodePosConfig(backbone_config=backbone_config, **config_kwargs))
@@ -185,6 +200,8 @@ class DecodePosModel(DecodePosPreTrainedModel):
         """(B, C, H, W) map that regions are pooled from."""
         self._check_pixels(pixel_values)
         if not self.config.splits_backbone:
+            if self.config.map_channels is not None:
+                return last_map(self.backbone, pixel_values)
             return self.backbone(pixel_values).feature_maps[-1]
         hidden = self.backbone.embedder(pixel_values)
         for stage in self.backbone.encoder.stages[:-1]:
@@ -263,18 +280,23 @@ class DecodePosBackbone(BackboneMixin, DecodePosPreTrainedModel):
     def __init__(self, config: DecodePosConfig):
         super().__init__(config)
         self.backbone = _build_backbone(config.backbone_config, config.out_features)
-        self.num_features = list(self.backbone.num_features)
+        self.num_features = list(getattr(self.backbone, "num_features", [config.hidden_size]))
         self.post_init()
 
     @can_return_tuple
     def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs: Any) -> BackboneOutput:
         """Feature maps of the stages in `config.out_features`."""
+        if self.config.map_channels is not None:
+            return BackboneOutput(feature_maps=(last_map(self.backbone, pixel_values),))
         output = self.backbone(pixel_values, output_hidden_states=bool(output_hidden_states))
         return BackboneOutput(feature_maps=output.feature_maps, hidden_states=output.hidden_states)
 
 
 class DecodePosForPreTraining(DecodePosPreTrainedModel):
     """Student and teacher, their projectors, the student's predictor, and the losses between their views."""
+
+    feature_mean: Tensor  # (C,) running mean of the teacher's features, where the configuration wants one
+    feature_mean_updates: Tensor
 
     def __init__(self, config: DecodePosConfig):
         super().__init__(config)
@@ -284,9 +306,14 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
         self.teacher: Any = nn.ModuleDict(
             {"decodepos": DecodePosModel(config), "projector": self._build_head(config.hidden_size)}
         )
+        if config.centre_features:
+            self.register_buffer("feature_mean", torch.zeros(config.hidden_size))
+            self.register_buffer("feature_mean_updates", torch.zeros((), dtype=torch.int64))
         self.post_init()
 
-    def _build_head(self, in_size: int) -> ProjectionHead:
+    def _build_head(self, in_size: int) -> nn.Module:
+        if not self.config.use_heads:
+            return nn.Identity()
         return ProjectionHead(in_size, self.config.projector_hidden_size, self.config.projection_size)
 
     @property
@@ -309,8 +336,26 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
         self.teacher.requires_grad_(False)
 
     def update_teacher(self, momentum: float) -> None:
-        """One step of the teacher towards the student. Call it once per step, before the forward pass (as in SoCo)."""
-        ema_update(self.teacher, self.student, momentum)
+        """One step of the teacher towards the student. Call it once per step, before the forward pass (as in SoCo).
+
+        With a momentum of 1 the teacher is frozen.
+        """
+        if momentum != 1:
+            ema_update(self.teacher, self.student, momentum)
+
+    @torch.no_grad()
+    def update_feature_mean(self, sums: Tensor) -> None:
+        """One step of the running mean of the teacher's features towards their mean in one update.
+
+        Call it once per step, after the forward passes, so that how a batch is split changes nothing.
+
+        Args:
+            sums: (C + 1,) sum of the features over all processes and micro-batches, and their number.
+        """
+        if sums[-1] > 0:
+            self.feature_mean_updates += 1
+            share = max(1 - FEATURE_MEAN_MOMENTUM, 1 / int(self.feature_mean_updates))
+            self.feature_mean.lerp_(sums[:-1] / sums[-1], share)
 
     @can_return_tuple
     def forward(
@@ -326,37 +371,61 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
         pair; see `region_similarity_loss`.
         """
         objective = objective or OBJECTIVES["both"]
+        self._check_objective(objective)
         missing = [name for name in objective.views if name not in views]
         if missing:
             raise ValueError(f"the objective needs the views {objective.views}; missing: {', '.join(missing)}.")
         batch = max(view.valid_regions.shape[0] for view in views.values())
         full_size = max(views[name].pixel_values.shape[-1] for name in objective.views)
-        features, predictions, targets = {}, {}, {}
+        with_heads = objective.of_heads()
+        features, predictions, teacher_features, targets = {}, {}, {}, {}
         for name in objective.student_views:
-            features[name], predictions[name] = self._embed(
-                self.decodepos, views[name], batch, full_size, self.projector, self.predictor
-            )
+            heads = (self.projector, self.predictor) if name in with_heads.student_views else ()
+            features[name], predictions[name] = self._embed(self.decodepos, views[name], batch, full_size, *heads)
         with torch.no_grad():
+            teacher, projector = self.teacher["decodepos"], self.teacher["projector"]
             for name in objective.teacher_views:
-                teacher, projector = self.teacher["decodepos"], self.teacher["projector"]
-                _, targets[name] = self._embed(teacher, views[name], batch, full_size, projector)
+                head = (projector,) if name in with_heads.teacher_views else ()
+                teacher_features[name], targets[name] = self._embed(teacher, views[name], batch, full_size, *head)
         valid = {name: _spread(views[name].valid_regions, views[name].rows, batch) for name in objective.views}
-        loss, terms = pair_loss(predictions, targets, valid, objective, num_pairs)
+        centred = self._centre(features), self._centre(teacher_features)
+        loss, terms = pair_loss(predictions, targets, valid, objective, num_pairs, centred)
         return DecodePosForPreTrainingOutput(
-            loss=loss, terms=terms, features=features, predictions=predictions, targets=targets
+            loss=loss,
+            terms=terms,
+            features=features,
+            teacher_features=teacher_features,
+            predictions=predictions,
+            targets=targets,
         )
+
+    def _check_objective(self, objective: Objective) -> None:
+        needed = {"use_heads": objective.of_heads(), "centre_features": objective.of_features()}
+        for flag, part in needed.items():
+            if part.terms and not getattr(self.config, flag):
+                raise ValueError(f"loss term {part.terms[0].name!r} needs a model that was built with {flag}=True.")
+
+    def _centre(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Features less the running mean of the teacher's: what all regions share says nothing of any one."""
+        if not self.config.centre_features:
+            return {}
+        return {name: rows.float() - self.feature_mean for name, rows in features.items()}
 
     def _embed(
         self, model: DecodePosModel, view: View, batch: int, full_size: int, *heads: nn.Module
     ) -> tuple[Tensor, Tensor]:
         """(B, R, C) features of one view's regions and (B, R, D) what the heads make of them; zero where not valid."""
-        # A view drawn at half size is pooled to half as many bins (SoCo: 14 at 224 pixels, 7 at 112).
-        bins = max(1, round(self.config.region_bins * view.pixel_values.shape[-1] / full_size))
         regions = check_regions(view.boxes, len(view.pixel_values), view.valid_regions, view.pixel_values.device)
         if not regions.valid.any():
             return self._embed_nothing(model, view, batch, *heads)
         model.check_map_covers(view.pixel_values)
-        features = model.embed_regions(model.feature_map(view.pixel_values), regions, bins)
+        if view.is_alone:
+            pictures = view.pixel_values[regions.valid].contiguous(memory_format=torch.channels_last)
+            features = model(pictures).pooler_output
+        else:
+            # A view drawn at half size is pooled to half as many bins (SoCo: 14 at 224 pixels, 7 at 112).
+            bins = max(1, round(self.config.region_bins * view.pixel_values.shape[-1] / full_size))
+            features = model.embed_regions(model.feature_map(view.pixel_values), regions, bins)
         rows = features
         for head in heads:
             rows = head(rows)
@@ -379,13 +448,15 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
         with torch.autocast(view.boxes.device.type, enabled=False):
             rows = view.boxes.new_zeros((0, self.config.hidden_size))
             if _is_synchronised(model):
-                rows = model.apply_region_stage(model.feature_map(view.pixel_values[:0].float())).mean((2, 3))
+                nothing = view.pixel_values.flatten(0, -4)[:0].float()
+                rows = model.apply_region_stage(model.feature_map(nothing)).mean((2, 3))
             for head in heads:
                 rows = head(rows) if _is_synchronised(head) else rows
             touched = touched + rows.sum() * 0
         shape = (batch, view.boxes.shape[1])
         zeros = view.boxes.new_zeros((*shape, self.config.hidden_size))
-        return zeros, touched * view.boxes.new_zeros((*shape, self.config.projection_size))
+        width = self.config.projection_size if heads else self.config.hidden_size
+        return zeros + touched, touched * view.boxes.new_zeros((*shape, width))
 
 
 def _is_synchronised(part: nn.Module) -> bool:
@@ -408,26 +479,39 @@ def unflatten(rows: Tensor, valid: Tensor) -> Tensor:
 
 def _build_backbone(config: Any, out_features: list[str]) -> Any:
     config = copy.deepcopy(config)
-    config.out_features = list(out_features)
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
-        raise ValueError(NO_FEATURE_MAPS.format(config.model_type))
+        return AutoModel.from_config(config)
+    config.out_features = list(out_features)
     return AutoBackbone.from_config(config)
 
 
 def _load_backbone(name_or_path: str | Path) -> Any:
-    """The backbone of a checkpoint through its concrete class; `AutoBackbone` cannot read a local folder."""
+    """The backbone of a checkpoint through its concrete class; `AutoBackbone` cannot read a local folder.
+
+    Of a network without one, the plain model.
+    """
     config: Any = AutoConfig.from_pretrained(name_or_path)
     if isinstance(config, DecodePosConfig):
         return DecodePosModel.from_pretrained(name_or_path).backbone
-    if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
-        raise ValueError(f"{name_or_path}: " + NO_FEATURE_MAPS.format(config.model_type))
-    config.out_features = list(config.stage_names)  # with the norms of every map
-    backbone_class: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    backbone_class: Any = AutoModel
+    if type(config) in MODEL_FOR_BACKBONE_MAPPING:
+        backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+        config.out_features = list(config.stage_names)  # with the norms of every map
+    else:
+        _check_gives_map(name_or_path, config)
     model, report = backbone_class.from_pretrained(name_or_path, config=config, output_loading_info=True)
-    missing = sorted(key for key in report["missing_keys"] if not is_map_norm(key))
+    # A pooler beside the map gives no map: many checkpoints have none.
+    missing = sorted(key for key in report["missing_keys"] if not is_map_norm(key) and "pooler" not in key)
     if missing:
         raise ValueError(f"{name_or_path} lacks {len(missing)} weights of its backbone, first {missing[0]}.")
     return model
+
+
+def _check_gives_map(name_or_path: str | Path, config: Any) -> None:
+    try:
+        map_channels(config)
+    except ValueError as error:
+        raise ValueError(f"{name_or_path}: {error}") from error
 
 
 def is_map_norm(key: str) -> bool:
@@ -435,26 +519,21 @@ def is_map_norm(key: str) -> bool:
     return key.startswith("hidden_states_norms.")
 
 
-def _patch_size(config: Any) -> int:
-    patch = getattr(config, "patch_size", 1)
-    return patch if isinstance(patch, int) else max(patch)
-
-
 def _smallest_side(config: Any) -> int:
     """Smallest image side the backbone can turn into at least one map cell."""
-    return _side_unit(config) if "convnext" in config.model_type else _patch_size(config)
+    return _side_unit(config) if "convnext" in config.model_type else patch_size(config)
 
 
 def _side_unit(config: Any) -> int:
     """Pixels that image sides must be a multiple of, for the last map to cover the image.
 
-    1 for a ResNet, whose padded map is taken to cover it (as in SoCo).
+    1 for a ResNet or a MobileNet, whose padded map is taken to cover it (as in SoCo).
     """
     if "convnext" in config.model_type:  # a stem of 4, then halved without padding between stages
         return 4 * 2 ** (len(config.depths) - 1)
     if "swin" in config.model_type:  # halved between stages, padded to whole windows
-        return _patch_size(config) * 2 ** (len(config.depths) - 1)
-    return _patch_size(config)
+        return patch_size(config) * 2 ** (len(config.depths) - 1)
+    return patch_size(config)
 
 
 if __package__ == "modeling_decodepos":  # not where transformers loads a copy of this file from a Hub

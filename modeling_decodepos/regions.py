@@ -24,13 +24,18 @@ class View:
     """One view of a batch of images: pixels, and where the regions lie in them.
 
     Region i of a view and region i of another view of the same image show the same thing: that is how the losses
-    match them.
+    match them. A view of regions alone has a picture per region, which its box fills.
     """
 
-    pixel_values: Tensor  # (B, 3, H, W)
+    pixel_values: Tensor  # (B, 3, H, W), or (B, R, 3, H, W) of regions alone
     boxes: Tensor  # (B, R, 4)
     valid_regions: Tensor  # (B, R), bool
     rows: Tensor | None = None  # (B,), which images of the batch these are; all of them, in order, when None
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether each region is a picture of its own."""
+        return self.pixel_values.ndim == 5
 
     def to(self, device: torch.device | str) -> View:
         """The same view on another device."""

@@ -14,7 +14,7 @@ import time
 import traceback
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,12 +32,14 @@ from tqdm import tqdm
 from transformers import logging as transformers_logging
 
 from dataset_scripts.files import lock_folder, write_json
+from modeling_decodepos.imagenet import IMAGE_MEAN, IMAGE_STD
 from modeling_decodepos.losses import Objective
 from modeling_decodepos.regions import View
 from training.data.batches import RegionBatch, StepBatches, build_loader
 from training.data.broken_images import TooManyBroken
 from training.data.streaming import RegionStream, build_stream_loader
 from training.errors import EXIT_INTERRUPTED, RunStopped
+from training.run.batch_norms import recalibrate
 from training.run.checkpoints import save_checkpoint
 from training.run.finish import finish, how_to_load, is_finished, look_before, note_start, record_stop
 from training.run.health import Watch, measure_spread
@@ -46,7 +48,7 @@ from training.run.optimisation import set_schedule
 from training.run.setup import Data, Run, build_accelerator, build_run
 from training.run.stopping import StopRequest, is_disk_full
 from training.show import draw_sample
-from training.views.normalise import normalise
+from training.views.normalise import normalise, statistics_of
 
 
 def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
@@ -55,10 +57,11 @@ def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
     set_schedule(run.optimizer, run.learning_rate(), run.weight_decay())
     num_pairs = count_pairs(run, batches)
     logged: dict[str, Tensor] = {}
+    targets: Tensor | float = 0.0
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
         with contextlib.nullcontext() if last else run.accelerator.no_sync(run.model):
-            views = prepare_views(batch, run.accelerator.device)
+            views = prepare_views(batch, run.accelerator.device, statistics_of(run.net))
             output = run.model(views, objective=run.objective, num_pairs=num_pairs)
             loss, terms = output.loss, output.terms
             if run.anchor is not None:
@@ -69,15 +72,18 @@ def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
             run.accelerator.backward(loss * run.accelerator.num_processes)
         for name, value in {"loss": loss.detach(), **terms}.items():
             logged[name] = logged.get(name, 0.0) + value
+        targets = targets + sum_targets(run, output.teacher_features, batch)
     logged = {name: run.accelerator.reduce(value, "sum") for name, value in logged.items()}
     stop_if_not_finite(run, logged["loss"], batches)
     if run.recipe.run.gradient_clip > 0:
         logged["grad_norm"] = run.accelerator.clip_grad_norm_(run.model.parameters(), run.recipe.run.gradient_clip)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
+    if run.net.config.centre_features:
+        run.net.update_feature_mean(run.accelerator.reduce(targets, "sum"))
     if run.is_logged():
-        view = run.objective.teacher_views[-1]
-        spread = measure_spread(output.targets[view], views[view].valid_regions)
+        view, embeddings = watched_embeddings(run, output.features, output.targets)
+        spread = measure_spread(embeddings, views[view].valid_regions)
         logged |= {name: run.accelerator.reduce(value, "mean") for name, value in spread.items()}
     return logged
 
@@ -100,10 +106,37 @@ def matched_regions(batch: RegionBatch, student: str, teacher: str) -> Tensor:
     return flags[0] & flags[1]
 
 
-def prepare_views(batch: RegionBatch, device: torch.device) -> dict[str, View]:
+def sum_targets(run: Run, features: Mapping[str, Tensor], batch: RegionBatch) -> Tensor:
+    """(C + 1,) sum of the teacher's features that a micro-batch was matched with, and their number."""
+    sums = torch.zeros(run.net.config.hidden_size + 1, device=run.accelerator.device)
+    for view in run.objective.of_features().teacher_views:
+        rows = features[view][matched_regions(batch, view, view)].float()
+        sums += torch.cat([rows.sum(0), sums.new_tensor([len(rows)])])
+    return sums
+
+
+def watched_embeddings(run: Run, features: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+    """A view, and its (B, R, D) embeddings in which a collapse would show.
+
+    The targets of the teacher's heads; without heads, the student's features less the running mean.
+    """
+    if teacher_views := run.objective.of_heads().teacher_views:
+        return teacher_views[-1], targets[teacher_views[-1]]
+    view = run.objective.student_views[0]
+    return view, features[view].detach() - run.net.feature_mean
+
+
+def prepare_views(
+    batch: RegionBatch,
+    device: torch.device,
+    statistics: tuple[Sequence[float], Sequence[float]] = (IMAGE_MEAN, IMAGE_STD),
+) -> dict[str, View]:
     """The views on the device, their 8-bit pixels normalised there."""
     views = {name: view.to(device) for name, view in batch.views.items()}
-    return {name: dataclasses.replace(v, pixel_values=normalise(v.pixel_values)) for name, v in views.items()}
+    return {
+        name: dataclasses.replace(view, pixel_values=normalise(view.pixel_values, *statistics))
+        for name, view in views.items()
+    }
 
 
 def stop_if_not_finite(run: Run, loss: Tensor, batches: list[RegionBatch]) -> None:
@@ -145,6 +178,8 @@ def train(
                 save(run, watch)
                 raise
             meter = Meter()
+        if last and run.clean_pictures is not None:
+            recalibrate(run.net.decodepos, run.clean_pictures())
         if settings.measure_steps and (run.step % settings.measure_steps == 0 or last):
             with meter.paused():
                 measures = watch.measure()

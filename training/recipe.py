@@ -34,7 +34,10 @@ SHARE = (0, 1)
 COUNT = (1, 10_000_000)
 FROM_ZERO = (0, 2**31)
 
-_OBJECTIVES = ("both", "byol_image", "byol_region", "decoupling", "depositioning", "both_uncut_teacher", "both_apart")
+_OBJECTIVES = (
+    *("both", "byol_image", "byol_region", "decoupling", "depositioning", "both_uncut_teacher", "both_apart"),
+    *("isolated", "isolated_unmoved", "isolated_both"),
+)
 
 RETIRED = {"views_on": "workers"}
 """Keys of earlier versions, with the only value that still says what is done."""
@@ -96,6 +99,7 @@ class ViewArguments:
     small_view_scale: float = key(
         0.5, "Side of crop_small and crop_cut_small relative to a full-size view.", PAPER, within=(None, 1), above=0
     )
+    alone_size_px: int = key(96, "Side of the picture that a region alone becomes.", OURS, within=COUNT)
     num_regions: int = key(
         4,
         "Regions per image (K); the paper's number is unknown. Images with fewer contribute fewer.",
@@ -198,6 +202,20 @@ class ModelArguments:
     projector_hidden_size: int = key(4096, "Width of projector and predictor.", SOCO, within=COUNT)
     projection_size: int = key(256, "Size of the compared embedding.", SOCO, within=COUNT)
     use_predictor: bool = key(True, "Whether the student has a predictor (not drawn in the paper's figure).", SOCO)
+    teacher: str = key(
+        "ema",
+        "ema: the teacher follows the student; frozen: it stays what the run started from.",
+        PAPER + "; frozen is ours",
+        choices=("ema", "frozen"),
+    )
+    batch_norm: str = key(
+        "auto",
+        "Batch norms of the backbone, in all of its copies: train uses and gathers the statistics of batches; frozen "
+        "keeps those it came with; recalibrated keeps them too, and gathers new ones on clean pictures in the end. "
+        "auto: frozen for weights that are continued, train for fresh ones.",
+        SOCO + " trains them; the others are ours",
+        choices=("auto", "frozen", "recalibrated", "train"),
+    )
     centre_cells: bool = key(
         False,
         "Read regions where the cells of a ResNet lie, half a stride right and down of RoIAlign's aligned=True.",
@@ -324,6 +342,11 @@ class Recipe:
             raise ValueError(
                 f"measure_steps is {self.run.measure_steps}, but measures need images that are at hand, and streaming "
                 "keeps none: --measure_steps 0, or streaming false."
+            )
+        if self.data.streaming and self.model.batch_norm == "recalibrated":
+            raise ValueError(
+                "batch_norm is recalibrated, which needs images that are at hand, and streaming keeps none: "
+                "--batch_norm frozen, or streaming false."
             )
 
     def values(self) -> dict[str, Any]:

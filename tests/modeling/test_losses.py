@@ -10,6 +10,7 @@ from modeling_decodepos.losses import (
     OBJECTIVES,
     LossTerm,
     Objective,
+    feature_match_loss,
     pair_loss,
     region_repulsion_loss,
     region_similarity_loss,
@@ -204,13 +205,14 @@ def test_the_arrows_of_the_papers_figure() -> None:
 
 
 def test_the_arms_differ_in_one_thing_at_a_time() -> None:
+    arms = {name: objective for name, objective in OBJECTIVES.items() if not objective.of_features().terms}
     uses = {
         name: (
             objective.level,
             any("cut" in view for view in objective.views),
             any("repositioned" in view for view in objective.views),
         )
-        for name, objective in OBJECTIVES.items()
+        for name, objective in arms.items()
     }
     assert uses == {
         "byol_image": ("image", False, False),
@@ -224,12 +226,43 @@ def test_the_arms_differ_in_one_thing_at_a_time() -> None:
     assert not any("cut" in view for view in OBJECTIVES["both_uncut_teacher"].teacher_views)
     assert OBJECTIVES["both_uncut_teacher"].student_views == OBJECTIVES["both"].student_views
     assert OBJECTIVES["both_apart"].terms[:2] == OBJECTIVES["both"].terms
-    for objective in OBJECTIVES.values():
+    for objective in arms.values():
         # The same shape everywhere: a half-size crop and a whole image for the student, the crop for the teacher.
         assert "crop" in objective.teacher_views
         assert any(view.endswith("small") for view in objective.student_views)
         assert not any(view.endswith("small") or view == "repositioned" for view in objective.teacher_views)
         assert len(objective.views) == len(set(objective.views))
+
+
+def test_isolated_arms_compare_scenes_with_regions_alone() -> None:
+    isolated, unmoved, both = (OBJECTIVES[name] for name in ("isolated", "isolated_unmoved", "isolated_both"))
+    assert isolated.teacher_views == unmoved.teacher_views == ("alone",)
+    assert isolated.student_views == ("plain", "repositioned") and unmoved.student_views == ("plain",)
+    assert not isolated.of_heads().terms and isolated.of_features() == isolated
+    # Beside the paper's terms, which stay what they are.
+    assert both.of_features() == isolated
+    assert both.of_heads().terms == OBJECTIVES["both"].terms
+    assert "alone" not in both.of_heads().teacher_views
+
+
+def test_matched_features_start_at_one_and_end_at_zero() -> None:
+    one = torch.tensor([[[3.0, 4.0], [1.0, 0.0], [9.0, 9.0]]])
+    other = torch.tensor([[[4.0, 3.0], [-2.0, 0.0], [float("nan"), 0.0]]])
+    valid = torch.tensor([[True, True, False]])
+    assert feature_match_loss(one, one * 7).item() == pytest.approx(0, abs=1e-6)
+    assert feature_match_loss(one, other, valid).item() == pytest.approx((1 - 0.96 + 2) / 2)
+    # Over the regions of all processes: parts add up.
+    assert feature_match_loss(one, other, valid, 8.0).item() == pytest.approx((1 - 0.96 + 2) / 8)
+    assert feature_match_loss(one, other, torch.zeros(1, 3, dtype=torch.bool)).item() == 0
+
+
+def test_a_term_that_matches_compares_features_and_no_predictions() -> None:
+    objective = Objective((LossTerm("one", (("plain", "alone"),), kind="match"),))
+    student, teacher = {"plain": torch.randn(2, 3, 8)}, {"alone": torch.randn(2, 3, 8)}
+    valid = dict.fromkeys(("plain", "alone"), torch.rand(2, 3) < 0.8)
+    total, terms = pair_loss({}, {}, valid, objective, features=(student, teacher))
+    expected = 1 + reference(student["plain"], teacher["alone"], valid["plain"]) / 2
+    assert total.item() == terms["one"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_weights_can_be_replaced_by_name() -> None:

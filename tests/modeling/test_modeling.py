@@ -12,13 +12,21 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    DeiTConfig,
     Dinov2Config,
+    EfficientNetConfig,
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
+    PreTrainedConfig,
     PreTrainedModel,
+    RegNetConfig,
     ResNetBackbone,
     ResNetConfig,
     ResNetModel,
     ViTConfig,
-    ViTModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING
 
@@ -42,6 +50,7 @@ from tests.modeling.conftest import (
     tiny_resnet,
     tiny_views,
 )
+from training.export.folders import export_backbone
 
 NAN = float("nan")
 
@@ -637,29 +646,73 @@ def test_the_backbone_class_keeps_the_norms_of_every_map(tmp_path: Path) -> None
             torch.testing.assert_close(ours, theirs)
 
 
-def test_checkpoints_that_are_no_backbone_are_refused(tmp_path: Path) -> None:
-    vit = ViTModel(
-        ViTConfig(
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            image_size=32,
-            patch_size=8,
-        )
+SMALL_TRANSFORMER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+# Networks without a backbone class, the side of their pictures, and the stride of their map.
+MAP_NETWORKS: dict[str, tuple[PreTrainedConfig, int, int]] = {
+    "mobilenet_v2": (MobileNetV2Config(depth_multiplier=0.25), 64, 32),
+    "efficientnet": (EfficientNetConfig(width_coefficient=0.25, depth_coefficient=0.25, hidden_dim=320), 64, 32),
+    "regnet": (
+        RegNetConfig(embedding_size=8, hidden_sizes=[8, 8, 12, 16], depths=[1, 1, 1, 1], groups_width=4),
+        64,
+        32,
+    ),
+    "vit": (ViTConfig(image_size=32, patch_size=8, **SMALL_TRANSFORMER), 64, 8),
+    "deit": (DeiTConfig(image_size=32, patch_size=8, **SMALL_TRANSFORMER), 32, 8),
+}
+
+
+@pytest.mark.parametrize("kind", MAP_NETWORKS)
+def test_networks_without_a_backbone_class_give_their_last_hidden_state(kind: str, tmp_path: Path) -> None:
+    config, side, stride = MAP_NETWORKS[kind]
+    source: PreTrainedModel = shake(AutoModel.from_config(config)).eval()
+    source.save_pretrained(tmp_path / "source")
+    (tmp_path / "source/preprocessor_config.json").write_text(
+        '{"image_mean": [0.5, 0.4, 0.3], "image_std": [1, 1, 1]}'
     )
-    vit.save_pretrained(tmp_path / "vit")
-    for given in (tmp_path / "vit", vit):
-        with pytest.raises(ValueError, match=r"'vit' model.*gives no feature maps"):
+    model = DecodePosForPreTraining.from_backbone(tmp_path / "source", region_bins=4, use_heads=False).eval()
+    assert_all_equal(model.decodepos.backbone.state_dict(), source.state_dict())
+    assert_all_equal(model.teacher["decodepos"].backbone.state_dict(), source.state_dict())
+    assert list(model.config.image_mean) == [0.5, 0.4, 0.3]
+    pixels = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        output = model.decodepos(pixels)
+        resized = {"interpolate_pos_encoding": True} if kind in ("vit", "deit") else {}
+        expected = source(pixels, **resized).last_hidden_state
+    cells = side // stride
+    assert output.last_hidden_state.shape == (2, model.config.hidden_size, cells, cells)
+    if expected.ndim == 3:  # one token per patch, row by row, after the class token and others
+        expected = expected[:, -cells * cells :].transpose(1, 2).reshape(2, -1, cells, cells)
+    assert torch.equal(output.last_hidden_state, expected)
+    # A checkpoint comes back without the network it was made from, and what comes out loads where the start did.
+    model.save_pretrained(tmp_path / "checkpoint")
+    again = DecodePosModel.from_pretrained(tmp_path / "checkpoint")
+    assert_all_equal(again.state_dict(), model.decodepos.state_dict())
+    maps = DecodePosBackbone.from_pretrained(tmp_path / "checkpoint").eval()
+    assert torch.equal(maps(pixels).feature_maps[0], output.last_hidden_state) and maps.channels == [
+        again.config.hidden_size
+    ]
+    export_backbone(again, tmp_path / "export")
+    plain, report = AutoModel.from_pretrained(tmp_path / "export", output_loading_info=True)
+    assert type(plain) is type(source) and not any(report.values())
+    assert_all_equal(plain.state_dict(), source.state_dict())
+
+
+def test_checkpoints_that_are_no_backbone_are_refused(tmp_path: Path) -> None:
+    words = BertModel(BertConfig(**SMALL_TRANSFORMER))
+    words.save_pretrained(tmp_path / "words")
+    for given in (tmp_path / "words", words):
+        with pytest.raises(ValueError, match=r"'bert' model.*gives no feature maps"):
             DecodePosModel.from_backbone(given)
+    # Of a classifier that is already loaded, the keys are others.
+    with pytest.raises(ValueError, match=r"MobileNetV2ForImageClassification do not fit a MobileNetV2Model"):
+        DecodePosModel.from_backbone(MobileNetV2ForImageClassification(MAP_NETWORKS["mobilenet_v2"][0]))
     with pytest.raises(OSError, match="nowhere"):
         DecodePosModel.from_backbone(tmp_path / "nowhere")
 
 
 BAD_CONFIGS: dict[str, tuple[Any, str]] = {
-    "vit": (ViTConfig(), "'vit' model gives no feature maps.*for example resnet"),
-    "vit as a dictionary": ({"model_type": "vit"}, "'vit' model gives no feature maps"),
-    "a text model": ({"model_type": "bert"}, "'bert' model gives no feature maps"),
+    "a text model": (BertConfig(**SMALL_TRANSFORMER), "'bert' model gives no feature maps.*for example resnet"),
+    "a text model as a dictionary": ({"model_type": "bert"}, "'bert' model gives no feature maps"),
     "unknown": ({"model_type": "resnext9000"}, r"model_type'\] is 'resnext9000'"),
     "no type": ({"depths": [1, 1]}, r"model_type'\] is None"),
     "decodepos": (tiny_config(), "itself a 'decodepos' configuration"),

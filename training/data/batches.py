@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from modeling_decodepos.imagenet import MEAN_COLOUR
 from modeling_decodepos.regions import View
 from training.data.decoding import BrokenImage
 from training.data.randomness import Purpose, stream
@@ -23,7 +24,7 @@ from training.data.sources import ImageSource
 from training.data.workers import load_in_workers
 from training.errors import UnusableData
 from training.recipe import ViewArguments
-from training.views.sampling import MEAN_COLOUR, VIEW_RULES, ViewParameters, apply_view, sample_views
+from training.views.sampling import VIEW_RULES, ViewParameters, apply_view, sample_views, view_side_px
 
 Key = tuple[int, int]  # epoch, index
 Broken = tuple[str, str]  # image id, reason
@@ -31,7 +32,7 @@ T = TypeVar("T")
 
 # So many images in a row that cannot be read are no accident, and looking further would take for ever.
 MOST_BROKEN_IN_A_ROW = 1000
-_MEAN_DONOR = np.tile(MEAN_COLOUR.numpy(), (8, 8, 1))
+_MEAN_DONOR_SIZE = (8, 8)
 
 
 @dataclass
@@ -75,8 +76,10 @@ class RegionDataset(Dataset):
         seed: int = 0,
         image_level: bool = False,
         place: tuple[int, ...] = (),
+        mean_colour: tuple[int, ...] = MEAN_COLOUR,
     ):
         self.source = source
+        self.mean_colour = mean_colour  # of cuts, and of surroundings where there is no donor
         self.place = place  # of these images in a stream: their random numbers depend on it
         self.args, self.view_names, self.seed, self.image_level = args, view_names, seed, image_level
         self.known_broken: dict[int, Broken] = {}  # met by this process; each costs one attempt
@@ -96,7 +99,7 @@ class RegionDataset(Dataset):
     def __getitems__(self, keys: list[Key]) -> RegionBatch:
         """The batch of these (epoch, index) keys."""
         samples = (self.read_sample(*key) for key in keys)
-        return build_batch(samples, len(keys), self.view_names, self.args)
+        return build_batch(samples, len(keys), self.view_names, self.args, self.mean_colour)
 
     def read_sample(self, epoch: int, index: int) -> Sample:
         """One decoded image with the parameters of its views."""
@@ -105,13 +108,13 @@ class RegionDataset(Dataset):
         shown, image = self._next_readable(index, self.source.pixels, met)
         boxes = self.source.boxes(shown, epoch)
         of_mean = args.donor == "mean"
-        donor, donor_size = -1, _MEAN_DONOR.shape[:2]
+        donor, donor_size = -1, _MEAN_DONOR_SIZE
         if not of_mean and any(VIEW_RULES[name].moved for name in names):
             donor, donor_size = self._donor(epoch, index, shown, met)
         while True:
             rng = stream(self.seed, Purpose.VIEWS, epoch, index, *self.place)
             views = sample_views(rng, image.shape[:2], donor_size, boxes, names, args, self.image_level)
-            pixels = _MEAN_DONOR if of_mean else None
+            pixels = np.full((*_MEAN_DONOR_SIZE, 3), self.mean_colour, dtype=np.uint8) if of_mean else None
             try:
                 if not of_mean and any(VIEW_RULES[name].moved for name in views):
                     pixels = self._attempt(donor, self.source.pixels, met)
@@ -152,7 +155,13 @@ class RegionDataset(Dataset):
             raise
 
 
-def build_batch(samples: Iterable[Sample], count: int, view_names: list[str], args: ViewArguments) -> RegionBatch:
+def build_batch(
+    samples: Iterable[Sample],
+    count: int,
+    view_names: list[str],
+    args: ViewArguments,
+    mean_colour: tuple[int, ...] = MEAN_COLOUR,
+) -> RegionBatch:
     """The views of `count` samples, their pixels made here.
 
     One sample after the other: a batch of decoded images is four times the size of its views.
@@ -167,7 +176,7 @@ def build_batch(samples: Iterable[Sample], count: int, view_names: list[str], ar
         image_ids.append(sample.image_id)
         broken |= dict.fromkeys(sample.broken)
         for name, parameters in sample.views.items():
-            pixels[name][len(made[name])] = apply_view(parameters, sample.image, sample.donor)
+            pixels[name][len(made[name])] = apply_view(parameters, sample.image, sample.donor, mean_colour)
             made[name].append((row, parameters))
     views = {name: _stack(parts, pixels[name], args) for name, parts in made.items()}
     placements = [view.placement for parts in made.values() for _, view in parts if view.placement]
@@ -178,10 +187,11 @@ def build_batch(samples: Iterable[Sample], count: int, view_names: list[str], ar
 
 def _room(name: str, count: int, args: ViewArguments) -> torch.Tensor:
     """Memory for a view of so many images; in a worker, memory that its parent sees, which saves a copy."""
-    size = args.small_view_px if VIEW_RULES[name].small else args.view_size_px
+    rule = VIEW_RULES[name]
+    size, regions = view_side_px(rule, args), (args.num_regions,) if rule.alone else ()
     # 8-bit, channels last in memory: a quarter of the bytes to move, and the layout the network wants.
-    pixels = torch.empty((count, size, size, 3), dtype=torch.uint8)
-    return (pixels if get_worker_info() is None else pixels.share_memory_()).permute(0, 3, 1, 2)
+    pixels = torch.empty((count, *regions, size, size, 3), dtype=torch.uint8)
+    return (pixels if get_worker_info() is None else pixels.share_memory_()).movedim(-1, -3)
 
 
 def _stack(parts: list[tuple[int, ViewParameters]], pixels: torch.Tensor, args: ViewArguments) -> View:

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from datasets.utils.file_utils import xopen
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from modeling_decodepos.imagenet import MEAN_COLOUR
 from training.data.batches import RegionBatch, RegionDataset, Sample, StepBatches, build_batch
 from training.data.randomness import Purpose, stream
 from training.data.sources import (
@@ -160,11 +161,13 @@ class RegionStream(IterableDataset):
         block: int,
         seed: int = 0,
         image_level: bool = False,
+        mean_colour: tuple[int, ...] = MEAN_COLOUR,
     ):
         if block < 2:
             raise ValueError(f"stream_block is {block}; expected at least 2 (one image lends another its pixels).")
         self.source, self.block = source, block
         self.args, self.view_names, self.seed, self.image_level = args, view_names, seed, image_level
+        self.mean_colour = mean_colour
         self.plan: StepBatches | None = None
         self.workers = 1  # per process, each with a lane
 
@@ -189,7 +192,7 @@ class RegionStream(IterableDataset):
                     block, epoch, left = next(blocks)
                 taken, left = np.split(left, [size - len(samples)])
                 samples += [block.read_sample(epoch, int(index)) for index in taken]
-            yield build_batch(samples, size, self.view_names, self.args)
+            yield build_batch(samples, size, self.view_names, self.args, self.mean_colour)
 
     def first_block(self) -> RegionDataset:
         """The first images of the stream, as a data set of their own."""
@@ -199,7 +202,13 @@ class RegionStream(IterableDataset):
     def _block(self, table: pa.Table, place: tuple[int, ...]) -> RegionDataset:
         images = self.source.images(table, place)
         return RegionDataset(
-            images, self.args, self.view_names, seed=self.seed, image_level=self.image_level, place=place
+            images,
+            self.args,
+            self.view_names,
+            seed=self.seed,
+            image_level=self.image_level,
+            place=place,
+            mean_colour=self.mean_colour,
         )
 
     def _blocks(self, lane: Lane, skip: int) -> Iterator[tuple[RegionDataset, int, np.ndarray]]:

@@ -26,10 +26,10 @@ from modeling_decodepos.diagnosis.models.networks import (
     call_maps,
     every_stage,
     has_backbone_class,
-    last_map,
     load_network,
     vision_part,
 )
+from modeling_decodepos.feature_maps import last_map
 from modeling_decodepos.imagenet import IMAGE_MEAN, IMAGE_STD
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from modeling_decodepos.region_pooling import Offset, pool_regions

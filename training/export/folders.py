@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, ResNetConfig, ResNetModel, ViTImagePro
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from dataset_scripts.files import file_sha256
-from modeling_decodepos.imagenet import IMAGE_MEAN, IMAGE_STD
+from modeling_decodepos.configuration_decodepos import DecodePosConfig
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
 
 DESCRIPTION = "export.json"
@@ -107,14 +107,14 @@ def export_backbone(
         plain: Any = ResNetModel(backbone.config)
         plain.to(backbone.dtype).load_state_dict(backbone.state_dict(), strict=True)
         backbone = plain.eval()
-    return _save(backbone, path, image_size_px)
+    return _save(backbone, path, image_size_px, model.config)
 
 
 def export_pretraining(model: DecodePosForPreTraining, path: Path | str, image_size_px: int = 224) -> Path:
     """The folder of student, teacher and heads, with the code that `trust_remote_code=True` needs."""
     model.config.auto_map = dict(AUTO_MAP)
     try:
-        saved = _save(model, path, image_size_px)
+        saved = _save(model, path, image_size_px, model.config)
     finally:
         del model.config.auto_map
     # Remote code copies flat siblings only: the modeling file and what it imports relatively.
@@ -124,11 +124,14 @@ def export_pretraining(model: DecodePosForPreTraining, path: Path | str, image_s
     return saved
 
 
-def _save(model: PreTrainedModel, path: Path | str, image_size_px: int) -> Path:
+def _save(model: PreTrainedModel, path: Path | str, image_size_px: int, config: DecodePosConfig) -> Path:
     path = Path(path)
     model.save_pretrained(path)
     processor = ViTImageProcessorPil(
-        size={"height": image_size_px, "width": image_size_px}, resample=2, image_mean=IMAGE_MEAN, image_std=IMAGE_STD
+        size={"height": image_size_px, "width": image_size_px},
+        resample=2,
+        image_mean=list(config.image_mean),
+        image_std=list(config.image_std),
     )
     processor.save_pretrained(path)
     return path

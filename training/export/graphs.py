@@ -15,7 +15,7 @@ from torch.export import Dim
 
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from training.export.folders import Readme
-from training.export.layouts import PIXEL_FORMS
+from training.export.layouts import rgb_pixels
 
 OPSET = 18
 # Greatest difference in fp32, as a share of the greatest value: the runtimes order their sums differently.
@@ -69,7 +69,7 @@ def write_graph(extractor: DecodePosModel, form: str, folder: Path, place: str, 
             "input": f"pixel_values, float32, (batch, 3, {image_size_px}, {image_size_px})",
             "outputs": ", ".join(OUTPUTS),
             "batch": "dynamic",
-            "pixels": asdict(PIXEL_FORMS["imagenet"]),
+            "pixels": asdict(rgb_pixels(extractor.config.image_mean, extractor.config.image_std)),
             **facts,
             "greatest_difference": {runtime: check_graph(network, graph, image_size_px)},
             "tolerance": TOLERANCE,

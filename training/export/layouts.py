@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -91,10 +91,17 @@ class PixelForm:
     std: tuple[float, ...]
 
 
-_MEAN, _STD = (tuple(round(255 * value, 3) for value in values) for values in (IMAGE_MEAN, IMAGE_STD))
+def rgb_pixels(image_mean: Sequence[float], image_std: Sequence[float]) -> PixelForm:
+    """The form of RGB pixels with a mean and a deviation on the scale of 0 to 1."""
+    mean, std = (tuple(round(255 * value, 3) for value in values) for values in (image_mean, image_std))
+    return PixelForm("RGB", mean, std)
+
+
+_IMAGENET = rgb_pixels(IMAGE_MEAN, IMAGE_STD)
+_MEAN, _STD = _IMAGENET.mean, _IMAGENET.std
 # What our networks see is the first. All subtract the same mean: see `resnets.adapt_stem`.
 PIXEL_FORMS = {
-    "imagenet": PixelForm("RGB", _MEAN, _STD),
+    "imagenet": _IMAGENET,
     "caffe": PixelForm("BGR", _MEAN[::-1], (1.0, 1.0, 1.0)),
     "imagenet_bgr": PixelForm("BGR", _MEAN[::-1], _STD[::-1]),
 }

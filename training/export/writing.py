@@ -15,15 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from modeling_decodepos.imagenet import IMAGE_MEAN, IMAGE_STD
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from training.export.folders import Readme, export_backbone, new_folder, write_readme
 from training.export.graphs import write_graph
-from training.export.layouts import LAYOUTS, PIXEL_FORMS, to_layout
+from training.export.layouts import LAYOUTS, PixelForm, rgb_pixels, to_layout
 from training.export.loading import LoadedNetwork
 from training.export.resnets import BATCH_NORM, NAMED, check_exportable
-
-PIXELS = PIXEL_FORMS["imagenet"]
 
 
 def export(loaded: LoadedNetwork, format_name: str, output: Path, image_size_px: int = 224) -> Readme:
@@ -31,7 +28,7 @@ def export(loaded: LoadedNetwork, format_name: str, output: Path, image_size_px:
     extractor, place = loaded.extractor, output.name
     with new_folder(output) as folder:
         if format_name in LAYOUTS:
-            readme = _write_library(extractor.backbone, format_name, folder, place)
+            readme = _write_library(extractor, format_name, folder, place)
         elif format_name == "backbone":
             readme = _write_backbone(extractor, folder, place, image_size_px)
         else:
@@ -44,7 +41,7 @@ def export(loaded: LoadedNetwork, format_name: str, output: Path, image_size_px:
 def _write_backbone(extractor: DecodePosModel, folder: Path, place: str, image_size_px: int) -> Readme:
     export_backbone(extractor, folder, image_size_px)
     config: Any = extractor.config.backbone_config
-    facts: dict[str, Any] = {"architecture": config.model_type, "pixels": asdict(PIXELS)}
+    facts: dict[str, Any] = {"architecture": config.model_type, "pixels": asdict(_pixels(extractor))}
     if config.model_type == "resnet":
         facts |= {"stride_in": "1x1" if config.downsample_in_bottleneck else "3x3", "batch_norm": BATCH_NORM}
     return Readme(
@@ -56,7 +53,12 @@ def _write_backbone(extractor: DecodePosModel, folder: Path, place: str, image_s
     )
 
 
-def _write_library(backbone: Any, library: str, folder: Path, place: str) -> Readme:
+def _pixels(extractor: DecodePosModel) -> PixelForm:
+    return rgb_pixels(extractor.config.image_mean, extractor.config.image_std)
+
+
+def _write_library(extractor: DecodePosModel, library: str, folder: Path, place: str) -> Readme:
+    backbone: Any = extractor.backbone
     name = check_exportable(backbone, library)
     kind = NAMED[name][1]
     stride_in_1x1 = bool(backbone.config.downsample_in_bottleneck) and kind == "bottleneck"
@@ -73,15 +75,15 @@ def _write_library(backbone: Any, library: str, folder: Path, place: str) -> Rea
     weights = to_layout({key: value.contiguous() for key, value in backbone.state_dict().items()}, LAYOUTS[library])
     if library in ("torchvision", "timm"):
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
-        readme = _torchvision(name, place) if library == "torchvision" else _timm(backbone, name, folder, place)
+        readme = _torchvision(name, place) if library == "torchvision" else _timm(extractor, name, folder, place)
     else:
-        readme = _detectron2(weights, name, stride_in_1x1, folder, place)
+        readme = _detectron2(weights, _pixels(extractor), name, stride_in_1x1, folder, place)
     readme.title = f"{name} for {library}"
     readme.facts = {
         "architecture": name,
         "layout": library,
         "stride_in": "1x1" if stride_in_1x1 else "3x3",
-        "pixels": asdict(PIXELS),
+        "pixels": asdict(_pixels(extractor)),
         "batch_norm": BATCH_NORM,
     }
     return readme
@@ -95,16 +97,16 @@ def _torchvision(name: str, place: str) -> Readme:
     )
 
 
-def _timm(backbone: Any, name: str, folder: Path, place: str) -> Readme:
+def _timm(extractor: DecodePosModel, name: str, folder: Path, place: str) -> Readme:
     config = {
         "architecture": name,
         "num_classes": 0,
-        "num_features": backbone.config.hidden_sizes[-1],
+        "num_features": extractor.config.hidden_size,
         "pretrained_cfg": {
             "num_classes": 0,
             "input_size": [3, 224, 224],
-            "mean": IMAGE_MEAN,
-            "std": IMAGE_STD,
+            "mean": extractor.config.image_mean,
+            "std": extractor.config.image_std,
             "interpolation": "bilinear",
             "first_conv": "conv1",
             "classifier": "fc",
@@ -118,15 +120,17 @@ def _timm(backbone: Any, name: str, folder: Path, place: str) -> Readme:
     )
 
 
-def _detectron2(weights: dict[str, Tensor], name: str, stride_in_1x1: bool, folder: Path, place: str) -> Readme:
+def _detectron2(
+    weights: dict[str, Tensor], pixels: PixelForm, name: str, stride_in_1x1: bool, folder: Path, place: str
+) -> Readme:
     # Beside the names, matched by the longest common end for versions that put something before them.
     torch.save({"model": weights, "__author__": "decodepos", "matching_heuristics": True}, folder / "model.pth")
     depth, kind, _ = NAMED[name]
     width = "    RES2_OUT_CHANNELS: 64\n" if kind == "basic" else ""
     code = (
-        f'MODEL:\n  WEIGHTS: "{place}/model.pth"\n  PIXEL_MEAN: {list(PIXELS.mean)}\n  PIXEL_STD: {list(PIXELS.std)}\n'
+        f'MODEL:\n  WEIGHTS: "{place}/model.pth"\n  PIXEL_MEAN: {list(pixels.mean)}\n  PIXEL_STD: {list(pixels.std)}\n'
         f"  RESNETS:\n    DEPTH: {depth}\n    STRIDE_IN_1X1: {stride_in_1x1}\n"
-        f"{width}INPUT:\n  FORMAT: {PIXELS.channels}"
+        f"{width}INPUT:\n  FORMAT: {pixels.channels}"
     )
     (folder / "detectron2.yaml").write_text(code + "\n", encoding="utf-8")
     where = "region head (`roi_heads.res5`)" if "roi_heads.res5.0.conv1.weight" in weights else "backbone"

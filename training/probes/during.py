@@ -32,7 +32,7 @@ from training.data.decoding import BrokenImage
 from training.data.randomness import Purpose, stream
 from training.data.sources import ImageSource, NoSuchSplit, ParquetImages, class_names, open_images
 from training.recipe import DataArguments, RunArguments
-from training.views.normalise import normalise
+from training.views.normalise import normalise, statistics_of
 
 VALIDATION = "validation"
 NEIGHBOURS = 20
@@ -161,12 +161,14 @@ def embed(model: nn.Module, pixels: Tensor, boxes: list[Tensor], batch_size: int
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     training = {module: module.training for module in model.modules()}
+    statistics = statistics_of(model)
     model.eval()
     features = []
     try:
         for start in range(0, len(pixels), batch_size):
             batch = pixels[start : start + batch_size].to(device, memory_format=torch.channels_last)
-            output = model(normalise(batch), regions=[rows.to(device) for rows in boxes[start : start + batch_size]])
+            pixel_values = normalise(batch, *statistics)
+            output = model(pixel_values, regions=[rows.to(device) for rows in boxes[start : start + batch_size]])
             features.append(output.region_embeddings[output.valid_regions].float().cpu())
     finally:
         for module, was_training in training.items():

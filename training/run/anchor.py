@@ -38,7 +38,7 @@ class FeatureAnchor:
         self.start = start.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         self.weight = weight
         # Of the student's views the one of the whole image, whose regions lie where they were.
-        self.view = next(name for name in objective.student_views if name in ("whole", "whole_cut"))
+        self.view = next(name for name in objective.student_views if name in ("whole", "whole_cut", "plain"))
         for module in self.start.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 # The student's batch norms use the batch's statistics; with the same ones both start equal.

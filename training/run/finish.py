@@ -22,7 +22,7 @@ def describe(run: Run, dataset: Data, online: OnlineMeasures | None = None) -> d
     data = describe_data(run.recipe.data.data, dataset.source)
     return describe_run(run.recipe, data) | {
         "terms": [term.name for term in run.objective.terms] + ["anchor"] * (run.anchor is not None),
-        "projection_size": run.recipe.model.projection_size,
+        "projection_size": run.embedding_size,
         "steps": run.total_steps,
         **({"measured_on": online.describe()} if online else {}),
     }

@@ -169,7 +169,7 @@ class Watch:
         if main_process:
             self.online = build_online(run.recipe.data, settings, run.recipe.views.view_size_px)
         self.collapse = CollapseWatch(
-            run.recipe.model.projection_size,
+            run.embedding_size,
             settings.collapse_warn,
             settings.collapse_stop,
             settings.collapse_patience,

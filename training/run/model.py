@@ -10,20 +10,40 @@ from accelerate.utils import set_seed
 
 from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.configuration_decodepos import DecodePosConfig
+from modeling_decodepos.losses import OBJECTIVES, Objective
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
 from training.recipe import ModelArguments, Recipe
+from training.run import batch_norms
+from training.views.sampling import VIEW_RULES, view_side_px
 
 
 def build_model(args: ModelArguments, seed: int, start: Path | None = None) -> DecodePosForPreTraining:
-    """A pre-training model around a named backbone, or around weights: a Hub id's, a folder's, or those of `start`."""
+    """A pre-training model around a named backbone, or around weights: a Hub id's, a folder's, or those of `start`.
+
+    It is in training mode, but for batch norms that keep their statistics.
+    """
+    net = _build_network(args, seed, start).train()
+    if batch_norms.are_held(args):
+        batch_norms.hold(net.decodepos, net.teacher["decodepos"])
+    return net
+
+
+def _build_network(args: ModelArguments, seed: int, start: Path | None) -> DecodePosForPreTraining:
     names = ("region_bins", "projector_hidden_size", "projection_size", "use_predictor", "centre_cells")
     heads: dict[str, Any] = {name: getattr(args, name) for name in names}
+    objective = OBJECTIVES[args.objective]
+    heads |= {"use_heads": bool(objective.of_heads().terms), "centre_features": bool(objective.of_features().terms)}
     set_seed(seed)
     if args.backbone in BACKBONES:
         if args.anchor_weight > 0:
             raise ValueError(
                 f"anchor_weight is {args.anchor_weight:g}, but backbone {args.backbone!r} starts untrained: there is "
                 "nothing to hold on to. Give a Hub id or a folder with weights as the backbone."
+            )
+        if args.teacher == "frozen":
+            raise ValueError(
+                f"teacher is frozen, but backbone {args.backbone!r} starts untrained: it would teach nothing. Set "
+                "teacher to ema, or give a Hub id or a folder with weights as the backbone."
             )
         return DecodePosForPreTraining(DecodePosConfig(backbone_config=BACKBONES[args.backbone](), **heads))
     try:
@@ -35,15 +55,17 @@ def build_model(args: ModelArguments, seed: int, start: Path | None = None) -> D
         ) from error
 
 
-def check_view_sizes(net: DecodePosForPreTraining, recipe: Recipe) -> None:
+def check_view_sizes(net: DecodePosForPreTraining, recipe: Recipe, objective: Objective) -> None:
     """Refuse sizes of views that the backbone's map cannot cover, before the first step does."""
-    sizes = recipe.views.view_size_px, recipe.views.small_view_px
+    views = recipe.views
+    sizes = {view_side_px(VIEW_RULES[name], views) for name in objective.views}
     try:
-        for size in sizes:
+        for size in sorted(sizes):
             net.decodepos.check_map_covers(torch.empty((1, 3, size, size), device="meta"))
     except ValueError as error:
         raise ValueError(
-            f"view_size_px {sizes[0]} gives views of {sizes[0]} and, with small_view_scale, {sizes[1]} pixels: {error}"
+            f"view_size_px {views.view_size_px} gives views of {views.view_size_px} and, with small_view_scale, "
+            f"{views.small_view_px} pixels, alone_size_px {views.alone_size_px} pictures of regions: {error}"
         ) from None
 
 

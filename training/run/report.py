@@ -111,7 +111,7 @@ CURVES = (
     Curve("Waiting for data", "share of the time", ("data_wait",), (0.0, 1.0)),
 )  # fmt: skip
 
-BEST_OF_PAIR = {"attract": -2.0, "repel": 0.0}
+BEST_OF_PAIR = {"attract": -2.0, "repel": 0.0, "match": 0.0}
 """The least loss of a pair of views, by the kind of its term."""
 
 
@@ -235,6 +235,8 @@ def build_tiles(run: RunFiles) -> list[Markup]:
     best, perfect = least_loss(run), perfect_spread(run)
     # The anchor begins where its weights are: at full agreement with themselves.
     start, by = (-2.0 * anchor, "at the start") if (anchor := run.setting("anchor_weight")) else (0.0, "by chance")
+    if run.objective is not None:
+        start += sum(term.weight * len(term.pairs) for term in run.objective.of_features().terms)
     limits = "" if best is None else f"about {format_number(start)} {by}, {format_number(best)} at best"
     spread = f"perfect spread {format_number(perfect)}, collapse 0" if perfect else ""
     items = [

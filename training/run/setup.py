@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-from torch import nn
+from torch import Tensor, nn
 
 from modeling_decodepos.backbones import BACKBONES
+from modeling_decodepos.imagenet import mean_colour
 from modeling_decodepos.losses import OBJECTIVES, Objective
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
 from training.data.batches import RegionDataset, StepBatches
@@ -23,6 +26,7 @@ from training.data.cache import cache_folder, load_cached
 from training.data.sources import ImageSource, ParquetImages, describe_regions, open_images
 from training.data.streaming import ImageStream, RegionStream, check_lanes, open_stream
 from training.recipe import Recipe
+from training.run import batch_norms
 from training.run.anchor import START_FOLDER, FeatureAnchor, save_start
 from training.run.checkpoints import find_checkpoint, load_checkpoint, saved_steps
 from training.run.log import count_things
@@ -49,11 +53,14 @@ class Run:
     total_steps: int
     peak_learning_rate: float
     anchor: FeatureAnchor | None = None
+    clean_pictures: Callable[[], Iterator[Tensor]] | None = None  # that batch norms see in the end
     step: int = 0
     state: dict[str, Any] = field(default_factory=dict)  # what else a checkpoint keeps, as JSON
 
     def momentum(self) -> float:
-        """The teacher's EMA coefficient at this step."""
+        """The teacher's EMA coefficient at this step; 1 where it is frozen."""
+        if self.recipe.model.teacher == "frozen":
+            return 1.0
         return teacher_momentum_at(self.step, self.total_steps, self.recipe.run.teacher_momentum)
 
     def learning_rate(self) -> float:
@@ -70,6 +77,12 @@ class Run:
     def is_logged(self) -> bool:
         """Whether the schedule wants a log line after this step."""
         return (self.step + 1) % self.recipe.run.log_steps == 0 or self.step + 1 == self.total_steps
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers in an embedding whose spread is watched."""
+        config = self.net.config
+        return config.projection_size if config.use_heads else config.hidden_size
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -129,21 +142,22 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         refuse_other_recipe(output_dir, read_recipe(known), recipe)
     checkpoint = find_checkpoint(output_dir / "checkpoints", recipe.run.resume)
     objective = build_objective(recipe)
-    dataset = build_dataset(accelerator, recipe, objective, output_dir)
+    start = output_dir / START_FOLDER
+    net = build_model(recipe.model, recipe.run.seed, start if checkpoint and start.is_dir() else None)
+    check_view_sizes(net, recipe, objective)
+    dataset = build_dataset(accelerator, recipe, objective, output_dir, mean_colour(net.config.image_mean))
     batches = plan_batches(accelerator, recipe, len(dataset.source))
     if isinstance(dataset, RegionStream):
         check_lanes(dataset.source, accelerator.num_processes, recipe.data.num_workers)
-    start = output_dir / START_FOLDER
-    net = build_model(recipe.model, recipe.run.seed, start if checkpoint and start.is_dir() else None)
-    check_view_sizes(net, recipe)
     net = net.to(accelerator.device, memory_format=torch.channels_last)
-    net.train()
     if recipe.model.backbone not in BACKBONES:
         save_start(net.decodepos, start, accelerator, resumed=checkpoint is not None)
     anchor = None
     if recipe.model.anchor_weight > 0:
         held = DecodePosModel.from_pretrained(start).to(accelerator.device)
         anchor = FeatureAnchor(held, objective, recipe.model.anchor_weight)
+        if batch_norms.are_held(recipe.model):
+            batch_norms.hold(held)
     if recipe.model.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # it does not exist for CPUs
         if anchor is not None:
@@ -161,6 +175,8 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         peak_learning_rate=recipe.run.base_learning_rate * recipe.run.global_batch_size / 256,
         anchor=anchor,
     )
+    if recipe.model.batch_norm == "recalibrated" and isinstance(dataset, RegionDataset):
+        run.clean_pictures = partial(batch_norms.clean_pictures, dataset)
     if accelerator.process_index:  # what networks draw (dropout, stochastic depth) must differ between processes
         torch.manual_seed(recipe.run.seed + accelerator.process_index)
     accelerator.print(describe_plan(run, batches, dataset.source))
@@ -182,14 +198,17 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
     return run, dataset, batches
 
 
-def build_dataset(accelerator: Accelerator, recipe: Recipe, objective: Objective, output_dir: Path) -> Data:
+def build_dataset(
+    accelerator: Accelerator, recipe: Recipe, objective: Objective, output_dir: Path, colour: tuple[int, ...]
+) -> Data:
     """The images that a recipe names, as they become batches: streamed, from a cache, or decoded each time."""
     data, seed = recipe.data, recipe.run.seed
-    views, image_level = list(objective.views), objective.level == "image"
+    views = list(objective.views)
+    options: Any = {"seed": seed, "image_level": objective.level == "image", "mean_colour": colour}
     if data.streaming:
         with accelerator.main_process_first():
             files = open_stream(data.data, data.split, data.region_source, seed)
-        return RegionStream(files, recipe.views, views, block=data.stream_block, seed=seed, image_level=image_level)
+        return RegionStream(files, recipe.views, views, block=data.stream_block, **options)
     with accelerator.main_process_first():
         source = open_images(data.data, data.split, data.region_source, seed)
     if isinstance(source, ParquetImages) and source.unusable_boxes:
@@ -201,7 +220,7 @@ def build_dataset(accelerator: Accelerator, recipe: Recipe, objective: Objective
         folder = Path(data.cache_dir) if data.cache_dir else cache_folder(output_dir, source, data.cache_px)
         source = load_cached(source, data.cache_px, folder, data.num_workers)
         accelerator.print(f"pixels from the cache in {folder}")
-    return RegionDataset(source, recipe.views, views, seed=seed, image_level=image_level)
+    return RegionDataset(source, recipe.views, views, **options)
 
 
 def plan_batches(accelerator: Accelerator, recipe: Recipe, images: int) -> StepBatches:

@@ -47,6 +47,8 @@ class ViewRule:
     small: bool = False
     cut: bool = False  # region-augmented
     moved: bool = False  # regions moved over another image
+    plain: bool = False  # colours as they are
+    alone: bool = False  # each region a picture of its own, and nothing else
 
 
 VIEW_RULES: dict[str, ViewRule] = {
@@ -56,7 +58,16 @@ VIEW_RULES: dict[str, ViewRule] = {
     "crop_small": ViewRule(small=True),
     "crop_cut_small": ViewRule(small=True, cut=True),
     "repositioned": ViewRule(moved=True),
+    "plain": ViewRule(of_whole=True, plain=True),
+    "alone": ViewRule(of_whole=True, plain=True, alone=True),
 }
+
+
+def view_side_px(rule: ViewRule, args: ViewArguments) -> int:
+    """Side of a view's pictures."""
+    if rule.alone:
+        return args.alone_size_px
+    return args.small_view_px if rule.small else args.view_size_px
 
 
 _PLACES = {name: place for place, name in enumerate(VIEW_RULES)}
@@ -87,6 +98,7 @@ class ViewParameters:
     placement: Placement | None = None
     background: PixelSource | None = None
     foreground: np.ndarray | None = None  # (S, S) bool
+    alone: tuple[PixelSource, ...] = ()  # where each of the regions is, of a view that shows them alone
 
 
 def sample_views(
@@ -124,9 +136,9 @@ def sample_views(
         numbers.advance(_STRETCH * (1 + _PLACES[name]))
         own_flip = bool(rng.random() < 0.5)
         flip = {"own": own_flip, "shared": shared_flip, "none": False}[args.flip]
-        colours = sample_photometric(rng, args, rule.of_whole)
+        colours = Photometric() if rule.plain else sample_photometric(rng, args, rule.of_whole)
         window = whole if rule.of_whole else crop
-        size = args.small_view_px if rule.small else args.view_size_px
+        size = view_side_px(rule, args)
         in_view = flip_boxes(inside[window]) if flip else inside[window]
         if image_level:
             in_view = WHOLE[None]
@@ -142,17 +154,32 @@ def sample_views(
             )
         if rule.moved:
             parameters = _sample_move(rng, parameters, in_view, donor_size, args)
+        if rule.alone:
+            parameters = _show_alone(parameters, WHOLE[None] if image_level else chosen, image_size)
         views[name] = parameters
     return views
 
 
-def apply_view(parameters: ViewParameters, image: np.ndarray, donor: np.ndarray | None = None) -> torch.Tensor:
-    """(3, S, S) uint8 pixels, channels last in memory, of a view of (H, W, 3) images; a donor is for moved regions."""
+def apply_view(
+    parameters: ViewParameters,
+    image: np.ndarray,
+    donor: np.ndarray | None = None,
+    mean_colour: tuple[int, ...] = imagenet.MEAN_COLOUR,
+) -> torch.Tensor:
+    """(3, S, S) uint8 pixels, channels last in memory, of a view of (H, W, 3) images; a donor is for moved regions.
+
+    Of regions alone (K, 3, S, S), black where there is no region. `mean_colour` is what shows through cuts.
+    """
+    if parameters.alone:
+        pictures = np.zeros((len(parameters.valid), parameters.size_px, parameters.size_px, 3), dtype=np.uint8)
+        for number, place in enumerate(parameters.alone):
+            pictures[number] = read_pixels(place, image)
+        return torch.from_numpy(pictures).permute(0, 3, 1, 2)
     pixels = read_pixels(parameters.source, image)
     # The library's `cut_regions`, `reposition_foreground` and `replace_background` do the same to tensors; their
     # `torch.where` takes fifty times as long on bytes with channels last.
     if parameters.cut is not None:
-        cv2.copyTo(_mean_coloured(parameters.size_px), parameters.cut.view(np.uint8), pixels)
+        cv2.copyTo(_filled(parameters.size_px, mean_colour), parameters.cut.view(np.uint8), pixels)
     if parameters.placement is not None and parameters.background is not None:
         if donor is None or parameters.foreground is None:
             raise ValueError("a view with a placement needs the donor's pixels and a foreground mask.")
@@ -164,8 +191,8 @@ def apply_view(parameters: ViewParameters, image: np.ndarray, donor: np.ndarray 
 
 
 @functools.cache
-def _mean_coloured(side_px: int) -> np.ndarray:
-    return np.tile(MEAN_COLOUR.numpy(), (side_px, side_px, 1))
+def _filled(side_px: int, colour: tuple[int, ...]) -> np.ndarray:
+    return np.tile(np.array(colour, dtype=np.uint8), (side_px, side_px, 1))
 
 
 def read_pixels(source: PixelSource, image: np.ndarray) -> np.ndarray:
@@ -264,6 +291,15 @@ def _sample_move(
         background=background,
         foreground=foreground_mask(pixel_boxes, (size, size), cut),
     )
+
+
+def _show_alone(view: ViewParameters, boxes: np.ndarray, image_size: tuple[int, int]) -> ViewParameters:
+    """The view with nothing but its regions, each cut from the image and mirrored as the view is."""
+    sources = tuple(
+        dataclasses.replace(view.source, window=(x1, y1, x2, y2))
+        for x1, y1, x2, y2 in boxes_to_pixels(boxes, image_size).tolist()
+    )
+    return dataclasses.replace(view, boxes=_pad(WHOLE[None], len(view.valid)), alone=sources)
 
 
 def _pad(rows: np.ndarray, length: int) -> np.ndarray:

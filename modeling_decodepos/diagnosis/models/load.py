@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...configuration_decodepos import DecodePosConfig
+from ...feature_maps import as_map, patch_size, resizing
 from ...imagenet import IMAGE_MEAN, IMAGE_STD
 from ...modeling_decodepos import DecodePosModel
 from ...region_pooling import Offset
@@ -26,15 +27,12 @@ from .cells import Cells, find_cells
 from .networks import (
     Network,
     Spec,
-    as_map,
     call_maps,
     every_stage,
     has_backbone_class,
     keep_signal,
     load_network,
     padded_convolutions,
-    patch_size,
-    resizing,
     vision_part,
 )
 from .readings import choose_reading

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -29,11 +28,11 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
-from transformers.utils import cached_file
 
 from ...backbones import BACKBONES
 from ...configuration_decodepos import DecodePosConfig
-from ...imagenet import IMAGE_MEAN, IMAGE_STD
+from ...feature_maps import patch_size
+from ...imagenet import IMAGE_MEAN, IMAGE_STD, pixel_statistics
 from ...modeling_decodepos import DecodePosModel, is_map_norm
 from ...scenes import render_scene, sample_scene
 
@@ -105,7 +104,12 @@ def has_backbone_class(model: Any) -> bool:
 
 
 def every_stage(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model as its backbone class, which gives the map of every stage; in evaluation mode."""
+    """A copy of a model as its backbone class, which gives the map of every stage; in evaluation mode.
+
+    Where transformers has no such class, the model itself.
+    """
+    if not has_backbone_class(model):
+        return model.eval()
     config = copy.deepcopy(model.config)
     builder = _backbone_class(config)
     # transformers' own reading, which knows how the keys of a model differ from those of its backbone class.
@@ -171,20 +175,6 @@ def load_config(name: str) -> Any:
         ) from error
 
 
-def pixel_statistics(source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation that the preprocessor file of a folder or Hub id names, else ImageNet's."""
-    path = source and cached_file(
-        source,
-        "preprocessor_config.json",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
-    settings = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
-    mean, std = settings.get("image_mean"), settings.get("image_std")
-    return (tuple(mean), tuple(std)) if mean and std else (IMAGE_MEAN, IMAGE_STD)
-
-
 def padded_convolutions(module: nn.Module | None) -> list[nn.Conv2d]:
     """The convolutions that pad their input by themselves."""
     if module is None:
@@ -196,11 +186,6 @@ def padded_convolutions(module: nn.Module | None) -> list[nn.Conv2d]:
 # --------------------------------------------------------------------------------------------------------------- maps
 
 
-def last_map(module: Any, pixels: Tensor) -> Tensor:
-    """(B, C, h, w) last hidden state of any vision model in transformers."""
-    return as_map(module(pixels, **resizing(module)).last_hidden_state, pixels, module.config)
-
-
 def call_maps(call: Any, pixels: Tensor, name: str) -> list[Tensor]:
     """The maps (B, C, h, w) that anything callable gives."""
     output = call(pixels)
@@ -210,34 +195,6 @@ def call_maps(call: Any, pixels: Tensor, name: str) -> list[Tensor]:
             shape = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
             raise ValueError(f"{name} gives no feature maps: it returned {shape}, expected (B, C, h, w) or a list.")
     return found
-
-
-def as_map(state: Tensor, pixels: Tensor, config: Any) -> Tensor:
-    """(B, C, h, w) from such a map, or from tokens (B, N, C) of which the last h * w are the patches'."""
-    if state.ndim == 4:
-        return state
-    if state.ndim == 3:
-        patch = patch_size(config)
-        height, width = pixels.shape[-2] // patch, pixels.shape[-1] // patch
-        if 0 <= state.shape[1] - height * width <= 16:
-            return state[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
-    raise ValueError(
-        f"a hidden state of shape {tuple(state.shape)} is no feature map: expected (B, C, h, w), or (B, N, C) tokens "
-        f"with one per patch of {patch_size(config)} pixels. Of a masked auto-encoder, which hides patches, load the "
-        "encoder as the plain ViT that it is."
-    )
-
-
-def resizing(module: Any) -> dict[str, bool]:
-    """What a forward pass must be told to take pictures of other sizes than the model's own."""
-    name = "interpolate_pos_encoding"
-    return {name: True} if name in inspect.signature(module.forward).parameters else {}
-
-
-def patch_size(config: Any) -> int:
-    """Side of a patch in pixels; 1 for networks without patches."""
-    patch = getattr(config, "patch_size", 1) or 1
-    return patch if isinstance(patch, int) else int(max(patch))
 
 
 # ------------------------------------------------------------------------------------------------------------- inside
@@ -307,7 +264,10 @@ def _import(module: str, attribute: str) -> Any:
 
 
 def _instance_statistics(instance: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of where a transformers model was loaded from, or of what timm says of its weights."""
+    """Of a model of ours, of where a transformers model was loaded from, or of what timm says of its weights."""
+    config = getattr(instance, "config", None)
+    if isinstance(config, DecodePosConfig):
+        return tuple(config.image_mean), tuple(config.image_std)
     known = getattr(instance, "pretrained_cfg", None)
     if isinstance(known, dict) and known.get("mean") and known.get("std"):
         return tuple(known["mean"]), tuple(known["std"])

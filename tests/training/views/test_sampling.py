@@ -26,7 +26,10 @@ PLAIN = ViewArguments(
 )  # fmt: skip
 
 
-def draw(seed: int, args: ViewArguments = PLAIN, names=tuple(VIEW_RULES), boxes=BOXES, size=SIZE):
+SCENES = tuple(name for name, rule in VIEW_RULES.items() if not rule.alone)
+
+
+def draw(seed: int, args: ViewArguments = PLAIN, names=SCENES, boxes=BOXES, size=SIZE):
     return sample_views(np.random.default_rng(seed), size, SIZE, boxes, names, args)
 
 
@@ -40,6 +43,7 @@ def test_sizes_and_sources_are_those_of_the_figure():
     views = draw(0, ViewArguments())
     assert {name: view.size_px for name, view in views.items()} == {
         "whole": 224, "whole_cut": 224, "crop": 224, "crop_small": 112, "crop_cut_small": 112, "repositioned": 224,
+        "plain": 224,
     }  # fmt: skip
     # x2, its small augmented copy and the moved foreground share one crop; x1 is the whole image.
     assert views["crop"].source.window == views["crop_cut_small"].source.window == views["repositioned"].source.window
@@ -255,7 +259,7 @@ def test_patch_grid_cuts_whole_patches():
 
 def test_a_view_does_not_depend_on_which_others_are_drawn():
     for seed in range(5):
-        everything = draw(seed, ViewArguments())
+        everything = draw(seed, ViewArguments(), names=tuple(VIEW_RULES))
         for name in VIEW_RULES:
             alone = draw(seed, ViewArguments(), names=[name])[name]
             assert torch.equal(
@@ -269,6 +273,59 @@ def test_image_level_baseline_has_one_region_the_whole_view():
     ).values():
         assert view.valid.tolist() == [True, False, False, False]
         np.testing.assert_array_equal(view.boxes[0], [0, 0, 1, 1])
+
+
+def painted(boxes: np.ndarray) -> np.ndarray:
+    """White, with a colour of its own inside each box; none of the boxes overlap."""
+    picture = np.full((*SIZE, 3), 255, dtype=np.uint8)
+    for number, (x1, y1, x2, y2) in enumerate(boxes_to_pixels(boxes, SIZE)):
+        picture[y1:y2, x1:x2] = (10 * number, 60 + number, 5)
+    return picture
+
+
+@pytest.mark.parametrize("flip", ["own", "shared"])
+def test_alone_each_region_is_a_picture_with_nothing_from_outside_it(flip: str):
+    apart = np.array([[0.0, 0.0, 0.3, 0.4], [0.42, 0.13, 0.81, 0.55], [0.1, 0.6, 0.35, 1.0], [0.6, 0.7, 1.0, 0.93]])
+    args = dataclasses.replace(PLAIN, flip=flip, num_regions=5, alone_size_px=24, crop_scale_min=0.6)
+    orders = set()
+    for seed in range(12):
+        views = draw(seed, args, names=["plain", "alone", "crop"], boxes=apart)
+        alone, plain = views["alone"], views["plain"]
+        pictures, scene = apply_view(alone, painted(apart)), apply_view(plain, painted(apart))
+        assert pictures.shape == (5, 3, 24, 24)
+        assert alone.valid.tolist() == plain.valid.tolist()
+        assert (alone.boxes == [0, 0, 1, 1]).all()  # a picture is all of its region
+        for box, picture, valid in zip(plain.boxes, pictures, alone.valid, strict=True):
+            (column, row) = ((box[:2] + box[2:]) / 2 * plain.size_px).astype(int)
+            colour = scene[:, row, column] if valid else torch.zeros(3, dtype=torch.uint8)
+            assert (picture == colour[:, None, None]).all(), "one colour, that of the same region of the scene"
+        orders.add(tuple(source.window for source in alone.alone))
+    assert len(orders) > 3
+
+
+def test_alone_a_region_is_the_resize_of_its_pixels_mirrored_as_its_scene():
+    args = dataclasses.replace(ViewArguments(), flip="shared", alone_size_px=32)  # with the colours of other views
+    picture, flips = image(6), set()
+    for seed in range(12):
+        views = draw(seed, args, names=["plain", "alone"])
+        alone = views["alone"]
+        for source, shown in zip(alone.alone, apply_view(alone, picture), strict=False):
+            x1, y1, x2, y2 = source.window
+            window = torch.from_numpy(picture[y1:y2, x1:x2].copy()).permute(2, 0, 1)[None]
+            expected = F.interpolate(window, size=(32, 32), mode="bilinear", antialias=True)[0]
+            assert torch.equal(shown, expected.flip(2) if views["plain"].source.flip else expected)
+        flips.add(views["plain"].source.flip)
+        plain = apply_view(views["plain"], picture)
+        whole = torch.from_numpy(picture).permute(2, 0, 1)[None]
+        expected = F.interpolate(whole, size=(224, 224), mode="bilinear", antialias=True)[0]
+        assert torch.equal(plain, expected.flip(2) if views["plain"].source.flip else expected)
+    assert flips == {False, True}
+
+
+def test_cuts_have_the_colour_they_are_given():
+    view = draw(0, names=["whole_cut"])["whole_cut"]
+    pixels = apply_view(view, image(0), mean_colour=(1, 2, 3))
+    assert (pixels[:, torch.from_numpy(view.cut)] == torch.tensor([[1], [2], [3]])).all()
 
 
 def test_photometric_is_the_identity_when_nothing_is_drawn_and_leaves_its_input_alone():

@@ -1,0 +1,64 @@
+"""Batch norms of a backbone whose weights are continued: whose statistics they use, and how they get new ones."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from modeling_decodepos.backbones import BACKBONES
+from modeling_decodepos.modeling_decodepos import DecodePosModel
+from training.data.batches import RegionDataset
+from training.recipe import ModelArguments
+from training.views.normalise import normalise, statistics_of
+
+CLEAN_PICTURES, BATCH_SIZE = 512, 32
+
+
+def are_held(args: ModelArguments) -> bool:
+    """Whether batch norms keep the statistics they came with while the network trains."""
+    if args.batch_norm == "auto":
+        return args.backbone not in BACKBONES
+    return args.batch_norm != "train"
+
+
+def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch norms in a module."""
+    return [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+
+
+def hold(*models: DecodePosModel) -> None:
+    """Let batch norms use, and keep, their statistics; their scales and shifts still train."""
+    for model in models:
+        for norm in batch_norms(model):
+            norm.eval()
+
+
+def clean_pictures(dataset: RegionDataset) -> Iterator[Tensor]:
+    """Batches of 8-bit (B, 3, S, S) pictures from all over a data set, whole and in their own colours."""
+    plain = copy.copy(dataset)
+    plain.view_names = ["plain"]
+    step = max(1, len(dataset) // CLEAN_PICTURES)
+    keys = [(0, index) for index in range(0, len(dataset), step)][:CLEAN_PICTURES]
+    for start in range(0, len(keys), BATCH_SIZE):
+        yield plain.__getitems__(keys[start : start + BATCH_SIZE]).views["plain"].pixel_values
+
+
+@torch.no_grad()
+def recalibrate(model: DecodePosModel, pictures: Iterable[Tensor]) -> None:
+    """Give batch norms the mean statistics of some batches of pictures; no weight changes.
+
+    Every process that gets the same pictures comes to the same statistics.
+    """
+    norms = batch_norms(model)
+    before = [(norm.training, norm.momentum) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train().momentum = None  # the mean over batches
+    device = next(model.parameters()).device
+    for pixels in pictures:
+        model(normalise(pixels.to(device), *statistics_of(model)))
+    for norm, (training, momentum) in zip(norms, before, strict=True):
+        norm.train(training).momentum = momentum
