@@ -106,7 +106,26 @@ def offsets(numbers: Numbers) -> str:
     return markdown_table(header, lines)
 
 
-TABLES: dict[str, Callable[[Numbers], str]] = {"situations": situations, "readings": readings, "offsets": offsets}
+def protocols(numbers: Numbers) -> str:
+    """Other protocols of the evaluation on trained and random weights."""
+    measured = dict.fromkeys(metric for _, _, reading, metric in numbers if reading == "protocols")
+    columns = [(network, w) for w in ("trained", "random") for network in names(numbers, w)]
+    columns = [pair for pair in columns if any((*pair, "protocols", metric) in numbers for metric in measured)]
+    header = ("protocol", "number", *(f"{network}, {weights}" for network, weights in columns))
+    lines = []
+    for metric in measured:
+        protocol, _, number = metric.partition(", ")
+        cells = (_written(numbers, *pair, "protocols", metric) for pair in columns)
+        lines.append((f"`{protocol}`", number.replace("_", " "), *cells))
+    return markdown_table(header, lines)
+
+
+TABLES: dict[str, Callable[[Numbers], str]] = {
+    "situations": situations,
+    "readings": readings,
+    "offsets": offsets,
+    "protocols": protocols,
+}
 
 
 def with_tables(page: str, rows: Sequence[dict[str, Any]]) -> str:

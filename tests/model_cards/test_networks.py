@@ -41,6 +41,10 @@ def test_tables_and_figure_say_what_the_results_say():
     numbers = index_rows(rows())
     assert "+0.25, -0.50" in TABLES["offsets"](numbers)
     assert value(numbers, "net|1", "random", "known", "place") is None
+    protocol = TABLES["protocols"](
+        index_rows([*rows(), row("net|1", "random", "protocols", "object_linear, class_mean", 0.3)])
+    )
+    assert "net|1, random |" in protocol and "| `object_linear` | class mean | 0.300 (0.200 to 0.400) |" in protocol
     svg = ElementTree.fromstring(draw(rows()))
     dots = svg.findall(".//{http://www.w3.org/2000/svg}circle[{http://www.w3.org/2000/svg}title]")
     said = [dot[0].text for dot in dots if "net|1" in dot[0].text]
