@@ -48,7 +48,8 @@ class NaiveModel(EvaluatedModel):
         """The network."""
         return self.net
 
-    def _by_parts(self, call: Callable[[slice], Tensor], count: int) -> Tensor:
+    def by_parts(self, call: Callable[[slice], Tensor], count: int) -> Tensor:
+        """All at once."""
         return call(slice(0, count))
 
 

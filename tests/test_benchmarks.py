@@ -23,6 +23,7 @@ from benchmarks.pil_views import PilViews
 from modeling_decodepos.diagnosis.data.scenes import build_scene_data
 from modeling_decodepos.region_cutout import sample_grid_boxes, sample_region_cut
 from tests.dataset_scripts.small_sources import annotation_entry, coco, image_entry
+from training.evaluation.models import load_model
 from training.recipe import ViewArguments
 from training.views.normalise import IMAGE_MEAN, IMAGE_STD
 
@@ -175,3 +176,17 @@ def test_the_cache_holds_smaller_pictures_of_the_same(photos: list[Photo]):
     assert cached.source.pixels(0).shape == (288, 384, 3)
     ours, smaller = (data[(0, 0)].views["crop"].pixel_values.float() for data in (full, cached))
     assert 0 < float((ours - smaller).abs().mean()) < 5
+
+
+def test_the_peer_of_object_features_is_given_all_pictures_at_once(monkeypatch: pytest.MonkeyPatch):
+    """Else both sides go through the network in the same small parts, and the ratio says nothing."""
+    fast = load_model("random:resnet_tiny", 0)
+    naive = benchmarks.object_features.NaiveModel(fast.name, fast.net, fast.mean, fast.std)
+    pixels, boxes = torch.zeros(20, 3, 64, 64, dtype=torch.uint8), [torch.tensor([[0.1, 0.1, 0.8, 0.8]])] * 20
+    seen: dict[str, list[int]] = {}
+    for name, model in (("naive", naive), ("fast", fast)):
+        prepare, sizes = model.prepare, seen.setdefault(name, [])
+        monkeypatch.setattr(model, "prepare", lambda part, p=prepare, s=sizes: (s.append(len(part)), p(part))[1])
+        model.embed(pixels, boxes)
+    assert seen["naive"] == [20]
+    assert max(seen["fast"]) <= 10
