@@ -375,18 +375,13 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
         missing = [name for name in objective.views if name not in views]
         if missing:
             raise ValueError(f"the objective needs the views {objective.views}; missing: {', '.join(missing)}.")
-        batch = max(view.valid_regions.shape[0] for view in views.values())
-        full_size = max(views[name].pixel_values.shape[-1] for name in objective.views)
+        batch = _batch_size(views)
         with_heads = objective.of_heads()
-        features, predictions, teacher_features, targets = {}, {}, {}, {}
+        features, predictions = {}, {}
         for name in objective.student_views:
             heads = (self.projector, self.predictor) if name in with_heads.student_views else ()
-            features[name], predictions[name] = self._embed(self.decodepos, views[name], batch, full_size, *heads)
-        with torch.no_grad():
-            teacher, projector = self.teacher["decodepos"], self.teacher["projector"]
-            for name in objective.teacher_views:
-                head = (projector,) if name in with_heads.teacher_views else ()
-                teacher_features[name], targets[name] = self._embed(teacher, views[name], batch, full_size, *head)
+            features[name], predictions[name] = self._embed(self.decodepos, views, name, objective, *heads)
+        teacher_features, targets = self.embed_by_teacher(views, objective)
         valid = {name: _spread(views[name].valid_regions, views[name].rows, batch) for name in objective.views}
         centred = self._centre(features), self._centre(teacher_features)
         loss, terms = pair_loss(predictions, targets, valid, objective, num_pairs, centred)
@@ -398,6 +393,17 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
             predictions=predictions,
             targets=targets,
         )
+
+    @torch.no_grad()
+    def embed_by_teacher(
+        self, views: Mapping[str, View], objective: Objective
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The teacher's features of its views, (B, R, C) by name, and what its head makes of them."""
+        features, targets = {}, {}
+        for name in objective.teacher_views:
+            head = (self.teacher["projector"],) if name in objective.of_heads().teacher_views else ()
+            features[name], targets[name] = self._embed(self.teacher["decodepos"], views, name, objective, *head)
+        return features, targets
 
     def _check_objective(self, objective: Objective) -> None:
         needed = {"use_heads": objective.of_heads(), "centre_features": objective.of_features()}
@@ -412,9 +418,10 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
         return {name: rows.float() - self.feature_mean for name, rows in features.items()}
 
     def _embed(
-        self, model: DecodePosModel, view: View, batch: int, full_size: int, *heads: nn.Module
+        self, model: DecodePosModel, views: Mapping[str, View], name: str, objective: Objective, *heads: nn.Module
     ) -> tuple[Tensor, Tensor]:
         """(B, R, C) features of one view's regions and (B, R, D) what the heads make of them; zero where not valid."""
+        view, batch = views[name], _batch_size(views)
         regions = check_regions(view.boxes, len(view.pixel_values), view.valid_regions, view.pixel_values.device)
         if not regions.valid.any():
             return self._embed_nothing(model, view, batch, *heads)
@@ -424,6 +431,7 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
             features = model(pictures).pooler_output
         else:
             # A view drawn at half size is pooled to half as many bins (SoCo: 14 at 224 pixels, 7 at 112).
+            full_size = max(views[name].pixel_values.shape[-1] for name in objective.views)
             bins = max(1, round(self.config.region_bins * view.pixel_values.shape[-1] / full_size))
             features = model.embed_regions(model.feature_map(view.pixel_values), regions, bins)
         rows = features
@@ -457,6 +465,11 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
         zeros = view.boxes.new_zeros((*shape, self.config.hidden_size))
         width = self.config.projection_size if heads else self.config.hidden_size
         return zeros + touched, touched * view.boxes.new_zeros((*shape, width))
+
+
+def _batch_size(views: Mapping[str, View]) -> int:
+    """Images in a batch, of which some views show a part."""
+    return max(view.valid_regions.shape[0] for view in views.values())
 
 
 def _is_synchronised(part: nn.Module) -> bool:

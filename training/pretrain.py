@@ -56,6 +56,8 @@ def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
     run.net.update_teacher(run.momentum())  # once per step, before the teacher's forward pass, as in SoCo
     set_schedule(run.optimizer, run.learning_rate(), run.weight_decay())
     num_pairs = count_pairs(run, batches)
+    if run.net.config.centre_features and run.step == 0:
+        centre_first_step(run, batches)
     logged: dict[str, Tensor] = {}
     targets: Tensor | float = 0.0
     for number, batch in enumerate(batches):
@@ -86,6 +88,18 @@ def training_step(run: Run, batches: list[RegionBatch]) -> dict[str, Tensor]:
         spread = measure_spread(embeddings, views[view].valid_regions)
         logged |= {name: run.accelerator.reduce(value, "mean") for name, value in spread.items()}
     return logged
+
+
+def centre_first_step(run: Run, batches: list[RegionBatch]) -> None:
+    """Give the running mean a value that the first loss can be centred with; it does not count as an update."""
+    targets: Tensor | float = 0.0
+    for batch in batches:
+        views = prepare_views(batch, run.accelerator.device, statistics_of(run.net))
+        with run.accelerator.autocast():
+            features, _ = run.net.embed_by_teacher(views, run.objective)
+        targets = targets + sum_targets(run, features, batch)
+    sums = run.accelerator.reduce(targets, "sum")
+    run.net.feature_mean.copy_(sums[:-1] / sums[-1].clamp(min=1))
 
 
 def count_pairs(run: Run, batches: list[RegionBatch]) -> dict[tuple[str, str], Tensor]:
@@ -179,7 +193,8 @@ def train(
                 raise
             meter = Meter()
         if last and run.clean_pictures is not None:
-            recalibrate(run.net.decodepos, run.clean_pictures())
+            with run.as_it_leaves():
+                recalibrate(run.net.decodepos, run.clean_pictures())
         if settings.measure_steps and (run.step % settings.measure_steps == 0 or last):
             with meter.paused():
                 measures = watch.measure()

@@ -208,6 +208,13 @@ class ModelArguments:
         PAPER + "; frozen is ours",
         choices=("ema", "frozen"),
     )
+    keep_start: float = key(
+        0.0,
+        "Share of the starting weights in those that are measured and exported, which are averages of both; needs "
+        "teacher frozen.",
+        OURS + "; 0.5 in Wortsman et al. (2022), for classifiers",
+        within=SHARE,
+    )
     batch_norm: str = key(
         "auto",
         "Batch norms of the backbone, in all of its copies: train uses and gathers the statistics of batches; frozen "
@@ -231,6 +238,11 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.keep_start and self.teacher != "frozen":
+            raise ValueError(
+                f"keep_start is {self.keep_start:g}, but teacher is {self.teacher}: only a frozen teacher still has "
+                "the starting weights. Set keep_start to 0, or teacher to frozen."
+            )
 
 
 @dataclass(frozen=True)

@@ -81,12 +81,13 @@ def compare_neighbours(run: Run, output_dir: Path) -> None:
 def finish(run: Run, dataset: Data, output_dir: Path) -> None:
     """Export the weights, compare probes and neighbours, and write the report."""
     size = run.recipe.views.view_size_px
-    export = {
-        "backbone": str(export_backbone(run.net, output_dir / "export" / "backbone", size)),
-        "pretraining": str(export_pretraining(run.net, output_dir / "export" / "pretraining", size)),
-    }
-    compare_probes(run, output_dir)
-    compare_neighbours(run, output_dir)
+    with run.as_it_leaves():
+        export = {
+            "backbone": str(export_backbone(run.net, output_dir / "export" / "backbone", size)),
+            "pretraining": str(export_pretraining(run.net, output_dir / "export" / "pretraining", size)),
+        }
+        compare_probes(run, output_dir)
+        compare_neighbours(run, output_dir)
     known = output_dir / "run.json"
     description = _read(known) or describe(run, dataset)
     description.pop("reason", None)  # of an earlier stop

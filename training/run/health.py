@@ -210,7 +210,8 @@ class Watch:
 
     def measure(self) -> dict[str, float]:
         """The measures now, taken on the main process and told to all."""
-        own = self.online.measure(self.run.net.decodepos) if self.online else {}
+        with self.run.as_it_leaves():
+            own = self.online.measure(self.run.net.decodepos) if self.online else {}
         measures: dict[str, float] = broadcast_object_list([own])[0]
         return measures
 

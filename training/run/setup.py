@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -73,6 +74,24 @@ class Run:
         """The weight decay at this step."""
         settings = self.recipe.run
         return weight_decay_at(self.step, self.total_steps, settings.weight_decay, settings.weight_decay_end)
+
+    @contextmanager
+    def as_it_leaves(self) -> Iterator[None]:
+        """The student as it is measured and exported: its weights averaged with the start's, where the recipe says so.
+
+        The start is the teacher that stayed as it was. Afterwards the student is what it was, bit for bit.
+        """
+        share = self.recipe.model.keep_start
+        own, start = (list(part.parameters()) for part in (self.net.decodepos, self.net.teacher["decodepos"]))
+        kept = [weight.detach().clone() for weight in own] if share else []
+        with torch.no_grad():
+            if kept:
+                torch._foreach_lerp_(own, start, share)
+            try:
+                yield
+            finally:
+                if kept:
+                    torch._foreach_copy_(own, kept)
 
     def is_logged(self) -> bool:
         """Whether the schedule wants a log line after this step."""

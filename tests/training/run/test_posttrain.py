@@ -55,7 +55,8 @@ def assert_same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
 
 @pytest.mark.parametrize("objective", ["isolated", "both"])
 def test_at_learning_rate_zero_nothing_changes(values: dict[str, Any], released: Path, objective: str):
-    extra = {"objective": objective, "teacher": "ema", "base_learning_rate": 0.0, "projector_hidden_size": 16}
+    extra = {"objective": objective, "base_learning_rate": 0.0, "projector_hidden_size": 16}
+    extra |= {"teacher": "ema", "keep_start": 0.0} if objective == "both" else {"keep_start": 0.3}
     assert run_here(values | extra) == 0
     assert_same_bits(weights(Path(values["output_dir"]) / "export/backbone"), weights(released))
 
@@ -136,6 +137,46 @@ def test_the_running_mean_is_that_of_the_frozen_teachers_features(make_recipe: M
     torch.testing.assert_close(run.net.feature_mean, FEATURE_MEAN_MOMENTUM * before)
 
 
+def test_the_first_step_is_centred_too(make_recipe: Make, values: dict[str, Any]):
+    run, data = small_run(make_recipe(**values))
+    run.peak_learning_rate = 0.0
+    batch = data.__getitems__([(0, index) for index in range(4)])
+    assert not run.net.feature_mean.any()
+    first = float(pretrain.training_step(run, [batch])["loss"])
+    assert run.net.feature_mean_updates == 1
+    output = run.net(pretrain.prepare_views(batch, torch.device("cpu"), (MEAN, STD)), objective=run.objective)
+    assert first == pytest.approx(_loss_by_hand(output, run.net.feature_mean, batch), abs=1e-5)
+    assert first != pytest.approx(_loss_by_hand(output, torch.zeros(()), batch), abs=0.1)
+
+
+def test_what_leaves_a_run_is_the_average_with_the_start(make_recipe: Make, values: dict[str, Any], released: Path):
+    run, data = small_run(make_recipe(**values | {"keep_start": 0.25}))
+    pretrain.training_step(run, [data.__getitems__([(0, index) for index in range(4)])])
+    own = {name: weight.clone() for name, weight in run.net.decodepos.state_dict().items()}
+    with run.as_it_leaves():
+        left = {name: weight.clone() for name, weight in run.net.decodepos.state_dict().items()}
+    assert_same_bits(dict(run.net.decodepos.state_dict()), own)
+    start = {f"backbone.{name}": weight for name, weight in weights(released).items()}
+    trained = dict(run.net.decodepos.named_parameters())
+    assert any(not torch.equal(own[name], start[name]) for name in trained)
+    for name, weight in left.items():
+        expected = 0.75 * own[name] + 0.25 * start[name] if name in trained else own[name]
+        torch.testing.assert_close(weight, expected, msg=name)
+
+
+def test_the_average_is_what_is_exported_and_the_checkpoint_is_what_goes_on(values: dict[str, Any], released: Path):
+    assert run_here(values | {"keep_start": 1.0, "base_learning_rate": 1.0}) == 0
+    assert_same_bits(weights(Path(values["output_dir"]) / "export/backbone"), weights(released))
+    saved = weights(Path(values["output_dir"]) / "checkpoints/step_0000002")
+    before = weights(released)
+    assert any(not torch.equal(saved[f"decodepos.backbone.{name}"], before[name]) for name in before)
+
+
+def test_an_average_with_the_start_needs_a_teacher_that_still_has_it(make_recipe: Make, values: dict[str, Any]):
+    with pytest.raises(ValueError, match="keep_start is 0.5, but teacher is ema"):
+        make_recipe(**values | {"keep_start": 0.5, "teacher": "ema"})
+
+
 def _loss_by_hand(output: Any, mean: torch.Tensor, batch: Any) -> float:
     total = 0.0
     for student in ("plain", "repositioned"):
@@ -154,9 +195,9 @@ def test_student_and_teacher_see_pixels_as_the_network_wants_them(
         go_on = model.feature_map
         monkeypatch.setattr(model, "feature_map", lambda pixels, go_on=go_on: (seen.append(pixels), go_on(pixels))[1])
     pretrain.training_step(run, [batch])
-    assert [part.shape[-1] for part in seen] == [64, 64, 32]
+    assert [part.shape[-1] for part in seen] == [32, 64, 64, 32]  # the teacher once more, for the first centre
     shown = batch.views["plain"].pixel_values.float() / 255
-    torch.testing.assert_close(seen[0], (shown - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None])
+    torch.testing.assert_close(seen[1], (shown - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None])
 
 
 def test_cuts_and_empty_surroundings_have_the_networks_mean_colour(
