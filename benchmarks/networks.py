@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from modeling_decodepos.diagnosis.models.load import load_model as load_features
 from modeling_decodepos.diagnosis.models.networks import RANDOM
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate
 from modeling_decodepos.diagnosis.statistics.knn import knn_neighbours, knn_vote
-from training.evaluation.annotated_images import batched
+from training.evaluation.annotated_images import AnnotatedImages, batched
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.models import EvaluatedModel, load_model, region_rows
 from training.evaluation.object_features import (
@@ -181,45 +181,14 @@ class Bench:
 
     def _note_probes(self, numbers: Numbers, seed: int) -> None:
         """Leak and place of one object of each picture: the largest that has surroundings."""
-        pictures = list(self._probed())
-        rng = np.random.default_rng([seed, 41])
-        order = rng.permutation(len(pictures))
-        others = {int(one): pictures[int(other)] for one, other in zip(order, np.roll(order, 1), strict=True)}
-        columns: dict[str, list[Tensor]] = {name: [] for name in ("as is", "surroundings", "content", "moved")}
-        centres = []
-        for batch in batched(range(len(pictures)), 32):
-            shown: dict[str, list[Tensor]] = {name: [] for name in columns}
-            boxes: dict[str, list[Tensor]] = {name: [] for name in columns}
-            for number in batch:
-                (pixels, box), (other, other_box) = pictures[number], others[number]
-                moved, there = move_elsewhere(pixels, box, other, rng)
-                found = {
-                    "as is": (pixels, box),
-                    "surroundings": (exchange_surroundings(pixels, box, other), box),
-                    "content": (exchange_content(pixels, box, other, other_box), box),
-                    "moved": (moved, there),
-                }
-                centres.append(torch.tensor([(there[0] + there[2]) / 2, (there[1] + there[3]) / 2]))
-                for name, (picture, where) in found.items():
-                    shown[name].append(picture)
-                    boxes[name].append(torch.from_numpy(np.asarray(where, np.float32))[None])
-            for name in columns:
-                columns[name].append(self.model.embed(torch.stack(shown[name]), boxes[name]))
-        features = {name: self.model.columns(torch.cat(parts)) for name, parts in columns.items()}
+        probed = probed_objects(self.query_images, self.evaluation.common.size_px, self.probed)
+        found, centres = embed_exchanged(self.model.embed, probed, seed)
+        columns = {name: self.model.columns(rows) for name, rows in found.items()}
         for reading in READINGS:
-            own = {name: rows[reading] for name, rows in features.items()}
+            own = {name: rows[reading] for name, rows in columns.items()}
             leak = measure_leak(own["as is"], own["surroundings"], own["content"], seed=seed)["context_leak"]
-            place = probe_regions(own["moved"], torch.stack(centres), seed=seed)
+            place = probe_regions(own["moved"], centres, seed=seed)
             numbers[reading] |= {"leak": _measured(leak), "place": _measured(place)}
-
-    def _probed(self) -> Iterator[tuple[Tensor, np.ndarray]]:
-        for place in range(min(self.probed, len(self.query_images))):
-            picture = self.query_images.picture(place, self.evaluation.common.size_px)
-            sides = picture.boxes[:, 2:] - picture.boxes[:, :2]
-            fits = has_surroundings(picture.boxes) & (sides >= 0.1).all(1)
-            if fits.any():
-                area = torch.where(fits, sides.prod(1), 0.0)
-                yield picture.pixels, picture.boxes[int(area.argmax())].numpy()
 
     def offsets(self) -> dict[str, list[float]]:
         """Cells further right and down than aligned that each reading reads."""
@@ -227,6 +196,48 @@ class Bench:
         found = self.model.net.feature_map(self.model.prepare(torch.zeros(1, 3, side, side, dtype=torch.uint8)))
         pairs = {model.reading: model.offset("regions", side, found) for model in self.model.readings}
         return {name: list(pair) if isinstance(pair, tuple) else [pair, pair] for name, pair in pairs.items()}
+
+
+def probed_objects(images: AnnotatedImages, size_px: int, most: int) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Of the first pictures, those with an object that has surroundings: pixels and the box of the largest."""
+    for place in range(min(most, len(images))):
+        picture = images.picture(place, size_px)
+        sides = picture.boxes[:, 2:] - picture.boxes[:, :2]
+        fits = has_surroundings(picture.boxes) & (sides >= 0.1).all(1)
+        if fits.any():
+            area = torch.where(fits, sides.prod(1), 0.0)
+            yield picture.pixels, picture.boxes[int(area.argmax())].numpy()
+
+
+def embed_exchanged(
+    embed: Callable[[Tensor, list[Tensor]], Tensor], probed: Iterable[tuple[Tensor, np.ndarray]], seed: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """(E, D) features of objects as they are, with something exchanged, and moved; (E, 2) centres of the moved."""
+    pictures = list(probed)
+    rng = np.random.default_rng([seed, 41])
+    order = rng.permutation(len(pictures))
+    others = {int(one): pictures[int(other)] for one, other in zip(order, np.roll(order, 1), strict=True)}
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("as is", "surroundings", "content", "moved")}
+    centres = []
+    for batch in batched(range(len(pictures)), 32):
+        shown: dict[str, list[Tensor]] = {name: [] for name in columns}
+        boxes: dict[str, list[Tensor]] = {name: [] for name in columns}
+        for number in batch:
+            (pixels, box), (other, other_box) = pictures[number], others[number]
+            moved, there = move_elsewhere(pixels, box, other, rng)
+            found = {
+                "as is": (pixels, box),
+                "surroundings": (exchange_surroundings(pixels, box, other), box),
+                "content": (exchange_content(pixels, box, other, other_box), box),
+                "moved": (moved, there),
+            }
+            centres.append(torch.tensor([(there[0] + there[2]) / 2, (there[1] + there[3]) / 2]))
+            for name, (picture, where) in found.items():
+                shown[name].append(picture)
+                boxes[name].append(torch.from_numpy(np.asarray(where, np.float32))[None])
+        for name in columns:
+            columns[name].append(embed(torch.stack(shown[name]), boxes[name]))
+    return {name: torch.cat(parts) for name, parts in columns.items()}, torch.stack(centres)
 
 
 def _measured(found: Estimate) -> Measured:
