@@ -1,4 +1,4 @@
-"""python -m training.probes.find MODEL --output found.png: what `search` finds, beside the untrained twin."""
+"""python -m training.probes.find MODEL --output found.png: what `search` finds, beside the network from before."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ def build_parser() -> CommandParser:
     """The command line."""
     parser = CommandParser(
         prog="python -m training.probes.find",
-        description="Let a network and its untrained twin find objects again, elsewhere and before other backgrounds.",
+        description="Let a network find objects again, elsewhere and before other backgrounds, beside the network it "
+        "was trained from or its untrained twin.",
     )
     parser.add_argument("model", help="an export of ours or any backbone of transformers: folder, Hub id, random:NAME")
+    parser.add_argument("--before", help="the network that training began with; without it, untrained twins")
     parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
     parser.add_argument("--count", type=int, default=100, help="objects to search")
     parser.add_argument("--size_px", type=int, default=96, help="side of the scenes")
@@ -43,18 +45,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     logging.disable_progress_bar()
     try:
-        model = load(args.model, args.centre_cells)
+        model, *others = (load(name, args.centre_cells) for name in (args.model, args.before) if name)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    networks = [model, *(untrained(model, seed) for seed in range(args.untrained))]
+    names = ("before", "after") if others else ("untrained", "trained")
+    networks = [model, *(others or (untrained(model, seed) for seed in range(args.untrained)))]
     own, *controls = (
         search_objects(network, seed=args.seed, count=args.count, size_px=args.size_px)
         for network in tqdm(networks, unit=" network")
     )
-    shares = {"untrained": share_found(*controls), "trained": share_found(own)}
-    notes = {name: f"finds {s.value:.0%} ({s.low:.0%} to {s.high:.0%})" for name, s in shares.items()}
+    shares = zip(names, (share_found(*controls), share_found(own)), strict=True)
+    notes = {name: f"finds {s.value:.0%} ({s.low:.0%} to {s.high:.0%})" for name, s in shares}
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    columns = [("untrained", notes["untrained"], controls[0]), ("trained", notes["trained"], own)]
+    columns = [(name, notes[name], found) for name, found in zip(names, (controls[0], own), strict=True)]
     draw_searches(columns).quantize(256).save(args.output, optimize=True)
     for name, note in notes.items():
         print(f"{name:>9}  {note} of {args.count} objects")

@@ -2,7 +2,8 @@
 
 One scene shows an object; a second shows it elsewhere, among other neighbours. Boxes of the object's size cover the
 second scene, and the one whose feature is most like the object's is the network's answer. Beside the network stands
-its untrained twin: the same architecture with random weights, of several seeds.
+the one that its training began with, or its untrained twin: the same architecture with random weights, of several
+seeds.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 
 from modeling_decodepos.diagnosis.models.features import REGION_BINS
 from modeling_decodepos.diagnosis.models.networks import (
     every_stage,
-    has_backbone_class,
     load_network,
     vision_part,
 )
@@ -104,11 +105,12 @@ def load(name: str, centre_cells: bool) -> DecodePosModel:
         network.call.config.centre_cells |= centre_cells
         return network.call.eval()
     module = vision_part(network)
-    if not has_backbone_class(module):
-        raise ValueError(f"{name} has no backbone class in transformers; give one such as resnet, convnext or dinov2.")
+    if not isinstance(module, PreTrainedModel):
+        raise ValueError(f"{name} is no model of transformers; give one such as a resnet, convnext or mobilenet_v2.")
     backbone: Any = module if isinstance(module, BackboneMixin) else every_stage(module)
     centred = centre_cells and backbone.config.model_type == "resnet"  # patches are read at their centres already
-    return DecodePosModel.from_backbone(backbone, centre_cells=centred, region_bins=REGION_BINS).eval()
+    pixels: Any = {"image_mean": network.mean, "image_std": network.std}
+    return DecodePosModel.from_backbone(backbone, centre_cells=centred, region_bins=REGION_BINS, **pixels).eval()
 
 
 def untrained(model: DecodePosModel, seed: int) -> DecodePosModel:

@@ -69,6 +69,10 @@ def test_the_command_compares_with_the_untrained_twin(tmp_path: Path, capsys: py
     assert "untrained  finds" in shown and "of 4 objects" in shown and "by chance" in shown
     with Image.open(output) as picture:
         assert picture.width > picture.height
+    # Beside itself, a network finds what it finds.
+    main([str(folder), "--before", str(folder), "--output", str(output), "--count", "4"])
+    before, after = capsys.readouterr().out.splitlines()[:2]
+    assert before.split() == ["before", *after.split()[1:]] and after.split()[0] == "after"
     with pytest.raises(SystemExit, match="at least 4"):
         main([str(folder), "--output", str(output), "--count", "1"])
     centred = {name: load(f"random:{name}", True).config.centre_cells for name in ("resnet_tiny", "vit_tiny")}
