@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     common = Common(
-        model=args.start, data=args.data, size_px=args.size_px,
+        model=args.start, data=args.data, size_px=args.size_px, stage="map",
         train_images=args.train_images, validation_images=args.validation_images,
     )  # fmt: skip
     start, *after = (look(spec, common) for spec in (args.start, *args.after))

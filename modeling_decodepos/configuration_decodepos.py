@@ -17,8 +17,10 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
     Args:
         backbone_config: Configuration (or its dictionary) of any backbone transformers' `AutoBackbone` can build, or
             of any other network whose last hidden state is a map or holds one token per patch; a ResNet-50 by
-            default. A ResNet is split: all stages but the last run on the image, the last one on regions. Any other
-            backbone runs whole, and regions are pooled from its last map.
+            default. A ResNet is split, unless `region_stage` is false: all stages but the last run on the image, the
+            last one on regions. Any other backbone runs whole, and regions are pooled from its last map.
+        region_stage: Whether a ResNet's last stage runs on regions, as in C4 detectors, or on the image, as whoever
+            loads the plain backbone reads it.
         region_bins: Bins per side that a region is pooled to in a full-size view; a view of half the size gets half as
             many (14 and 7 in SoCo for 224 and 112 pixels).
         region_sampling_ratio: Bilinear samples per bin and axis; 0 adapts to the size of the box.
@@ -43,6 +45,7 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
     sub_configs = {"backbone_config": AutoConfig}
 
     backbone_config: dict | PreTrainedConfig | None = None
+    region_stage: bool = True
     region_bins: int = 14
     region_sampling_ratio: int = 0
     projector_hidden_size: int = 4096
@@ -84,7 +87,7 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
             backbone: Any = self.backbone_config
             raise ValueError(
                 f"centre_cells is true, but the cells of a {backbone.model_type!r} map are patches, read at their "
-                "centres already; it is for a ResNet, whose convolutions pad. Set it to false."
+                "centres already; it is for a ResNet with a region stage, whose convolutions pad. Set it to false."
             )
         if self.region_sampling_ratio < 0:
             raise ValueError(f"region_sampling_ratio is {self.region_sampling_ratio}; expected 0 (adaptive) or more.")
@@ -93,7 +96,7 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
     def splits_backbone(self) -> bool:
         """Whether the backbone's last stage runs on regions rather than on the image."""
         backbone: Any = self.backbone_config
-        return backbone.model_type == "resnet"
+        return self.region_stage and backbone.model_type == "resnet"
 
     @property
     def map_stride(self) -> int:

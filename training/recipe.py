@@ -198,6 +198,12 @@ class ModelArguments:
     depositioning_weight: float = key(
         1.0, "Weight of the de-positioning term (lambda).", OURS + "; paper's unknown", within=FROM_ZERO
     )
+    region_stage: bool = key(
+        True,
+        "Whether a ResNet's last stage runs on regions, or on the picture, as whoever loads the plain backbone reads "
+        "it.",
+        SOCO,
+    )
     region_bins: int = key(14, "Bins per side of a pooled region in a full-size view.", SOCO, within=COUNT)
     projector_hidden_size: int = key(4096, "Width of projector and predictor.", SOCO, within=COUNT)
     projection_size: int = key(256, "Size of the compared embedding.", SOCO, within=COUNT)

@@ -300,6 +300,19 @@ def test_patches_have_their_centres_already(kind: str) -> None:
         tiny_config(BACKBONES[kind][0], centre_cells=True)
 
 
+def test_without_a_region_stage_regions_are_read_from_the_last_map_of_the_plain_backbone() -> None:
+    model, pixels = region_model(region_stage=False), torch.randn(2, 3, 128, 128)
+    plain = ResNetModel(model.config.backbone_config).eval()
+    plain.load_state_dict(model.backbone.state_dict())
+    last = plain(pixels).last_hidden_state
+    torch.testing.assert_close(model.feature_map(pixels), last)
+    expected = pool_regions(last, BOXES, model.config.region_bins).mean((3, 4))
+    torch.testing.assert_close(model(pixels, regions=BOXES).region_embeddings, expected)
+    assert not torch.allclose(region_model()(pixels, regions=BOXES).region_embeddings, expected, atol=1e-3)
+    with pytest.raises(Exception, match="centre_cells is true"):
+        region_model(region_stage=False, centre_cells=True)
+
+
 # --- ragged regions
 
 

@@ -29,7 +29,14 @@ def build_model(args: ModelArguments, seed: int, start: Path | None = None) -> D
 
 
 def _build_network(args: ModelArguments, seed: int, start: Path | None) -> DecodePosForPreTraining:
-    names = ("region_bins", "projector_hidden_size", "projection_size", "use_predictor", "centre_cells")
+    names = (
+        "region_stage",
+        "region_bins",
+        "projector_hidden_size",
+        "projection_size",
+        "use_predictor",
+        "centre_cells",
+    )
     heads: dict[str, Any] = {name: getattr(args, name) for name in names}
     objective = OBJECTIVES[args.objective]
     heads |= {"use_heads": bool(objective.of_heads().terms), "centre_features": bool(objective.of_features().terms)}
