@@ -1,6 +1,6 @@
 """What a training did to a network, beside the network it began with: `python -m benchmarks.remedy`.
 
-    python -m benchmarks.remedy START AFTER [AFTER …] --data DIR --output FILE
+    python -m benchmarks.remedy START AFTER [AFTER …] --data DIR --output FILE --name NAME
 
 Several AFTER are the same training with other seeds. On annotated photos that no training saw: object k-NN (class mean
 and micro) of objects as they are, before other surroundings, moved, before an empty page, and alone; context leak;
@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,7 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("start", help="the network that the training began with")
     parser.add_argument("after", nargs="+", help="the same network trained; several are other seeds")
     parser.add_argument("--data", required=True, help="annotated photos in the layout of modeling_decodepos/schema.py")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=Path, help="JSON file that gets the entry")
+    parser.add_argument("--name", help="of the entry")
     parser.add_argument("--size_px", type=int, default=SIZE_PX)
     parser.add_argument("--train_images", type=int, default=0, help="in the gallery; 0: all")
     parser.add_argument("--validation_images", type=int, default=250)
@@ -225,10 +229,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gains = compare(start, after)
     print_table(("", "start", "after, by seed", "change", "ratio"), [gain.row() for gain in gains])
     if args.output:
-        write_json(
-            args.output,
-            {"commit": commit(), "size_px": args.size_px, "gains": [dataclasses.asdict(gain) for gain in gains]},
-        )
+        known = json.loads(args.output.read_text(encoding="utf-8")) if args.output.is_file() else {}
+        entry: dict[str, Any] = {
+            "command": shlex.join(["python", "-m", "benchmarks.remedy", *(arguments or sys.argv[1:])])
+        }
+        entry |= {"commit": commit(), "gains": [dataclasses.asdict(gain) for gain in gains]}
+        write_json(args.output, known | {args.name or args.start: entry})
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from model_cards import networks
+from model_cards import networks, remedy
 from model_cards.cards import render_card
 from model_cards.evidence import FIGURES, PAGE, draw, is_sweep, load_sweeps, with_sweeps
 from model_cards.results import LABELS, Row, load_rows
@@ -40,11 +40,12 @@ def render_all(folder: Path) -> dict[Path, str]:
     paths = [*(folder / "results").glob("*.json"), *(folder / "weights").glob("*/results.json")]
     # Results of a release that lies here go by the name of its folder.
     names = {path: path.parent.name if path.stem == "results" else path.stem for path in paths}
-    apart = folder / "results" / networks.RESULTS  # which has a page of its own
+    # Which have pages, or places on pages, of their own.
+    apart, remedied = (folder / "results" / name for name in (networks.RESULTS, remedy.RESULTS))
     rows = {
         name: load_rows(path)
         for path, name in sorted(names.items(), key=lambda item: item[1])
-        if not is_sweep(path) and path != apart
+        if path not in (apart, remedied) and not is_sweep(path)
     }
     pages = {folder / "RESULTS.md": results_page([row for found in rows.values() for row in found])}
     for path in sorted([*(folder / "models").glob("*.json"), *(folder / "weights").glob("*/release.json")]):
@@ -74,6 +75,11 @@ def render_all(folder: Path) -> dict[Path, str]:
         page, found = folder.parent / networks.PAGE, load_rows(apart)
         pages[page] = networks.with_tables(page.read_text(encoding="utf-8"), found)
         pages[folder.parent / networks.FIGURE] = networks.draw(found)
+    if remedied.is_file():
+        entries = json.loads(remedied.read_text(encoding="utf-8"))
+        for page in (folder.parent / name for name in remedy.PAGES):
+            pages[page] = remedy.with_tables(pages.get(page) or page.read_text(encoding="utf-8"), entries)
+        pages[folder.parent / remedy.FIGURE] = remedy.draw(entries)
     return pages
 
 
