@@ -29,12 +29,12 @@ from modeling_decodepos.diagnosis.data.exchange import draw_swaps, largest_regio
 from modeling_decodepos.diagnosis.data.probe import LEAST_SIDE, RegionImages, Swaps
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from training.data.decoding import BrokenImage
+from training.data.kept_aside import VALIDATION, all_but, kept_aside
 from training.data.randomness import Purpose, stream
 from training.data.sources import ImageSource, NoSuchSplit, ParquetImages, class_names, open_images
 from training.recipe import DataArguments, RunArguments
 from training.views.normalise import normalise, statistics_of
 
-VALIDATION = "validation"
 NEIGHBOURS = 20
 _MOST_REGIONS = 16  # per image: one crowded photo must not decide
 
@@ -127,19 +127,23 @@ class OnlineMeasures:
 def build_online(data: DataArguments, run: RunArguments, view_size_px: int) -> OnlineMeasures | None:
     """The measures of a run; None where the recipe wants none.
 
-    Half of the images are the gallery, half the queries. Queries come from the `validation` split; without one, from
-    images of the training split that are not in the gallery, and `describe` says so.
+    Half of the images are the gallery, half the queries. Queries come from the `validation` split; without one, they
+    are pictures that are kept aside, or else images of the training split that are not in the gallery: `describe` says
+    which.
     """
     if run.measure_steps == 0:
         return None
     rng = stream(run.seed, Purpose.MEASURES)
     source, name = _open(data, data.split), data.split
-    order = rng.permutation(len(source))
+    kept = kept_aside(data, run.seed, len(source))
+    order = rng.permutation(all_but(kept, len(source)))
     held_out, query_name = source, f"other images of {name}, which training sees"
     if data.split != VALIDATION:
         with suppress(NoSuchSplit):
             held_out, query_name = _open(data, VALIDATION), VALIDATION
-    if held_out is source:
+    if len(kept):
+        query_order, query_name = rng.permutation(kept), f"kept aside of {name}"
+    elif held_out is source:
         order, query_order = np.split(order, [len(order) // 2])
     else:
         query_order = rng.permutation(len(held_out))

@@ -24,6 +24,7 @@ from modeling_decodepos.losses import OBJECTIVES, Objective
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
 from training.data.batches import RegionDataset, StepBatches
 from training.data.cache import cache_folder, load_cached
+from training.data.kept_aside import LEAST, OtherImages, has_validation, kept_aside
 from training.data.sources import ImageSource, ParquetImages, describe_regions, open_images
 from training.data.streaming import ImageStream, RegionStream, check_lanes, open_stream
 from training.recipe import Recipe
@@ -239,7 +240,23 @@ def build_dataset(
         folder = Path(data.cache_dir) if data.cache_dir else cache_folder(output_dir, source, data.cache_px)
         source = load_cached(source, data.cache_px, folder, data.num_workers)
         accelerator.print(f"pixels from the cache in {folder}")
+    if data.hold_out:
+        with accelerator.main_process_first():
+            kept = kept_aside(data, seed, len(source))
+            if len(kept) or not has_validation(data):
+                accelerator.print(describe_kept(len(kept), len(source)))
+        source = OtherImages(source, kept) if len(kept) else source
     return RegionDataset(source, recipe.views, views, **options)
+
+
+def describe_kept(kept: int, pictures: int) -> str:
+    """How many pictures training does not see."""
+    if kept:
+        return (
+            f"kept aside to measure on: {kept:,} of {pictures:,} pictures; training sees the other {pictures - kept:,}"
+        )
+    found = count_things(pictures, "picture")
+    return f"kept aside to measure on: none of {found}, for a tenth of them, or hold_out, is fewer than {LEAST}"
 
 
 def plan_batches(accelerator: Accelerator, recipe: Recipe, images: int) -> StepBatches:
