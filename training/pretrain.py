@@ -312,6 +312,7 @@ def run_training(run: Run, dataset: Data, batches: StepBatches, watch: Watch, ou
     if run.step == 0 and run.recipe.run.measure_steps:
         measures = watch.measure()
         record(run, log, {"step": 0, **measures})
+        watch.tell_measures()
         watch.judge(measures)
     batches = dataclasses.replace(batches, first_step=run.step, last_step=run.total_steps)
     workers, pin_memory = run.recipe.data.num_workers, run.accelerator.device.type == "cuda"
@@ -330,6 +331,7 @@ def run_training(run: Run, dataset: Data, batches: StepBatches, watch: Watch, ou
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # a worker's error keeps all workers alive, and so the process
             raise
+    watch.tell_measures()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from training.data.sources import ImageSource
 from training.data.streaming import ImageStream
 from training.errors import RunStopped
 from training.probes.during import OnlineMeasures, build_online
+from training.probes.in_words import changes_in_words, in_words
 from training.run.checkpoints import saved_steps, step_of
 from training.run.log import count_things
 from training.run.setup import Run
@@ -213,7 +214,21 @@ class Watch:
         with self.run.as_it_leaves():
             own = self.online.measure(self.run.net.decodepos) if self.online else {}
         measures: dict[str, float] = broadcast_object_list([own])[0]
+        self.run.state.setdefault("measured", {})["last" if self.run.step else "start"] = measures
         return measures
+
+    def tell_measures(self) -> None:
+        """Print what was measured last, beside what the run began with."""
+        measured = self.run.state.get("measured", {})
+        if self.online is None or not measured:
+            return
+        start, last = measured.get("start"), measured.get("last")
+        on = f"on {len(self.online.queries)} pictures ({self.online.queries.name})"
+        if last is None:
+            print(f"\nat the start, {on}: {in_words(start)}")
+        else:
+            print(f"\nat the end, {on}: {in_words(last, start)}")
+            print(changes_in_words(last, start or {}))
 
     def judge(self, measures: Mapping[str, float]) -> bool:
         """Whether the measures are the best since training began; stops a run that lost what it began with."""
