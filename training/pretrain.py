@@ -24,7 +24,6 @@ if __name__ == "__main__":
     parse_command_line()  # --help and mistyped keys answer before the imports below, which take seconds
 
 import torch
-from accelerate import Accelerator
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from torch import Tensor
@@ -38,10 +37,11 @@ from modeling_decodepos.regions import View
 from training.data.batches import RegionBatch, StepBatches, build_loader
 from training.data.broken_images import TooManyBroken
 from training.data.streaming import RegionStream, build_stream_loader
-from training.errors import EXIT_INTERRUPTED, RunStopped
+from training.errors import EXIT_INTERRUPTED, RunStopped, WentWrong
 from training.run.batch_norms import recalibrate
+from training.run.best import best_so_far, better_than_end
 from training.run.checkpoints import save_checkpoint
-from training.run.finish import finish, how_to_load, is_finished, look_before, note_start, record_stop
+from training.run.finish import finish, finish_with, how_to_load, is_finished, look_before, note_start, record_stop
 from training.run.health import Watch, measure_spread
 from training.run.log import Meter, RunLog
 from training.run.optimisation import set_schedule
@@ -159,9 +159,10 @@ def stop_if_not_finite(run: Run, loss: Tensor, batches: list[RegionBatch]) -> No
         image_ids = [image_id for batch in batches for image_id in batch.image_ids]
         place = Path(run.recipe.run.output_dir) / f"not_finite_{run.accelerator.process_index}.json"
         write_json(place, {"step": run.step, "loss": str(float(loss)), "image_ids": image_ids})
-        raise RunStopped(
+        raise WentWrong(
             f"the loss is {float(loss)} at step {run.step}; stopped before the update. {place} names the images of "
-            f"this process's batch ({', '.join(image_ids[:3])} …). Lower base_learning_rate, or set gradient_clip."
+            f"this process's batch ({', '.join(image_ids[:3])} …). Lower base_learning_rate, or set gradient_clip.",
+            "the loss was not finite",
         )
 
 
@@ -263,19 +264,28 @@ def run_recipe(recipe: Recipe, stop: StopRequest) -> None:
         try:
             run_to_the_end(run, dataset, batches, watch)
         except RunStopped as error:
-            stop_here(accelerator, output_dir, str(error))
+            stop_here(run, dataset, error)
         except (OSError, SafetensorError) as error:
             if not is_disk_full(error):
                 raise
             reason = f"{output_dir} cannot be written: {error}. Make room, then run the same command: it goes on."
-            stop_here(accelerator, output_dir, reason)
+            stop_here(run, dataset, RunStopped(reason))
 
 
-def stop_here(accelerator: Accelerator, output_dir: Path, reason: str) -> NoReturn:
-    """End with a reason, which run.json and the report tell too."""
-    if accelerator.is_main_process:
-        record_stop(output_dir, reason)
-    sys.exit(f"\n{reason}")
+def stop_here(run: Run, dataset: Data, error: RunStopped) -> NoReturn:
+    """End with a reason, which run.json and the report tell too; after a loss, the best state is exported."""
+    output_dir, lines = Path(run.recipe.run.output_dir), [str(error)]
+    if run.accelerator.is_main_process:
+        if isinstance(error, WentWrong) and (left := best_so_far(run, error.cause)):
+            try:
+                finish_with(run, dataset, output_dir, left)
+                lines += [left.why, how_to_load(output_dir)]
+            except (OSError, SafetensorError) as problem:
+                lines.append(f"the best state could not be exported: {problem}")
+        record_stop(output_dir, str(error))
+    if isinstance(error, WentWrong):  # a process that leaves earlier takes the one that exports with it
+        run.accelerator.wait_for_everyone()
+    sys.exit("\n" + "\n".join(lines))
 
 
 def run_to_the_end(run: Run, dataset: Data, batches: StepBatches, watch: Watch | None) -> None:
@@ -286,9 +296,14 @@ def run_to_the_end(run: Run, dataset: Data, batches: StepBatches, watch: Watch |
     else:
         run.accelerator.print("this run is complete; nothing is left to train.")
     if run.accelerator.is_main_process:
-        if not is_finished(output_dir):
+        left = None if is_finished(output_dir) else better_than_end(run)
+        if left is not None:
+            finish_with(run, dataset, output_dir, left)
+        elif not is_finished(output_dir):
             finish(run, dataset, output_dir)
         print(how_to_load(output_dir))
+        if left is not None:
+            print(f"\nTHE END OF THIS RUN IS NOT WHAT IT LEAVES. {left.why}")
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
 

@@ -23,10 +23,10 @@ def in_words(measures: Mapping[str, float], before: Mapping[str, float] | None =
     known = before or {}
     parts = []
     for name in _shown(measures):
-        text = f"{WORDS[name][0]} {measures[name]:.3f}"
+        text = f"{WORDS[name][0]} {_three_digits(measures[name])}"
         low, high = (measures.get(f"{name}_{end}") for end in ("low", "high"))
         text += "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
-        parts.append(text + (f", was {known[name]:.3f}" if name in known else ""))
+        parts.append(text + (f", was {_three_digits(known[name])}" if name in known else ""))
     return "; ".join(parts) or "nothing could be measured"
 
 
@@ -45,6 +45,10 @@ def changes_in_words(measures: Mapping[str, float], before: Mapping[str, float])
         if abs(other - one) >= LEAST_CHANGE:
             (gained if sign * (other - one) > 0 else lost).append(f"{words} {other - one:+.3f}")
     return f"gained: {'; '.join(gained) or 'nothing'}\nlost: {'; '.join(lost) or 'nothing'}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{round(value, 3) + 0.0:.3f}"  # never -0.000
 
 
 def _shown(measures: Mapping[str, float]) -> list[str]:

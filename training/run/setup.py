@@ -67,9 +67,8 @@ class Run:
 
     def learning_rate(self) -> float:
         """The learning rate at this step."""
-        warmup = math.ceil(self.recipe.run.warmup_share * self.total_steps)
         floor = min(self.recipe.run.min_learning_rate, self.peak_learning_rate)
-        return learning_rate_at(self.step, self.total_steps, warmup, self.peak_learning_rate, floor)
+        return learning_rate_at(self.step, self.total_steps, self.warmup_steps, self.peak_learning_rate, floor)
 
     def weight_decay(self) -> float:
         """The weight decay at this step."""
@@ -97,6 +96,16 @@ class Run:
     def is_logged(self) -> bool:
         """Whether the schedule wants a log line after this step."""
         return (self.step + 1) % self.recipe.run.log_steps == 0 or self.step + 1 == self.total_steps
+
+    @property
+    def warmup_steps(self) -> int:
+        """First steps, in which the learning rate rises."""
+        return math.ceil(self.recipe.run.warmup_share * self.total_steps)
+
+    @property
+    def continues_weights(self) -> bool:
+        """Whether the run began with weights that know something; fresh ones begin at chance and can lose nothing."""
+        return self.recipe.model.backbone not in BACKBONES
 
     @property
     def embedding_size(self) -> int:

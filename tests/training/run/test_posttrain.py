@@ -10,11 +10,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from transformers import AutoModel, MobileNetV2Config, MobileNetV2Model, ViTImageProcessorPil
+from transformers import AutoModel, MobileNetV2Model
 
 from modeling_decodepos.diagnosis.models.load import load_model as diagnosis_model
-from modeling_decodepos.diagnosis.models.networks import build_random, load_network
+from modeling_decodepos.diagnosis.models.networks import load_network
 from modeling_decodepos.modeling_decodepos import FEATURE_MEAN_MOMENTUM, DecodePosModel
+from tests.training.run.conftest import MEAN, STD
 from tests.training.runs import Make, run_here, small_run
 from training import pretrain
 from training.evaluation.models import load_model as evaluation_model
@@ -24,17 +25,7 @@ from training.run.log import read_log
 from training.run.setup import build_run
 from training.views.normalise import normalise
 
-MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-@pytest.fixture(scope="session")
-def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small MobileNetV2, which has no backbone class, as it is released: with the statistics of its pixels."""
-    folder = tmp_path_factory.mktemp("released")
-    build_random(MobileNetV2Config(depth_multiplier=0.25), seed=0).save_pretrained(folder)
-    ViTImageProcessorPil(image_mean=MEAN, image_std=STD).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
