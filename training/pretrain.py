@@ -43,7 +43,7 @@ from training.run.best import best_so_far, better_than_end
 from training.run.checkpoints import save_checkpoint
 from training.run.finish import finish, finish_with, how_to_load, is_finished, look_before, note_start, record_stop
 from training.run.health import Watch, measure_spread
-from training.run.log import Meter, RunLog
+from training.run.log import Meter, Pace, RunLog, count_things, minutes_to_go
 from training.run.optimisation import set_schedule
 from training.run.setup import Data, Run, build_accelerator, build_run
 from training.run.stopping import StopRequest, is_disk_full
@@ -171,16 +171,18 @@ def train(
 ) -> None:
     """Train to the last step, or until asked to stop; log, measure, save and show on the way."""
     settings = run.recipe.run
-    meter = Meter()
+    meter, pace = Meter(), Pace()
     while run.step < run.total_steps:
-        waiting = time.perf_counter()
+        began = time.perf_counter()
         own = [next(batches) for _ in range(settings.accumulation_steps)]
-        meter.waited += time.perf_counter() - waiting
+        meter.waited += time.perf_counter() - began
         schedule = {"learning_rate": run.learning_rate(), "momentum": run.momentum()}
         logged = training_step(run, own)
         run.step += 1
         meter.add(settings.global_batch_size, own)
         progress.update(1)
+        if step_seconds := pace.add(time.perf_counter() - began):
+            tell_time(run, watch, step_seconds)
         last, leave, improved = run.step == run.total_steps, watch.stop.agreed(run.accelerator), False
         if run.step % settings.log_steps == 0 or last or leave:
             line: dict[str, Any] = {"step": run.step, "epoch": round(run.step / steps_per_epoch, 3)}
@@ -224,6 +226,14 @@ def save(run: Run, watch: Watch) -> None:
     save_checkpoint(
         folder, run.step, run.net, run.optimizer, run.accelerator, state, settings.keep_checkpoints, best_step=best
     )
+
+
+def tell_time(run: Run, watch: Watch, step_seconds: float) -> None:
+    """Print how long the run has to go on this machine, unless that is hardly anything."""
+    if run.total_steps - run.step >= 20:
+        measure_steps = run.recipe.run.measure_steps
+        minutes = minutes_to_go(run.step, run.total_steps, step_seconds, measure_steps, watch.measure_seconds)
+        run.accelerator.print(f"\nabout {count_things(minutes, 'minute')} to go on this machine")
 
 
 def show(progress: tqdm, line: dict[str, Any], objective: Objective) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,7 @@ class Watch:
         checkpoints, main_process = output_dir / "checkpoints", run.accelerator.is_main_process
         self.run, self.stop = run, stop
         self.online: OnlineMeasures | None = None
+        self.measure_seconds = 0.0  # that measuring took last
         if main_process:
             self.online = build_online(run.recipe.data, settings, run.recipe.views.view_size_px)
         self.collapse = CollapseWatch(
@@ -205,9 +207,11 @@ class Watch:
 
     def measure(self) -> dict[str, float]:
         """The measures now, taken on the main process and told to all."""
+        began = time.perf_counter()
         with self.run.as_it_leaves():
             own = self.online.measure(self.run.net.decodepos) if self.online else {}
         measures: dict[str, float] = broadcast_object_list([own])[0]
+        self.measure_seconds = time.perf_counter() - began
         self.run.state.setdefault("measured", {})["last" if self.run.step else "start"] = measures
         return measures
 

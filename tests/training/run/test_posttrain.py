@@ -112,6 +112,14 @@ def test_the_first_and_the_last_line_say_what_was_measured(values: dict[str, Any
     assert re.search(r"^gained: .*\nlost: ", said[end.end() :], re.M)
 
 
+@pytest.mark.parametrize(("steps", "told"), [(25, 1), (24, 0)])
+def test_the_minutes_to_go_are_told_once_where_there_are_any(
+    values: dict[str, Any], capsys: pytest.CaptureFixture, steps: int, told: int
+):
+    assert run_here(values | {"max_steps": steps, "save_steps": 0}) == 0
+    assert capsys.readouterr().out.count("about 1 minute to go on this machine") == told
+
+
 def test_a_stopped_run_goes_on_with_the_same_running_mean(values: dict[str, Any], tmp_path: Path):
     values |= {"max_steps": 4, "save_steps": 2, "keep_checkpoints": 4}
     straight, halves = ({**values, "output_dir": str(tmp_path / name)} for name in ("straight", "halves"))
