@@ -13,6 +13,9 @@ MEANINGS = {
     "surroundings decide as often as the object",
     "object_knn": "share of regions whose class their 20 nearest neighbours tell",
     "object_knn_class_mean": "the same, mean over classes",
+    "object_knn_same_regions": "the same, of the largest region of each image only",
+    "object_knn_surroundings": "of these, each before another image",
+    "object_knn_moved": "of these, each smaller, elsewhere, before another image",
     "position_r2": "how well a region's place can be read from its feature, R²; 0 and below: not at all, 1: exactly",
     "context_leak": "what a feature follows when content or surroundings are exchanged; 0: content alone, 1: "
     "surroundings alone",

@@ -24,7 +24,6 @@ if __name__ == "__main__":
     parse_command_line()  # --help and mistyped keys answer before the imports below, which take seconds
 
 import torch
-from accelerate import Accelerator
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from torch import Tensor
@@ -38,12 +37,13 @@ from modeling_decodepos.regions import View
 from training.data.batches import RegionBatch, StepBatches, build_loader
 from training.data.broken_images import TooManyBroken
 from training.data.streaming import RegionStream, build_stream_loader
-from training.errors import EXIT_INTERRUPTED, RunStopped
+from training.errors import EXIT_INTERRUPTED, RunStopped, WentWrong
 from training.run.batch_norms import recalibrate
+from training.run.best import best_so_far, better_than_end
 from training.run.checkpoints import save_checkpoint
-from training.run.finish import finish, how_to_load, is_finished, look_before, note_start, record_stop
+from training.run.finish import finish, finish_with, how_to_load, is_finished, look_before, note_start, record_stop
 from training.run.health import Watch, measure_spread
-from training.run.log import Meter, RunLog
+from training.run.log import Meter, Pace, RunLog, count_things, minutes_to_go
 from training.run.optimisation import set_schedule
 from training.run.setup import Data, Run, build_accelerator, build_run
 from training.run.stopping import StopRequest, is_disk_full
@@ -159,9 +159,10 @@ def stop_if_not_finite(run: Run, loss: Tensor, batches: list[RegionBatch]) -> No
         image_ids = [image_id for batch in batches for image_id in batch.image_ids]
         place = Path(run.recipe.run.output_dir) / f"not_finite_{run.accelerator.process_index}.json"
         write_json(place, {"step": run.step, "loss": str(float(loss)), "image_ids": image_ids})
-        raise RunStopped(
+        raise WentWrong(
             f"the loss is {float(loss)} at step {run.step}; stopped before the update. {place} names the images of "
-            f"this process's batch ({', '.join(image_ids[:3])} …). Lower base_learning_rate, or set gradient_clip."
+            f"this process's batch ({', '.join(image_ids[:3])} …). Lower base_learning_rate, or set gradient_clip.",
+            "the loss was not finite",
         )
 
 
@@ -170,16 +171,18 @@ def train(
 ) -> None:
     """Train to the last step, or until asked to stop; log, measure, save and show on the way."""
     settings = run.recipe.run
-    meter = Meter()
+    meter, pace = Meter(), Pace()
     while run.step < run.total_steps:
-        waiting = time.perf_counter()
+        began = time.perf_counter()
         own = [next(batches) for _ in range(settings.accumulation_steps)]
-        meter.waited += time.perf_counter() - waiting
+        meter.waited += time.perf_counter() - began
         schedule = {"learning_rate": run.learning_rate(), "momentum": run.momentum()}
         logged = training_step(run, own)
         run.step += 1
         meter.add(settings.global_batch_size, own)
         progress.update(1)
+        if step_seconds := pace.add(time.perf_counter() - began):
+            tell_time(run, watch, step_seconds)
         last, leave, improved = run.step == run.total_steps, watch.stop.agreed(run.accelerator), False
         if run.step % settings.log_steps == 0 or last or leave:
             line: dict[str, Any] = {"step": run.step, "epoch": round(run.step / steps_per_epoch, 3)}
@@ -225,6 +228,14 @@ def save(run: Run, watch: Watch) -> None:
     )
 
 
+def tell_time(run: Run, watch: Watch, step_seconds: float) -> None:
+    """Print how long the run has to go on this machine, unless that is hardly anything."""
+    if run.total_steps - run.step >= 20:
+        measure_steps = run.recipe.run.measure_steps
+        minutes = minutes_to_go(run.step, run.total_steps, step_seconds, measure_steps, watch.measure_seconds)
+        run.accelerator.print(f"\nabout {count_things(minutes, 'minute')} to go on this machine")
+
+
 def show(progress: tqdm, line: dict[str, Any], objective: Objective) -> None:
     """Put the latest values beside the progress bar."""
     shown = {name: f"{line[name]:.3f}" for name in ("loss", *(term.name for term in objective.terms))}
@@ -263,19 +274,28 @@ def run_recipe(recipe: Recipe, stop: StopRequest) -> None:
         try:
             run_to_the_end(run, dataset, batches, watch)
         except RunStopped as error:
-            stop_here(accelerator, output_dir, str(error))
+            stop_here(run, dataset, error)
         except (OSError, SafetensorError) as error:
             if not is_disk_full(error):
                 raise
             reason = f"{output_dir} cannot be written: {error}. Make room, then run the same command: it goes on."
-            stop_here(accelerator, output_dir, reason)
+            stop_here(run, dataset, RunStopped(reason))
 
 
-def stop_here(accelerator: Accelerator, output_dir: Path, reason: str) -> NoReturn:
-    """End with a reason, which run.json and the report tell too."""
-    if accelerator.is_main_process:
-        record_stop(output_dir, reason)
-    sys.exit(f"\n{reason}")
+def stop_here(run: Run, dataset: Data, error: RunStopped) -> NoReturn:
+    """End with a reason, which run.json and the report tell too; after a loss, the best state is exported."""
+    output_dir, lines = Path(run.recipe.run.output_dir), [str(error)]
+    if run.accelerator.is_main_process:
+        if isinstance(error, WentWrong) and (left := best_so_far(run, error.cause)):
+            try:
+                finish_with(run, dataset, output_dir, left)
+                lines += [left.why, how_to_load(output_dir)]
+            except (OSError, SafetensorError) as problem:
+                lines.append(f"the best state could not be exported: {problem}")
+        record_stop(output_dir, str(error))
+    if isinstance(error, WentWrong):  # a process that leaves earlier takes the one that exports with it
+        run.accelerator.wait_for_everyone()
+    sys.exit("\n" + "\n".join(lines))
 
 
 def run_to_the_end(run: Run, dataset: Data, batches: StepBatches, watch: Watch | None) -> None:
@@ -286,9 +306,14 @@ def run_to_the_end(run: Run, dataset: Data, batches: StepBatches, watch: Watch |
     else:
         run.accelerator.print("this run is complete; nothing is left to train.")
     if run.accelerator.is_main_process:
-        if not is_finished(output_dir):
+        left = None if is_finished(output_dir) else better_than_end(run)
+        if left is not None:
+            finish_with(run, dataset, output_dir, left)
+        elif not is_finished(output_dir):
             finish(run, dataset, output_dir)
         print(how_to_load(output_dir))
+        if left is not None:
+            print(f"\nTHE END OF THIS RUN IS NOT WHAT IT LEAVES. {left.why}")
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
 
@@ -312,6 +337,7 @@ def run_training(run: Run, dataset: Data, batches: StepBatches, watch: Watch, ou
     if run.step == 0 and run.recipe.run.measure_steps:
         measures = watch.measure()
         record(run, log, {"step": 0, **measures})
+        watch.tell_measures()
         watch.judge(measures)
     batches = dataclasses.replace(batches, first_step=run.step, last_step=run.total_steps)
     workers, pin_memory = run.recipe.data.num_workers, run.accelerator.device.type == "cuda"
@@ -330,6 +356,7 @@ def run_training(run: Run, dataset: Data, batches: StepBatches, watch: Watch, ou
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # a worker's error keeps all workers alive, and so the process
             raise
+    watch.tell_measures()
 
 
 if __name__ == "__main__":

@@ -78,6 +78,13 @@ class DataArguments:
     stream_block: int = key(
         1000, "When streaming: encoded images that a worker holds to mix and take donors from.", OURS, within=(2, None)
     )
+    hold_out: int = key(
+        0,
+        "Pictures of the training split that are kept aside to measure on, where the data have no validation split; "
+        "at most a tenth of them.",
+        OURS,
+        within=FROM_ZERO,
+    )
     num_workers: int = key(0, "Processes that make views; 0: the training process does.", OURS, within=(0, 1000))
 
     def __post_init__(self) -> None:
@@ -89,6 +96,11 @@ class DataArguments:
             )
         if self.streaming and self.cache_px:
             raise ValueError(f"cache_px is {self.cache_px}, but streaming keeps nothing on disk: choose one of them.")
+        if self.streaming and self.hold_out:
+            raise ValueError(
+                f"hold_out is {self.hold_out}, but streaming reads every picture of the split: --hold_out 0, or "
+                "streaming false."
+            )
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ class Purpose(IntEnum):
     SHARDS = 4  # (seed, epoch)
     BLOCK = 5  # (seed, epoch, lane, block)
     MEASURES = 6  # (seed)
+    KEPT_ASIDE = 7  # (seed, pictures)
 
 
 def stream(seed: int, purpose: Purpose, *place: int) -> np.random.Generator:

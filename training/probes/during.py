@@ -1,12 +1,15 @@
 """What the network has learned so far, measured while it trains, always on the same images.
 
-    object_knn             share of regions whose class their 20 nearest neighbours tell (where there are classes)
-    object_knn_class_mean  the same, mean over classes
-    position_r2            how much of a region's place its feature tells: 1 all, 0 nothing
-    context_leak           share of the surroundings in a region's feature: 0 none, 1/2 as much as its content
-    region_retrieval       share of regions whose nearest neighbour, among all, is themselves before another image
-                           in another place
-    measured_regions       how many queries there are
+    object_knn               share of regions whose class their 20 nearest neighbours tell (where there are classes)
+    object_knn_class_mean    the same, mean over classes; …_low and …_high: its 95 % interval over pictures
+    object_knn_same_regions  the same (mean over classes) of the largest region of each picture only
+    object_knn_surroundings  of these, each where it is, but before another picture
+    object_knn_moved         of these, each before another picture, smaller and elsewhere
+    position_r2              how much of a region's place its feature tells: 1 all, 0 nothing
+    context_leak             share of the surroundings in a region's feature: 0 none, 1/2 as much as its content
+    region_retrieval         share of regions whose nearest neighbour, among all, is themselves before another image
+                             in another place
+    measured_regions         how many queries there are
 
 Neighbours and regressions learn from images of the training split (the gallery) and are tested on others (the
 queries). Everything is drawn once from the seed; the images are decoded once and kept as 8-bit views.
@@ -27,14 +30,15 @@ from torch import Tensor, nn
 from modeling_decodepos.diagnosis import context_leak, knn_accuracy, knn_neighbours, knn_predict, position_r2
 from modeling_decodepos.diagnosis.data.exchange import draw_swaps, largest_regions, move_before_next, resize
 from modeling_decodepos.diagnosis.data.probe import LEAST_SIDE, RegionImages, Swaps
+from modeling_decodepos.diagnosis.statistics.estimates import jackknife_interval
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from training.data.decoding import BrokenImage
+from training.data.kept_aside import VALIDATION, all_but, kept_aside
 from training.data.randomness import Purpose, stream
 from training.data.sources import ImageSource, NoSuchSplit, ParquetImages, class_names, open_images
 from training.recipe import DataArguments, RunArguments
 from training.views.normalise import normalise, statistics_of
 
-VALIDATION = "validation"
 NEIGHBOURS = 20
 _MOST_REGIONS = 16  # per image: one crowded photo must not decide
 
@@ -98,14 +102,31 @@ class OnlineMeasures:
         """All measures that the data allow, by name."""
         gallery, queries = (embed(model, side.pixels, side.boxes) for side in (self.gallery, self.queries))
         measures: dict[str, float] = {"measured_regions": len(queries)}
-        if self.gallery.labels is not None and self.queries.labels is not None:
-            predictions = knn_predict(gallery, self.gallery.labels, queries, k=NEIGHBOURS)
-            accuracy = knn_accuracy(predictions, self.queries.labels)
-            measures |= {"object_knn": accuracy.micro, "object_knn_class_mean": accuracy.class_mean}
-        measures["position_r2"] = position_r2(gallery, self.gallery.centres, queries, self.queries.centres)
+        shown: dict[str, Tensor] = {}
         if self.exchanges is not None:
-            measures |= _measure_exchanges(model, self.exchanges, gallery, queries)
+            shown = _embed_exchanges(model, self.exchanges)
+            measures |= _measure_exchanges(shown, self.exchanges.regions, gallery, queries)
+        if self.gallery.labels is not None and self.queries.labels is not None:
+            measures |= self._name_classes(gallery, self.gallery.labels, queries, self.queries.labels, shown)
+        measures["position_r2"] = position_r2(gallery, self.gallery.centres, queries, self.queries.centres)
         return {name: value for name, value in measures.items() if math.isfinite(value)}
+
+    def _name_classes(
+        self, gallery: Tensor, gallery_labels: Tensor, queries: Tensor, labels: Tensor, shown: dict[str, Tensor]
+    ) -> dict[str, float]:
+        """How well neighbours name the classes of the queries, and of those with something about them exchanged."""
+        predicted = knn_predict(gallery, gallery_labels, queries, k=NEIGHBOURS)
+        accuracy = knn_accuracy(predicted, labels)
+        found = {"object_knn": accuracy.micro, "object_knn_class_mean": accuracy.class_mean}
+        if interval := _interval(predicted, labels, self.queries.owners, len(self.queries)):
+            found |= dict(zip(("object_knn_class_mean_low", "object_knn_class_mean_high"), interval, strict=True))
+        if self.exchanges is not None:
+            own = labels[self.exchanges.regions]
+            found["object_knn_same_regions"] = knn_accuracy(predicted[self.exchanges.regions], own).class_mean
+            for name in ("surroundings", "moved"):
+                named = knn_predict(gallery, gallery_labels, shown[name], k=NEIGHBOURS)
+                found[f"object_knn_{name}"] = knn_accuracy(named, own).class_mean
+        return found
 
     def neighbours(self, model: DecodePosModel, queries: int = 6, count: int = 5) -> NearestRegions:
         """The `count` nearest gallery regions of a few query regions.
@@ -127,19 +148,23 @@ class OnlineMeasures:
 def build_online(data: DataArguments, run: RunArguments, view_size_px: int) -> OnlineMeasures | None:
     """The measures of a run; None where the recipe wants none.
 
-    Half of the images are the gallery, half the queries. Queries come from the `validation` split; without one, from
-    images of the training split that are not in the gallery, and `describe` says so.
+    Half of the images are the gallery, half the queries. Queries come from the `validation` split; without one, they
+    are pictures that are kept aside, or else images of the training split that are not in the gallery: `describe` says
+    which.
     """
     if run.measure_steps == 0:
         return None
     rng = stream(run.seed, Purpose.MEASURES)
     source, name = _open(data, data.split), data.split
-    order = rng.permutation(len(source))
+    kept = kept_aside(data, run.seed, len(source))
+    order = rng.permutation(all_but(kept, len(source)))
     held_out, query_name = source, f"other images of {name}, which training sees"
     if data.split != VALIDATION:
         with suppress(NoSuchSplit):
             held_out, query_name = _open(data, VALIDATION), VALIDATION
-    if held_out is source:
+    if len(kept):
+        query_order, query_name = rng.permutation(kept), f"kept aside of {name}"
+    elif held_out is source:
         order, query_order = np.split(order, [len(order) // 2])
     else:
         query_order = rng.permutation(len(held_out))
@@ -176,17 +201,32 @@ def embed(model: nn.Module, pixels: Tensor, boxes: list[Tensor], batch_size: int
     return torch.cat(features)
 
 
-def _measure_exchanges(model: DecodePosModel, exchanges: Swaps, gallery: Tensor, queries: Tensor) -> dict[str, float]:
-    in_place, moved_boxes = list(exchanges.boxes[:, None]), list(exchanges.moved_boxes[:, None])
-    leak = context_leak(
-        queries[exchanges.regions],
-        embed(model, exchanges.other_surroundings, in_place),
-        embed(model, exchanges.other_content, in_place),
-    )
-    moved = embed(model, exchanges.moved, moved_boxes)
-    nearest = knn_neighbours(torch.cat([queries, gallery]), moved, 1)[1][:, 0]
-    found = (nearest == exchanges.regions).double().mean()
-    return {"context_leak": leak.leak, "region_retrieval": float(found)}
+def _embed_exchanges(model: DecodePosModel, exchanges: Swaps) -> dict[str, Tensor]:
+    """(E, D) features of the regions, by what was exchanged."""
+    in_place, elsewhere = list(exchanges.boxes[:, None]), list(exchanges.moved_boxes[:, None])
+    return {
+        "surroundings": embed(model, exchanges.other_surroundings, in_place),
+        "content": embed(model, exchanges.other_content, in_place),
+        "moved": embed(model, exchanges.moved, elsewhere),
+    }
+
+
+def _measure_exchanges(
+    shown: dict[str, Tensor], regions: Tensor, gallery: Tensor, queries: Tensor
+) -> dict[str, float]:
+    leak = context_leak(queries[regions], shown["surroundings"], shown["content"])
+    nearest = knn_neighbours(torch.cat([queries, gallery]), shown["moved"], 1)[1][:, 0]
+    return {"context_leak": leak.leak, "region_retrieval": float((nearest == regions).double().mean())}
+
+
+def _interval(predicted: Tensor, labels: Tensor, owners: Tensor, images: int) -> tuple[float, float] | None:
+    """95 % interval over images of the share that is named right, mean over classes."""
+
+    def score(kept: np.ndarray) -> float:
+        regions = torch.from_numpy(kept)[owners]
+        return knn_accuracy(predicted[regions], labels[regions]).class_mean
+
+    return jackknife_interval(score, images)
 
 
 def _open(data: DataArguments, split: str) -> ImageSource:

@@ -66,7 +66,8 @@ def _own_rows(run: RunFiles, name: str) -> list[Row]:
     asked = run.description.get("measured_on", {})
     protocol = "online-1:" + ",".join(f"{key}={asked[key]}" for key in ("gallery", "queries") if key in asked)
     ends = [(measures[0], BEFORE)] if measures and measures[0].get("step") == 0 else []
-    ends += [(measures[-1], objective(run))] if measures and measures[-1].get("step") == run.step else []
+    step = run.about("left").get("step", run.step)  # of what is exported
+    ends += [(line, objective(run)) for line in measures[::-1] if line.get("step") == step][:1]
     chance = [(asked.get("chance", {}), "always the most frequent class")] if ends else []
     for line, arm in [*ends, *chance]:
         rows += [_row(run, name, arm, protocol, key, line[key]) for key in MEASURES if line.get(key) is not None]

@@ -13,6 +13,7 @@ from training.probes.before_after import ProbeResult, draw_probe, probe_model
 from training.probes.during import NearestRegions, OnlineMeasures, build_online
 from training.probes.neighbours import draw_neighbours
 from training.provenance import describe_data, describe_run, now
+from training.run.best import Left, bring_back
 from training.run.report import write_report
 from training.run.setup import Data, Run
 
@@ -93,6 +94,14 @@ def finish(run: Run, dataset: Data, output_dir: Path) -> None:
     description.pop("reason", None)  # of an earlier stop
     write_json(known, description | {"status": "finished", "finished": now(), "export": export})
     write_report(output_dir)
+
+
+def finish_with(run: Run, dataset: Data, output_dir: Path, left: Left) -> None:
+    """Finish with an earlier state in place of the end, and say so in run.json."""
+    bring_back(run, left.step)
+    known = output_dir / "run.json"
+    write_json(known, (_read(known) or describe(run, dataset)) | {"left": left.to_dict()})
+    finish(run, dataset, output_dir)
 
 
 def record_stop(output_dir: Path, reason: str) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,15 @@ import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.diagnosis import effective_rank, embedding_std
 from training.data.batches import Broken
 from training.data.broken_images import BrokenImages, still_broken
 from training.data.sources import ImageSource
 from training.data.streaming import ImageStream
-from training.errors import RunStopped
+from training.errors import RunStopped, WentWrong
 from training.probes.during import OnlineMeasures, build_online
+from training.probes.in_words import changes_in_words, in_words
+from training.run.best import WATCHED, noise, score
 from training.run.checkpoints import saved_steps, step_of
 from training.run.log import count_things
 from training.run.setup import Run
@@ -32,9 +34,6 @@ from training.run.stopping import StopRequest
 
 LEAST_RANK = 2.0
 """An effective rank below this says that all embeddings lie (almost) on one line, whatever their dimension is."""
-
-WATCHED = ("object_knn_class_mean", "object_knn", "region_retrieval")
-"""What the watchdog looks at: the first of these that the data allow."""
 
 
 def measure_spread(embeddings: Tensor, valid: Tensor) -> dict[str, Tensor]:
@@ -91,12 +90,13 @@ class CollapseWatch:
             self.collapsed_lines += 1
         if self.stop_below > 0 and self.collapsed_lines >= self.patience and step > self.grace_steps:
             healthy = f"step {self.healthy_step}" if self.healthy_step else "none"
-            raise RunStopped(
+            raise WentWrong(
                 f"stopped at step {step}: the embeddings have collapsed, all regions look alike to the network "
                 f"({numbers}; collapsed for {self.collapsed_lines} log lines in a row). The last healthy log line: "
                 f"{healthy}. {name_checkpoint(self.checkpoints, self.healthy_step)} Change what led here: lower "
                 "base_learning_rate, raise teacher_momentum or warmup_share, keep use_predictor true. collapse_stop 0 "
-                "switches this off."
+                "switches this off.",
+                "the embeddings collapsed",
             )
         if std < self.warn_below * perfect and not self.warned:
             self.warned = True
@@ -130,24 +130,21 @@ class KnnWatchdog:
             self.measure = next((name for name in WATCHED if name in measures), None)
             self.start = measures.get(self.measure or "", 0.0)
             self.healthy_step = step
-            if self.share > 0 and self.start <= self._noise(measures):
+            if self.share > 0 and self.start <= noise(self.start, measures):
                 found = f"{self.measure} is {self.start:.4g}" if self.measure else f"there is no {WATCHED[-1]}"
                 return f"nothing is watched: {found} at the start, so no fall from it can be told (watchdog_share)."
             return None
         value = measures.get(self.measure)
-        if value is None or value >= self.share * self.start or self.start - value <= self._noise(measures):
+        if value is None or value >= self.share * self.start or self.start - value <= noise(self.start, measures):
             self.healthy_step = step
             return None
-        raise RunStopped(
+        # A fall within the noise is none: near chance nothing is lost.
+        raise WentWrong(
             f"stopped at step {step}: {self.measure} fell to {value:.4g} from {self.start:.4g} at the start; at least "
             f"{self.share * self.start:.4g} is wanted (watchdog_share {self.share:g}). It was last above that at step "
             f"{self.healthy_step}. {name_checkpoint(self.checkpoints, self.healthy_step)} Change what led here: "
             "lower base_learning_rate, raise warmup_share or teacher_momentum. watchdog_share 0 switches this off."
         )
-
-    def _noise(self, measures: Mapping[str, float]) -> float:
-        """Two standard errors of the share at the start. A fall within them is none: near chance nothing is lost."""
-        return 2 * math.sqrt(self.start * (1 - self.start) / measures.get("measured_regions", math.inf))
 
 
 def name_checkpoint(folder: Path, step: int) -> str:
@@ -166,6 +163,7 @@ class Watch:
         checkpoints, main_process = output_dir / "checkpoints", run.accelerator.is_main_process
         self.run, self.stop = run, stop
         self.online: OnlineMeasures | None = None
+        self.measure_seconds = 0.0  # that measuring took last
         if main_process:
             self.online = build_online(run.recipe.data, settings, run.recipe.views.view_size_px)
         self.collapse = CollapseWatch(
@@ -177,8 +175,7 @@ class Watch:
             checkpoints,
             **run.state.get("collapse_watch", {}),
         )
-        # Fresh weights begin at chance: there is nothing that they could lose.
-        share = 0.0 if run.recipe.model.backbone in BACKBONES else settings.watchdog_share
+        share = settings.watchdog_share if run.continues_weights else 0.0
         self.knn = KnnWatchdog(share, checkpoints, **run.state.get("knn_watchdog", {}))
         self.moves: list[int] = run.state.get("moves", [0, 0])  # mixed samples that could not move, mixed samples
         known, most = output_dir / "broken_images.jsonl", run.recipe.data.max_broken_share
@@ -210,21 +207,42 @@ class Watch:
 
     def measure(self) -> dict[str, float]:
         """The measures now, taken on the main process and told to all."""
+        began = time.perf_counter()
         with self.run.as_it_leaves():
             own = self.online.measure(self.run.net.decodepos) if self.online else {}
         measures: dict[str, float] = broadcast_object_list([own])[0]
+        self.measure_seconds = time.perf_counter() - began
+        self.run.state.setdefault("measured", {})["last" if self.run.step else "start"] = measures
         return measures
 
+    def tell_measures(self) -> None:
+        """Print what was measured last, beside what the run began with."""
+        measured = self.run.state.get("measured", {})
+        if self.online is None or not measured:
+            return
+        start, last = measured.get("start"), measured.get("last")
+        on = f"on {len(self.online.queries)} pictures ({self.online.queries.name})"
+        if last is None:
+            print(f"\nat the start, {on}: {in_words(start)}")
+        else:
+            print(f"\nat the end, {on}: {in_words(last, start)}")
+            print(changes_in_words(last, start or {}))
+
     def judge(self, measures: Mapping[str, float]) -> bool:
-        """Whether the measures are the best since training began; stops a run that lost what it began with."""
+        """Whether a checkpoint has to keep this state, the best so far; stops a run that lost what it began with.
+
+        The start of a run that continues weights counts too: `start/` keeps it.
+        """
         if warning := self.knn.observe(self.run.step, measures):
             self.run.accelerator.print(f"\n{warning}")
-        name = next((name for name in WATCHED if name in measures), None)
-        best = self.run.state.get("best")
-        if name is None or self.run.step == 0 or (best and best["value"] >= measures[name]):
+        found, best = score(measures), self.run.state.get("best")
+        if found is None or (self.run.step == 0 and not self.run.continues_weights):
             return False
-        self.run.state["best"] = {"step": self.run.step, "measure": name, "value": measures[name]}
-        return True
+        name, value = found
+        if best and best["measure"] == name and best["value"] >= value:
+            return False
+        self.run.state["best"] = {"step": self.run.step, "measure": name, "value": value}
+        return self.run.step > 0
 
 
 def stop_if_immobile(immobile: int, mixed: int, most: float) -> None:

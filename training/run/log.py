@@ -86,6 +86,32 @@ class Meter:
         }
 
 
+class Pace:
+    """How fast a process trains, told once, early."""
+
+    FIRST, LAST = 2, 5  # steps that count: the first one warms up
+
+    def __init__(self) -> None:
+        self.durations: list[float] = []
+
+    def add(self, seconds: float) -> float | None:
+        """Count a step; gives the seconds per step after the last one that counts, None after all others."""
+        if len(self.durations) == self.LAST:
+            return None
+        self.durations.append(seconds)
+        counted = self.durations[self.FIRST - 1 :]
+        return sum(counted) / len(counted) if len(self.durations) == self.LAST else None
+
+
+def minutes_to_go(step: int, total_steps: int, step_seconds: float, measure_steps: int, measure_seconds: float) -> int:
+    """Minutes, at least one, that a run has to go from a step on, with what it measures on the way and at its end."""
+    seconds = step_seconds * (total_steps - step)
+    if measure_steps:
+        # Rounded up: the last step is measured whether its turn has come or not.
+        seconds += measure_seconds * (-(-total_steps // measure_steps) - step // measure_steps)
+    return max(1, round(seconds / 60))
+
+
 def peak_memory_gb() -> float:
     """The most memory this process has held so far, in 2^30 bytes: of the GPU if there is one, else its own."""
     if torch.cuda.is_available():

@@ -62,15 +62,28 @@ class Curve:
     def draw(self, run: RunFiles, references: Mapping[str, float] | None = None) -> list[Markup]:
         """The chart, if any of its keys was logged."""
         about: dict[str, Any] = {"title": self.title, "y_label": self.y_label, "note": self.note}
-        series = {key.replace("_", " "): run.points(key) for key in self.keys}
-        known = any(run.values(key) for key in self.keys)
-        return [line_chart(series, references=references, y_range=self.y_range, **about)] if known else []
+        series = {key.replace("_", " "): run.points(key) for key in self.keys if run.values(key)}
+        return [line_chart(series, references=references, y_range=self.y_range, **about)] if series else []
 
 
 MEASURES = {
     "object_knn": Curve("Object k-NN", "share named right, higher is better", ("object_knn",)),
     "object_knn_class_mean": Curve(
-        "Object k-NN, mean over classes", "share named right, higher is better", ("object_knn_class_mean",)
+        "Object k-NN, mean over classes", "share named right, higher is better",
+        ("object_knn_class_mean", "object_knn_class_mean_low", "object_knn_class_mean_high"),
+        note="Low and high: the 95 % interval over images.",
+    ),
+    "object_knn_same_regions": Curve(
+        "Object k-NN of the largest regions", "mean over classes, higher is better", ("object_knn_same_regions",),
+        note="The largest region of each image only, as it is: for comparison with the next two.",
+    ),
+    "object_knn_surroundings": Curve(
+        "The same before other surroundings", "mean over classes, higher is better", ("object_knn_surroundings",),
+        note="Each region where it is, but before another image.",
+    ),
+    "object_knn_moved": Curve(
+        "The same moved", "mean over classes, higher is better", ("object_knn_moved",),
+        note="Each region smaller, elsewhere, before another image.",
     ),
     "position_r2": Curve(
         "Position", "R², lower is better", ("position_r2",),

@@ -24,6 +24,7 @@ from modeling_decodepos.losses import OBJECTIVES, Objective
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
 from training.data.batches import RegionDataset, StepBatches
 from training.data.cache import cache_folder, load_cached
+from training.data.kept_aside import LEAST, OtherImages, has_validation, kept_aside
 from training.data.sources import ImageSource, ParquetImages, describe_regions, open_images
 from training.data.streaming import ImageStream, RegionStream, check_lanes, open_stream
 from training.recipe import Recipe
@@ -66,9 +67,8 @@ class Run:
 
     def learning_rate(self) -> float:
         """The learning rate at this step."""
-        warmup = math.ceil(self.recipe.run.warmup_share * self.total_steps)
         floor = min(self.recipe.run.min_learning_rate, self.peak_learning_rate)
-        return learning_rate_at(self.step, self.total_steps, warmup, self.peak_learning_rate, floor)
+        return learning_rate_at(self.step, self.total_steps, self.warmup_steps, self.peak_learning_rate, floor)
 
     def weight_decay(self) -> float:
         """The weight decay at this step."""
@@ -96,6 +96,16 @@ class Run:
     def is_logged(self) -> bool:
         """Whether the schedule wants a log line after this step."""
         return (self.step + 1) % self.recipe.run.log_steps == 0 or self.step + 1 == self.total_steps
+
+    @property
+    def warmup_steps(self) -> int:
+        """First steps, in which the learning rate rises."""
+        return math.ceil(self.recipe.run.warmup_share * self.total_steps)
+
+    @property
+    def continues_weights(self) -> bool:
+        """Whether the run began with weights that know something; fresh ones begin at chance and can lose nothing."""
+        return self.recipe.model.backbone not in BACKBONES
 
     @property
     def embedding_size(self) -> int:
@@ -239,7 +249,23 @@ def build_dataset(
         folder = Path(data.cache_dir) if data.cache_dir else cache_folder(output_dir, source, data.cache_px)
         source = load_cached(source, data.cache_px, folder, data.num_workers)
         accelerator.print(f"pixels from the cache in {folder}")
+    if data.hold_out:
+        with accelerator.main_process_first():
+            kept = kept_aside(data, seed, len(source))
+            if len(kept) or not has_validation(data):
+                accelerator.print(describe_kept(len(kept), len(source)))
+        source = OtherImages(source, kept) if len(kept) else source
     return RegionDataset(source, recipe.views, views, **options)
+
+
+def describe_kept(kept: int, pictures: int) -> str:
+    """How many pictures training does not see."""
+    if kept:
+        return (
+            f"kept aside to measure on: {kept:,} of {pictures:,} pictures; training sees the other {pictures - kept:,}"
+        )
+    found = count_things(pictures, "picture")
+    return f"kept aside to measure on: none of {found}, for a tenth of them, or hold_out, is fewer than {LEAST}"
 
 
 def plan_batches(accelerator: Accelerator, recipe: Recipe, images: int) -> StepBatches:

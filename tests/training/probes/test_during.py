@@ -1,3 +1,4 @@
+import dataclasses
 from types import SimpleNamespace
 
 import datasets
@@ -7,14 +8,17 @@ import torch
 from PIL import Image
 from torch import nn
 
+from modeling_decodepos.diagnosis import knn_predict
 from modeling_decodepos.diagnosis.data.exchange import largest_regions
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from training.data.sources import load_split
 from training.probes.during import NearestRegions, build_online, embed
+from training.probes.in_words import changes_in_words, in_words
 from training.probes.neighbours import draw_neighbours
 from training.run.model import build_model
 
-LABELLED = {"object_knn", "object_knn_class_mean"}
+LABELLED = {"object_knn", "object_knn_class_mean", "object_knn_class_mean_low", "object_knn_class_mean_high"}
+LABELLED |= {"object_knn_same_regions", "object_knn_surroundings", "object_knn_moved"}
 WITHOUT_LABELS = {"position_r2", "context_leak", "region_retrieval", "measured_regions"}
 
 
@@ -98,7 +102,8 @@ def test_all_measures_are_there_and_the_description_says_where_from(build, model
     online = build()
     measures = online.measure(model)
     assert set(measures) == LABELLED | WITHOUT_LABELS
-    assert all(0 <= value <= 1 for name, value in measures.items() if name not in ("position_r2", "measured_regions"))
+    unlimited = ("position_r2", "measured_regions", "object_knn_class_mean_low", "object_knn_class_mean_high")
+    assert all(0 <= value <= 1 for name, value in measures.items() if name not in unlimited)
     about = online.describe()
     assert about["gallery"].startswith("train: 8 images, ")
     assert about["queries"].startswith("validation: 4 images, ")  # all there are
@@ -154,6 +159,55 @@ def test_measures_tell_content_from_surroundings_and_place(build):
     assert of_place["position_r2"] > 0.95
     assert of_place["region_retrieval"] <= 0.25
     assert of_content["position_r2"] < 0.5
+
+
+def test_the_three_situations_are_of_the_same_regions_and_compare(build):
+    """What follows the content alone names an object in any surroundings."""
+    online = build(measure_images=48)
+    online = dataclasses.replace(online, gallery=online.queries)  # each object is there to be found
+    of_content, of_surroundings = (online.measure(Oracle(function)) for function in (content, surroundings))
+    three = [f"object_knn_{name}" for name in ("same_regions", "surroundings", "moved")]
+    assert [of_content[name] for name in three] == [1, 1, 1]
+    assert of_surroundings[three[0]] == 1 and max(of_surroundings[name] for name in three[1:]) <= 0.5
+    # By hand: predictions for the exchanged regions only, mean over their classes.
+    model = Oracle(surroundings)
+    gallery = embed(model, online.gallery.pixels, online.gallery.boxes)
+    swaps, labels = online.exchanges, online.queries.labels[online.exchanges.regions]
+    for name, pixels, boxes in (
+        ("object_knn_surroundings", swaps.other_surroundings, swaps.boxes),
+        ("object_knn_moved", swaps.moved, swaps.moved_boxes),
+        ("object_knn_same_regions", online.queries.pixels[swaps.images], swaps.boxes),
+    ):
+        named = knn_predict(gallery, online.gallery.labels, embed(model, pixels, list(boxes[:, None])), k=20)
+        right = [float((named == labels)[labels == kind].double().mean()) for kind in labels.unique()]
+        assert of_surroundings[name] == pytest.approx(sum(right) / len(right)), name
+
+
+def test_the_interval_of_the_class_mean_is_over_images(build):
+    online = build(measure_images=48)
+    measures = online.measure(Oracle(content))
+    low, high = (measures[f"object_knn_class_mean_{end}"] for end in ("low", "high"))
+    assert low < measures["object_knn_class_mean"] < high
+    # With the regions of each image shown twice there is not more to know.
+    queries = online.queries
+    labels = torch.cat([part.repeat(2) for part in queries.labels.split([len(rows) for rows in queries.boxes])])
+    twice = dataclasses.replace(queries, boxes=[rows.repeat(2, 1) for rows in queries.boxes], labels=labels)
+    again = dataclasses.replace(online, queries=twice, exchanges=None).measure(Oracle(content))
+    assert again["object_knn_class_mean_high"] - again["object_knn_class_mean_low"] == pytest.approx(high - low)
+
+
+def test_measures_in_words():
+    before = {"object_knn_class_mean": 0.23, "object_knn_class_mean_low": 0.2, "object_knn_class_mean_high": 0.26}
+    before |= {"object_knn_moved": 0.191, "region_retrieval": 0.3, "position_r2": -0.02, "context_leak": 0.51}
+    assert in_words(before) == (
+        "object k-NN (mean over classes) 0.230 (0.20 to 0.26); moved 0.191; place R² -0.020; context leak 0.510"
+    )
+    after = before | {"object_knn_class_mean": 0.22, "object_knn_moved": 0.2231, "position_r2": -0.2}
+    assert "moved 0.223, was 0.191; place R² -0.200, was -0.020" in in_words(after, before)
+    assert changes_in_words(after, before) == "gained: moved +0.032\nlost: object k-NN (mean over classes) -0.010"
+    assert changes_in_words(before | {"context_leak": 0.2}, before) == "gained: context leak -0.310\nlost: nothing"
+    assert in_words({"region_retrieval": 0.3}) == "regions found again before another picture 0.300"
+    assert in_words({}) == "nothing could be measured"
 
 
 def test_a_collapsed_model_measures_nothing(build):

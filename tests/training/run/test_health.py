@@ -218,6 +218,7 @@ def test_a_run_that_collapses_is_stopped_and_says_so(recipe_values, tmp_path: Pa
     assert "Traceback" not in done.stderr
     assert read_log(folder / "log.jsonl")[-1]["step"] < 60
     assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
+    assert not (folder / "export").exists(), "weights that began at chance have no better state to go back to"
     page = (folder / "report.html").read_text()
     assert "the embeddings have collapsed" in page
     assert "stopped itself at about step" in page

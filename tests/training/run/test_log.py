@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from training.run.log import Meter, RunLog, read_log
+from training.run.log import Meter, Pace, RunLog, minutes_to_go, read_log
 
 
 def test_a_pause_leaves_the_time_before_it_in(monkeypatch: pytest.MonkeyPatch):
@@ -43,3 +43,22 @@ def test_a_resumed_log_is_not_lost_on_a_full_disk(tmp_path: Path, monkeypatch: p
     assert [line["step"] for line in read_log(path)] == [1, 2, 3]
     RunLog(path, 0)
     assert read_log(path) == []
+
+
+def test_the_pace_is_that_of_the_second_step_to_the_fifth():
+    pace = Pace()
+    assert [pace.add(seconds) for seconds in (90.0, 1.0, 2.0, 3.0, 4.0, 50.0, 50.0)] == [None] * 4 + [2.5] + [None] * 2
+
+
+@pytest.mark.parametrize(
+    ("step", "total", "measure_steps", "minutes"),
+    [
+        (5, 605, 0, 10),  # 600 seconds of steps
+        (5, 605, 200, 10 + 4 * 2),  # measured at 200, 400, 600 and 605
+        (5, 600, 200, 10 + 3 * 2),
+        (400, 460, 200, 1 + 1 * 2),
+        (5, 6, 0, 1),
+    ],
+)
+def test_minutes_to_go_count_steps_and_measures(step: int, total: int, measure_steps: int, minutes: int):
+    assert minutes_to_go(step, total, 1.0, measure_steps, 120.0) == minutes

@@ -1,6 +1,7 @@
 """Continuing weights: the isolated teacher, frozen batch norms, the network's own pixels, and what comes out."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,30 +10,22 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from transformers import AutoModel, MobileNetV2Config, MobileNetV2Model, ViTImageProcessorPil
+from transformers import AutoModel, MobileNetV2Model
 
 from modeling_decodepos.diagnosis.models.load import load_model as diagnosis_model
-from modeling_decodepos.diagnosis.models.networks import build_random, load_network
+from modeling_decodepos.diagnosis.models.networks import load_network
 from modeling_decodepos.modeling_decodepos import FEATURE_MEAN_MOMENTUM, DecodePosModel
+from tests.training.run.conftest import MEAN, STD
 from tests.training.runs import Make, run_here, small_run
 from training import pretrain
 from training.evaluation.models import load_model as evaluation_model
 from training.recipe import DEFAULT_RECIPE, load_recipe
 from training.run.batch_norms import batch_norms
+from training.run.log import read_log
 from training.run.setup import build_run
 from training.views.normalise import normalise
 
-MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-@pytest.fixture(scope="session")
-def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small MobileNetV2, which has no backbone class, as it is released: with the statistics of its pixels."""
-    folder = tmp_path_factory.mktemp("released")
-    build_random(MobileNetV2Config(depth_multiplier=0.25), seed=0).save_pretrained(folder)
-    ViTImageProcessorPil(image_mean=MEAN, image_std=STD).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -99,6 +92,32 @@ def test_a_network_without_a_backbone_class_trains_and_comes_out_as_it_was(value
         torch.testing.assert_close(last, expected, atol=1e-3, rtol=1e-2)
         features = evaluation_model(str(export / "pretraining"), seed=0, region_bins=2).embed(pixels, box)
     torch.testing.assert_close(features, expected.mean((2, 3)), atol=1e-3, rtol=1e-2)
+
+
+def test_the_first_and_the_last_line_say_what_was_measured(values: dict[str, Any], capsys: pytest.CaptureFixture):
+    values |= {"measure_steps": 1, "measure_images": 16}
+    assert run_here(values) == 0
+    said = capsys.readouterr().out
+    start, end = (
+        re.search(rf"^at the {when}, on 4 pictures \(validation\): (.*)$", said, re.M) for when in ("start", "end")
+    )
+    assert start and end and start.start() < end.start()
+    log = [line for line in read_log(Path(values["output_dir"]) / "log.jsonl") if "object_knn" in line]
+    first, last = log[0], log[-1]
+    assert (first["step"], last["step"]) == (0, 2)
+    for name, words in (("object_knn_moved", "moved"), ("context_leak", "context leak")):
+        assert f"{words} {first[name]:.3f}" in start[1]
+        assert f"{words} {last[name]:.3f}, was {first[name]:.3f}" in end[1]
+    assert "was" not in start[1]
+    assert re.search(r"^gained: .*\nlost: ", said[end.end() :], re.M)
+
+
+@pytest.mark.parametrize(("steps", "told"), [(25, 1), (24, 0)])
+def test_the_minutes_to_go_are_told_once_where_there_are_any(
+    values: dict[str, Any], capsys: pytest.CaptureFixture, steps: int, told: int
+):
+    assert run_here(values | {"max_steps": steps, "save_steps": 0}) == 0
+    assert capsys.readouterr().out.count("about 1 minute to go on this machine") == told
 
 
 def test_a_stopped_run_goes_on_with_the_same_running_mean(values: dict[str, Any], tmp_path: Path):

@@ -314,10 +314,26 @@ def test_measures_are_drawn_from_lines_of_their_own(run_dir):
         assert part in text, part
     document = (run_dir / "report.html").read_text()
     assert document.count("<svg") == 7 + 5 + 1
+    assert "before other surroundings" not in text and "class mean low" not in text, "earlier runs have none"
     # A measure's line is a gap in no other curve: every line of a chart is drawn in one piece.
     paths = re.findall(r'<path class="line s\d" d="([^"]*)"', document)
     assert paths
     assert all(path.count("M") == 1 for path in paths)
+
+
+def test_the_three_situations_and_the_interval_are_drawn(run_dir):
+    change(run_dir, measured_on=MEASURED_ON)
+    three = {f"object_knn_{name}": 0.1 for name in ("same_regions", "surroundings", "moved")}
+    three |= {"object_knn_class_mean_low": 0.01, "object_knn_class_mean_high": 0.2}
+    write(run_dir, log=[measure_line(0, **three), log_line(5), measure_line(5, **three)])
+    text = text_of(run_dir)
+    for part in (
+        "The same before other surroundings",
+        "The same moved",
+        "class mean high 0.200",
+        "of the largest regions",
+    ):
+        assert part in text, part
 
 
 def test_without_classes_the_page_says_why_there_is_no_knn(run_dir):

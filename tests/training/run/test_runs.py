@@ -401,7 +401,7 @@ def test_a_run_is_measured_from_its_first_step_to_its_last(recipe_values: dict[s
     state = json.loads((folder / "checkpoints/step_0000004/state.json").read_text())
     assert state["knn_watchdog"]["start"] == measured[0]["object_knn_class_mean"]
     assert state["collapse_watch"]["healthy_step"] == 4
-    assert state["best"]["measure"] == "object_knn_class_mean"
+    assert state["best"]["measure"] == "object_knn_three_situations"
 
 
 def test_a_run_ends_well_when_other_images_are_measured_on_than_at_its_start(make_recipe: Make, tmp_path: Path):
