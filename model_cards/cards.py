@@ -13,8 +13,10 @@ from model_cards.tables import cell, code, metric_list, number_table, origin_tab
 from modeling_decodepos.page import render
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+CONTINUED = Path(__file__).with_name("continued_card.md.jinja")
 MISSING = "[More Information Needed]"
 TASK = "image-feature-extraction"
+TAGS = ["decodepos", "self-supervised-learning", "dense-features", "vision", "arxiv:2303.16947"]
 
 Facts = Mapping[str, Any]
 
@@ -40,16 +42,28 @@ def render_card(facts: Facts, rows: Sequence[Row], folder: str = "", is_template
     return text + "\n"
 
 
+def render_continued(*, base_model: str, objective: str, **facts: Any) -> str:
+    """The text of the card that a run writes beside weights it continued; `base_model` is a Hub id, or empty.
+
+    The other facts are those that the template names. What is released has the card of `render_card`.
+    """
+    header = ModelCardData(
+        library_name="transformers", pipeline_tag=TASK, tags=TAGS, base_model=base_model or None
+    ).to_yaml()
+    isolated = objective.startswith("isolated")
+    known = {"header": header, "base_model": base_model, "objective": objective, "isolated": isolated}
+    return render(CONTINUED, {"cell": cell, "code": code}, **known, **facts) + "\n"
+
+
 def card_data(facts: Facts, rows: Sequence[Row]) -> ModelCardData:
     """The header of a card, with its numbers in the legacy form `model-index`."""
     about, is_backbone = facts["about"], facts["kind"] == "backbone"
-    tags = ["decodepos", "self-supervised-learning", "dense-features", "vision", "arxiv:2303.16947"]
     own = own_rows(facts, rows)
     return ModelCardData(
         license=about["license"] or MISSING,
         library_name="transformers",
         pipeline_tag=TASK,
-        tags=tags if is_backbone else [*tags, "custom_code"],
+        tags=TAGS if is_backbone else [*TAGS, "custom_code"],
         base_model=about["base_model"] or None,
         datasets=sorted(set(about["hub_datasets"].values())) or None,
         model_name=facts["repo"].partition("/")[2] if own else None,

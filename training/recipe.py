@@ -319,6 +319,11 @@ class RunArguments:
         OURS,
         within=(4, None),
     )
+    diagnose: bool = key(
+        False,
+        "Whether a run that continues weights ends with a diagnosis of both ends, on the images measured on.",
+        OURS,
+    )
     collapse_warn: float = key(
         0.5,
         "Warn once when the embeddings' spread falls below this share of a perfect one; 0: never.",

@@ -126,8 +126,22 @@ class Diagnosis:
             "measures": list(self.measures),
             "skipped": self.skipped,
             "models": [model.to_dict() for model in self.models],
+            "differences": self.differences(),
             "failed": self.failed,
         }
+
+    def differences(self) -> list[dict[str, Any]]:
+        """Of every further model, how much the numbers of its last stage are above those of the first model.
+
+        Both saw the same pictures, so these intervals are narrower than those of single models. There are none over
+        several draws of data: the intervals would know of pictures, and not of draws.
+        """
+        if self.settings["seeds"] > 1:
+            return []
+        return [
+            {"model": model.name, "from": self.models[0].name, "numbers": _above(model.last, self.models[0].last)}
+            for model in self.models[1:]
+        ]
 
     def save_layers(self, output: Path) -> list[str]:
         """The debias layer of every model that has one; names of the files."""
@@ -146,3 +160,11 @@ class Diagnosis:
                 files.append(f"debias_{number}.safetensors")
                 save_layer(debias.layer, output / files[-1], about)
         return files
+
+
+def _above(one: StageResult, other: StageResult) -> dict[str, Any]:
+    """The numbers of one stage less those of another, with their intervals, as JSON takes them."""
+    shared = one.numbers.keys() & other.numbers.keys()
+    return {
+        key: difference(value, other.numbers[key]).to_dict() for key, value in one.numbers.items() if key in shared
+    }

@@ -258,6 +258,20 @@ def test_two_runs_give_the_same_report():
     assert first == second
 
 
+def test_differences_of_models_are_those_of_the_same_pictures():
+    models = [dataclasses.replace(with_place(strength), name=f"{strength}") for strength in (0.5, 0.6)]
+    found = diagnose(models, scenes(), size_px=64, random_seeds=1, measures="position,context")
+    (entry,) = found.to_dict()["differences"]
+    assert (entry["model"], entry["from"]) == ("0.6", "0.5")
+    before, after = (model.last.numbers for model in found.models)
+    assert entry["numbers"].keys() == before.keys()
+    change, one, other = entry["numbers"]["context_leak"], before["context_leak"], after["context_leak"]
+    assert change["value"] == pytest.approx(other.value - one.value)
+    assert change["high"] - change["low"] < min(one.high - one.low, other.high - other.low)
+    found.settings["seeds"] = 2
+    assert found.to_dict()["differences"] == []
+
+
 def test_removing_planted_place_costs_nothing_else():
     model = with_place(0.5)
     found = diagnose(model, scenes(), size_px=64, measures="position,subspace,object_knn,debias").models[0]

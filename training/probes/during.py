@@ -128,8 +128,8 @@ class OnlineMeasures:
                 found[f"object_knn_{name}"] = knn_accuracy(named, own).class_mean
         return found
 
-    def neighbours(self, model: DecodePosModel, queries: int = 6, count: int = 5) -> NearestRegions:
-        """The `count` nearest gallery regions of a few query regions.
+    def shown_regions(self, count: int = 6) -> list[int]:
+        """Query regions for pictures, by their numbers among all.
 
         By rule, not choice: the `largest_regions` of the query images in turn, of a class that was not shown yet.
         """
@@ -137,9 +137,14 @@ class OnlineMeasures:
         chosen: list[int] = []
         for region in largest_regions(self.queries):
             label = region if labels is None else int(labels[region])
-            if label not in shown and len(chosen) < queries:
+            if label not in shown and len(chosen) < count:
                 chosen.append(region)
                 shown.add(label)
+        return chosen
+
+    def neighbours(self, model: DecodePosModel, queries: int = 6, count: int = 5) -> NearestRegions:
+        """The `count` nearest gallery regions of a few query regions (`shown_regions`)."""
+        chosen = self.shown_regions(queries)
         gallery, every = (embed(model, side.pixels, side.boxes) for side in (self.gallery, self.queries))
         nearest = knn_neighbours(gallery, every[chosen], count)[1]
         return NearestRegions(tuple(chosen), tuple(tuple(row) for row in nearest.tolist()))

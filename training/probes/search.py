@@ -31,12 +31,15 @@ from modeling_decodepos.diagnosis.report.figures import colorize
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate, estimate, ratio
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from modeling_decodepos.scenes import Scene, render_scene
-from modeling_decodepos.sheet import BOX, Sheet
+from modeling_decodepos.sheet import BOX, Pixels, Sheet
 from training.probes.before_after import as_pixels, sample_triplet
 from training.probes.during import embed
 
 PLACES = 16
 """Boxes per side that cover the second scene."""
+
+ANSWER = "#22d3ee"
+"""Colour of the box that a network answers with."""
 
 OVERLAP = 0.5
 """Intersection over union from which on a box counts as the object."""
@@ -138,20 +141,19 @@ def draw_searches(columns: Sequence[tuple[str, str, Sequence[Search]]], rows: in
         sheet.put(row, 1, first.searched_scene.pixels, smooth=True)
         for column, (_, _, searches) in enumerate(columns, start=2):
             answer = searches[row].boxes[searches[row].similarity.argmax()]
-            sheet.put(row, column, _heat(searches[row]), "", [target, (answer, "#22d3ee")], smooth=True)
+            tile = heat(first.searched_scene.pixels, searches[row].boxes, searches[row].similarity)
+            sheet.put(row, column, tile, "", [target, (answer, ANSWER)], smooth=True)
     return sheet.image
 
 
-def _heat(search: Search) -> np.ndarray:
-    """The searched scene in grey under the similarity of the boxes, each at its centre."""
-    picture = Image.fromarray(search.searched_scene.pixels).convert("L")
-    side = picture.width
-    left, top = (search.boxes[0, :2] + search.boxes[0, 2:]).div(2).mul(side).tolist()
-    right, bottom = (search.boxes[-1, :2] + search.boxes[-1, 2:]).div(2).mul(side).tolist()
-    values = search.similarity.view(1, 1, PLACES, PLACES)
+def heat(pixels: Pixels, boxes: Tensor, similarity: Tensor) -> Pixels:
+    """A grey picture (S, S, 3) under the similarity (PLACES ** 2,) of the boxes that `cover` it, at their centres."""
+    grey = np.asarray(Image.fromarray(pixels).convert("L"))
+    side = len(grey)
+    left, top = (boxes[0, :2] + boxes[0, 2:]).div(2).mul(side).tolist()
+    right, bottom = (boxes[-1, :2] + boxes[-1, 2:]).div(2).mul(side).tolist()
     size = (round(bottom - top), round(right - left))
-    middle = F.interpolate(values, size, mode="bilinear", align_corners=True)
+    middle = F.interpolate(similarity.view(1, 1, PLACES, PLACES), size, mode="bilinear", align_corners=True)
     margins = (round(left), side - size[1] - round(left), round(top), side - size[0] - round(top))
     full = F.pad(middle, margins, mode="replicate")[0, 0]
-    grey = np.asarray(picture)[:, :, None]
-    return (0.35 * grey + 0.65 * colorize(full)).astype(np.uint8)
+    return (0.35 * grey[:, :, None] + 0.65 * colorize(full)).astype(np.uint8)

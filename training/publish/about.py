@@ -31,7 +31,7 @@ class About:
     biases: str = ""  # what they show too often, too rarely or not at all
     base_model: str = ""  # Hub id of the weights that the run started from; empty for random ones
     hub_datasets: Mapping[str, str] = field(default_factory=dict)  # Hub id by the name of the folder that was read
-    pictures: bool = False  # whether pictures of training images (views.png, neighbours.jpg) may be published
+    pictures: bool = False  # whether pictures of training images (views.png, neighbours.jpg …) may be published
 
 
 def load_about(run_dir: Path, data_dir: Path, is_fresh: bool) -> About:

@@ -31,8 +31,8 @@ from training.publish.folders import (
     listed_in_sums,
 )
 from training.publish.numbers import RESULTS_NAME, release_rows
-from training.publish.places import local_places
 from training.run.folder import RunFiles, read_run
+from training.run.places import local_places
 
 
 def open_run(run_dir: Path) -> RunFiles:

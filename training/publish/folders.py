@@ -32,8 +32,9 @@ from modeling_decodepos.page import line_chart
 from training.export.folders import new_folder
 from training.publish.about import About, is_scenes
 from training.publish.numbers import RESULTS_NAME, Row, objective, probe_sentence
-from training.publish.places import command_without_places, without_places
 from training.run.folder import RunFiles
+from training.run.gains import DIAGNOSIS
+from training.run.places import command_without_places, without_places
 from training.run.report import write_report
 
 IDENTITY, SUMS, CARD = "release.json", "SHA256SUMS", "README.md"
@@ -41,8 +42,13 @@ KINDS = ("backbone", "pretraining")
 WEIGHTS = "model.safetensors"
 LICENSE_FILE = Path(__file__).parents[2] / "LICENSE"
 _LOGS = ("log.jsonl", "probe.json", "probe.png")
-_PICTURES = ("views.png", "neighbours.jpg", "neighbours.json")  # of training images, which may be other people's
-_DIAGNOSIS = ("report.html", "report.json")
+_PICTURES = (
+    "views.png",
+    "neighbours.jpg",
+    "neighbours.json",
+    "similarity.png",
+)  # of training images, which may be other people's
+_PAGE, _NUMBERS = "report.html", "report.json"  # of a diagnosis; the page shows some of its pictures
 # The chart takes its colours from the page around it, which a file does not have. A white ground, also in dark mode.
 _SVG = "http://www.w3.org/2000/svg"
 _STYLE = (
@@ -120,8 +126,20 @@ def release_facts(run: RunFiles, kind: str, repo_id: str, about: About) -> dict[
         "network": _network(exported, recipe),
         "about": {name: value for name, value in vars(about).items() if name != "pictures"},
         "probe": probe_sentence(run),
-        "diagnosis": (run.folder / "diagnosis" / "report.html").is_file(),
+        "diagnosis": bool(diagnosis_files(run, about)),
+        "diagnosis_page": _PAGE in diagnosis_files(run, about),
     }
+
+
+def diagnosis_files(run: RunFiles, about: About) -> list[str]:
+    """What goes out of the run's diagnosis: its page only where no picture of others is on it."""
+    folder = run.folder / DIAGNOSIS
+    if not (folder / _NUMBERS).is_file():
+        return []
+    drawn = json.loads((folder / _NUMBERS).read_text(encoding="utf-8")).get("settings", {}).get("data") == "scenes"
+    return [
+        name for name in (_NUMBERS, _PAGE) if (folder / name).is_file() and (name != _PAGE or drawn or about.pictures)
+    ]
 
 
 def is_fresh(run: RunFiles) -> bool:
@@ -158,10 +176,10 @@ def _fill(folder: Path, run: RunFiles, facts: Mapping[str, Any], rows: Sequence[
         (folder / ".eval_results" / "decodepos.yaml").write_text(text, encoding="utf-8")
     recipe = yaml.safe_dump(without_places(run.recipe), sort_keys=False)
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    for name in diagnosis_files(run, about):
+        (folder / DIAGNOSIS).mkdir(exist_ok=True)
+        shutil.copyfile(run.folder / DIAGNOSIS / name, folder / DIAGNOSIS / name)
     _copy_training(folder / "training", run, facts, about)
-    for name in _DIAGNOSIS if facts["diagnosis"] else ():
-        (folder / "diagnosis").mkdir(exist_ok=True)
-        shutil.copyfile(run.folder / "diagnosis" / name, folder / "diagnosis" / name)
     (folder / CARD).write_text(render_card(facts, rows), encoding="utf-8")
     write_sums(folder)
 
@@ -179,7 +197,7 @@ def _copy_training(folder: Path, run: RunFiles, facts: Mapping[str, Any], about:
         if (run.folder / name).is_file():
             shutil.copyfile(run.folder / name, folder / name)
     (folder / "loss.svg").write_text(_loss_picture(run), encoding="utf-8")
-    report = write_report(folder)
+    report = write_report(folder, f"../{DIAGNOSIS}")
     report.write_text(report.read_text(encoding="utf-8").replace(str(folder), "training"), encoding="utf-8")
 
 

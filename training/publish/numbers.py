@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from model_cards.results import load_rows, refuse_unfounded
-from training.publish.places import command_without_places
 from training.run.folder import RunFiles
+from training.run.places import command_without_places
 from training.run.report import MEASURES
 
 RESULTS_NAME = "results.json"

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 from dataset_scripts.files import write_json
+from modeling_decodepos.backbones import BACKBONES
+from modeling_decodepos.modeling_decodepos import DecodePosModel
 from training.export.folders import export_backbone, export_pretraining
 from training.probes.before_after import ProbeResult, draw_probe, probe_model
 from training.probes.during import NearestRegions, OnlineMeasures, build_online
 from training.probes.neighbours import draw_neighbours
+from training.probes.similarity import draw_similarity
 from training.provenance import describe_data, describe_run, now
+from training.run.anchor import START_FOLDER
 from training.run.best import Left, bring_back
+from training.run.card import write_card
+from training.run.folder import read_run
+from training.run.gains import DIAGNOSIS, MOST_IMAGES, diagnose_both, name_of
+from training.run.log import count_things
 from training.run.report import write_report
 from training.run.setup import Data, Run
 
@@ -41,7 +51,7 @@ def note_start(run: Run, dataset: Data, online: OnlineMeasures | None, output_di
 
 def look_before(run: Run, online: OnlineMeasures | None, output_dir: Path) -> None:
     """Write down what the network finds before its first step; what an earlier run without a checkpoint left goes."""
-    for name in ("probe.json", "neighbours.json"):
+    for name in ("probe.json", "neighbours.json", "neighbours.jpg", "similarity.png"):
         (output_dir / name).unlink(missing_ok=True)
     if run.recipe.run.probe_count:
         write_json(output_dir / "probe.json", {"before": probe(run).to_dict()})
@@ -66,11 +76,10 @@ def compare_probes(run: Run, output_dir: Path) -> None:
         draw_probe(before, after).save(output_dir / "probe.png")
 
 
-def compare_neighbours(run: Run, output_dir: Path) -> None:
+def compare_neighbours(run: Run, online: OnlineMeasures | None, output_dir: Path) -> None:
     """What is near what now, drawn beside what was near when the run began."""
     path = output_dir / "neighbours.json"
     results = _read(path)
-    online = build_online(run.recipe.data, run.recipe.run, run.recipe.views.view_size_px) if results else None
     # Since then --allow_change may have changed what is measured on.
     if online is not None and results.get("measured_on") == online.describe():
         results["after"] = online.neighbours(run.net.decodepos).to_dict()
@@ -79,20 +88,70 @@ def compare_neighbours(run: Run, output_dir: Path) -> None:
         draw_neighbours(online, before, after).save(output_dir / "neighbours.jpg", quality=88)
 
 
+def compare_similarity(run: Run, online: OnlineMeasures | None, output_dir: Path) -> None:
+    """Of a run that continues weights, where regions are found again, drawn beside where the start finds them."""
+    if online is None or run.recipe.model.backbone in BACKBONES:
+        return
+    start, after = (
+        DecodePosModel.from_pretrained(output_dir / folder).to(run.accelerator.device)
+        for folder in (START_FOLDER, "export/pretraining")
+    )
+    drawn = draw_similarity(online, start, after)
+    if drawn is not None:
+        drawn.quantize(256).save(output_dir / "similarity.png", optimize=True)
+
+
+def compare_diagnoses(run: Run, online: OnlineMeasures | None, output_dir: Path) -> None:
+    """Diagnose the weights a run began with, and those it exported; where that fails, say so and go on."""
+    if not run.recipe.run.diagnose or run.recipe.model.backbone in BACKBONES:
+        return
+    shutil.rmtree(output_dir / DIAGNOSIS, ignore_errors=True)  # of other weights
+    if online is None:
+        print("\nno diagnosis: measure_steps is 0, so there are no pictures to measure on.", flush=True)
+        return
+    started, images = time.perf_counter(), min(MOST_IMAGES, len(online.queries))
+    print(
+        f"\ndiagnosis of the start and of what came out of it, on {count_things(images, 'query picture')} …",
+        flush=True,
+    )
+    try:
+        diagnose_both(
+            online,
+            output_dir / START_FOLDER,
+            output_dir / "export" / "backbone",
+            output_dir / DIAGNOSIS,
+            name=name_of(run.recipe.model.backbone),
+            size_px=run.recipe.views.view_size_px,
+            seed=run.recipe.run.seed,
+            device=str(run.accelerator.device),
+        )
+    except Exception as error:  # whatever it is, the weights are exported, and hours of training are not lost
+        print(f"the diagnosis failed ({type(error).__name__}: {error}); the run goes on without one.", flush=True)
+    else:
+        print(
+            f"diagnosed in {time.perf_counter() - started:.0f} s: {output_dir / DIAGNOSIS / 'report.html'}", flush=True
+        )
+
+
 def finish(run: Run, dataset: Data, output_dir: Path) -> None:
-    """Export the weights, compare probes and neighbours, and write the report."""
+    """Export the weights, compare both ends of the run, and write the report."""
     size = run.recipe.views.view_size_px
+    online = build_online(run.recipe.data, run.recipe.run, size)
     with run.as_it_leaves():
         export = {
             "backbone": str(export_backbone(run.net, output_dir / "export" / "backbone", size)),
             "pretraining": str(export_pretraining(run.net, output_dir / "export" / "pretraining", size)),
         }
         compare_probes(run, output_dir)
-        compare_neighbours(run, output_dir)
+        compare_neighbours(run, online, output_dir)
+    compare_similarity(run, online, output_dir)
+    compare_diagnoses(run, online, output_dir)
     known = output_dir / "run.json"
     description = _read(known) or describe(run, dataset)
     description.pop("reason", None)  # of an earlier stop
     write_json(known, description | {"status": "finished", "finished": now(), "export": export})
+    if run.recipe.model.backbone not in BACKBONES:
+        write_card(read_run(output_dir), Path(export["backbone"]))
     write_report(output_dir)
 
 

@@ -12,12 +12,14 @@ from typing import Any, TypeGuard
 from modeling_decodepos.losses import OBJECTIVES, Objective
 from training.probes.before_after import ProbeResult
 from training.recipe import GROUPS
+from training.run.gains import DIAGNOSIS, Gain, find_gains
 from training.run.log import count_things, read_log
 
 DEFAULTS: dict[str, Any] = {item.name: item.default for group in GROUPS for item in dataclasses.fields(group)}
 """Of every key of a recipe."""
 
-PICTURES = {"views.png": b"\x89PNG", "probe.png": b"\x89PNG", "neighbours.jpg": b"\xff\xd8\xff"}
+_PNG, _JPEG = b"\x89PNG", b"\xff\xd8\xff"
+PICTURES = {"views.png": _PNG, "probe.png": _PNG, "neighbours.jpg": _JPEG, "similarity.png": _PNG}
 """Names of the pictures and the bytes they begin with."""
 
 
@@ -30,6 +32,7 @@ class RunFiles:
     log: list[dict[str, Any]] = field(default_factory=list)  # the lines of log.jsonl
     before: ProbeResult | None = None  # the probe before training
     after: ProbeResult | None = None
+    gains: list[Gain] = field(default_factory=list)  # of a diagnosis of both ends
     pictures: dict[str, bytes] = field(default_factory=dict)  # those of `PICTURES` that are there
     broken: dict[str, str] = field(default_factory=dict)  # why an image could not be read, by its id
     problems: list[str] = field(default_factory=list)  # what is missing or broken in the folder
@@ -102,8 +105,11 @@ class RunFiles:
         return sum(line[key] * line["seconds"] for line in lines) / total if total > 0 else None
 
 
-def read_run(folder: Path) -> RunFiles:
-    """What a run folder holds; pieces that are missing or broken are named in `problems`."""
+def read_run(folder: Path, diagnosis: Path | None = None) -> RunFiles:
+    """What a run folder holds; pieces that are missing or broken are named in `problems`.
+
+    `diagnosis` is the folder of that of both ends, if it does not lie in the run's.
+    """
     if not (folder / "run.json").is_file() and not (folder / "log.jsonl").is_file():
         raise FileNotFoundError(f"{folder} holds neither run.json nor log.jsonl; expected the output_dir of a run.")
     run = RunFiles(folder)
@@ -125,6 +131,10 @@ def read_run(folder: Path) -> RunFiles:
                 setattr(run, name, ProbeResult.from_dict(values))
             except (KeyError, TypeError):
                 run.problems.append(f"probe.json: {name!r} is not a probe result of this version; it is left out.")
+    try:
+        run.gains = find_gains(_read_json((diagnosis or folder / DIAGNOSIS) / "report.json", run.problems))
+    except (KeyError, TypeError, IndexError, AttributeError):
+        run.problems.append("diagnosis/report.json is of another version; what was gained is left out.")
     for name in filter(lambda name: (folder / name).is_file(), PICTURES):
         data = (folder / name).read_bytes()
         if data.startswith(PICTURES[name]):

@@ -32,6 +32,7 @@ if __name__ == "__main__":
     build_parser().parse_args()  # --help answers before the imports below, which take seconds
 
 from dataset_scripts.files import write_text
+from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.page import (
     MINUS,
     NO_NUMBER,
@@ -44,6 +45,7 @@ from modeling_decodepos.page import (
     stat_tile,
 )
 from training.run.folder import DEFAULTS, RunFiles, is_number, read_run
+from training.run.gains import DIAGNOSIS, Gain
 from training.run.health import lies_on_a_line
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -128,9 +130,12 @@ BEST_OF_PAIR = {"attract": -2.0, "repel": 0.0, "match": 0.0}
 """The least loss of a pair of views, by the kind of its term."""
 
 
-def write_report(run_dir: Path | str) -> Path:
-    """The page of a run folder, written anew as report.html; FileNotFoundError where no run has ever written."""
-    run = read_run(Path(run_dir))
+def write_report(run_dir: Path | str, diagnosis: str = DIAGNOSIS) -> Path:
+    """The page of a run folder, written anew as report.html; FileNotFoundError where no run has ever written.
+
+    `diagnosis` is the way from there to the folder of the diagnosis of both ends.
+    """
+    run = read_run(Path(run_dir), Path(run_dir) / diagnosis)
     probes = {name: result for name, result in (("before", run.before), ("after", run.after)) if result}
     images, batch_size = run.about("data").get("images"), run.recipe.get("global_batch_size")
     text = render(
@@ -146,6 +151,9 @@ def write_report(run_dir: Path | str) -> Path:
         images=images if is_number(images) else 0,
         seen=run.step * batch_size if is_number(batch_size) else 0,
         verdicts=[verdict for verdict, _ in (judge_spread(run), judge_knn(run), judge_probe(run)) if verdict],
+        continues=str(run.recipe.get("backbone", next(iter(BACKBONES)))) not in BACKBONES,
+        diagnosis_page=f"{diagnosis}/report.html" if (run.folder / diagnosis / "report.html").is_file() else "",
+        gain_rows=[write_gain(gain) for gain in run.gains],
         first_broken=list(run.broken.items())[:10],
         glance=build_tiles(run),
         probes=list(probes.values()),
@@ -278,6 +286,13 @@ def build_tiles(run: RunFiles) -> list[Markup]:
         note = f"{write_percent(moves)} of samples could move their regions"
         items.append(stat_tile("mean slack", f"{write_percent(fmean(slack))} of a view", note, tone))
     return items
+
+
+def write_gain(gain: Gain) -> tuple[Any, ...]:
+    """A number at both ends, as a row of a table."""
+    better = Markup('<strong>{}</strong><br><span class="note">{} is better</span>').format(gain.title, gain.better)
+    word = Markup('<span class="verdict {}">{}</span>').format(gain.tone, gain.word) if gain.word else ""
+    return better, gain.before, gain.after, gain.change, word
 
 
 def draw_probe(probes: Mapping[str, Any]) -> Markup:

@@ -58,7 +58,7 @@ def load_network(spec: Spec, *, seed: int = 0, name: str | None = None) -> Netwo
     if not isinstance(spec, str):
         call = _own_class(spec)
         return Network(name or str(getattr(spec, "__name__", type(spec).__name__)), call, *_instance_statistics(spec))
-    name = name or _short_name(spec)
+    name = name or short_name(spec)
     prefix, _, rest = spec.partition(":")
     if spec.startswith(RANDOM):
         known = _known_config(rest)
@@ -278,7 +278,7 @@ def _instance_statistics(instance: Any) -> tuple[tuple[float, ...], tuple[float,
         return IMAGE_MEAN, IMAGE_STD
 
 
-def _short_name(spec: str) -> str:
+def short_name(spec: str) -> str:
     """The last parts of a path that still say what it is."""
     path = Path(spec.removeprefix(RANDOM))
     if not path.is_dir():

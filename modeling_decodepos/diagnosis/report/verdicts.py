@@ -70,7 +70,7 @@ _QUESTIONS = {
 }  # fmt: skip
 
 # Numbers of the last stage with a verdict, and whether they are said on the command line.
-_TITLES = {
+TITLES = {
     "context_leak": ("Context leak", True),
     "position_blank": ("Place, read from blank pages", False),
     "position_regions": ("Place, read from regions", True),
@@ -95,7 +95,7 @@ def find_rows(models: Sequence[ModelResult]) -> list[Row]:
     ]
     if "position_blank" in measured:
         rows.append(Row("Does place leak?", "read from blank pages; 1 exactly", _place))
-    titles = {key: title for key, title in _TITLES.items() if key in measured}
+    titles = {key: title for key, title in TITLES.items() if key in measured}
     # Of measures without a headline, whatever there is.
     titles = titles or {metric.key: (metric.title, True) for metric in METRICS if metric.key in measured}
     notes = {"lower": "lower is less bias", "higher": "higher is better", "neither": ""}

@@ -26,7 +26,7 @@ from tests.training.runs import run_here
 from training.publish import folders
 from training.publish.__main__ import build_parser, main
 from training.publish.about import About
-from training.publish.places import command_without_places
+from training.run.places import command_without_places
 
 # The client's own, about the client below it.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")

@@ -408,10 +408,10 @@ def test_a_run_ends_well_when_other_images_are_measured_on_than_at_its_start(mak
     for images in (16, 12):
         recipe = make_recipe(measure_steps=2, measure_images=images)
         run, _ = small_run(recipe)
+        online = build_online(recipe.data, recipe.run, recipe.views.view_size_px)
         if images == 16:
-            online = build_online(recipe.data, recipe.run, recipe.views.view_size_px)
             look_before(run, online, tmp_path)
-        compare_neighbours(run, tmp_path)
+        compare_neighbours(run, online, tmp_path)
         assert (tmp_path / "neighbours.jpg").is_file() == (images == 16)
         (tmp_path / "neighbours.jpg").unlink(missing_ok=True)
 
