@@ -10,6 +10,7 @@
     region_retrieval         share of regions whose nearest neighbour, among all, is themselves before another image
                              in another place
     measured_regions         how many queries there are
+    exchanged_regions        of how many of them something was exchanged
 
 Neighbours and regressions learn from images of the training split (the gallery) and are tested on others (the
 queries). Everything is drawn once from the seed; the images are decoded once and kept as 8-bit views.
@@ -221,7 +222,8 @@ def _measure_exchanges(
 ) -> dict[str, float]:
     leak = context_leak(queries[regions], shown["surroundings"], shown["content"])
     nearest = knn_neighbours(torch.cat([queries, gallery]), shown["moved"], 1)[1][:, 0]
-    return {"context_leak": leak.leak, "region_retrieval": float((nearest == regions).double().mean())}
+    found = {"context_leak": leak.leak, "region_retrieval": float((nearest == regions).double().mean())}
+    return found | {"exchanged_regions": len(regions)}
 
 
 def _interval(predicted: Tensor, labels: Tensor, owners: Tensor, images: int) -> tuple[float, float] | None:

@@ -31,9 +31,12 @@ def score(measures: Mapping[str, float]) -> tuple[str, float] | None:
     return None if name is None else (name, measures[name])
 
 
-def noise(share: float, measures: Mapping[str, float]) -> float:
-    """Two standard errors of a share among the measured regions."""
-    return 2 * math.sqrt(share * (1 - share) / measures.get("measured_regions", math.inf))
+def noise(share: float, measures: Mapping[str, float], measure: str) -> float:
+    """Two standard errors of a share: among all regions, or those of which something was exchanged or moved."""
+    count = measures.get("measured_regions", math.inf)
+    if measure not in ("object_knn_class_mean", "object_knn"):
+        count = measures.get("exchanged_regions", count)
+    return 2 * math.sqrt(share * (1 - share) / count)
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def better_than_end(run: Run) -> Left | None:
     found = score(last)
     if not run.continues_weights or best is None or found is None or found[0] != best["measure"]:
         return None
-    allowed = noise(best["value"], last)
+    allowed = noise(best["value"], last, best["measure"])
     if best["value"] - found[1] <= allowed or _checkpoint(run, best["step"]) is None:
         return None
     return Left(

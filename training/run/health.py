@@ -130,21 +130,24 @@ class KnnWatchdog:
             self.measure = next((name for name in WATCHED if name in measures), None)
             self.start = measures.get(self.measure or "", 0.0)
             self.healthy_step = step
-            if self.share > 0 and self.start <= noise(self.start, measures):
+            if self.share > 0 and self.start <= self._noise(measures):
                 found = f"{self.measure} is {self.start:.4g}" if self.measure else f"there is no {WATCHED[-1]}"
                 return f"nothing is watched: {found} at the start, so no fall from it can be told (watchdog_share)."
             return None
         value = measures.get(self.measure)
-        if value is None or value >= self.share * self.start or self.start - value <= noise(self.start, measures):
+        if value is None or value >= self.share * self.start or self.start - value <= self._noise(measures):
             self.healthy_step = step
             return None
-        # A fall within the noise is none: near chance nothing is lost.
         raise WentWrong(
             f"stopped at step {step}: {self.measure} fell to {value:.4g} from {self.start:.4g} at the start; at least "
             f"{self.share * self.start:.4g} is wanted (watchdog_share {self.share:g}). It was last above that at step "
             f"{self.healthy_step}. {name_checkpoint(self.checkpoints, self.healthy_step)} Change what led here: "
             "lower base_learning_rate, raise warmup_share or teacher_momentum. watchdog_share 0 switches this off."
         )
+
+    def _noise(self, measures: Mapping[str, float]) -> float:
+        """A fall within it is none: near chance nothing is lost."""
+        return noise(self.start, measures, self.measure or WATCHED[-1])
 
 
 def name_checkpoint(folder: Path, step: int) -> str:

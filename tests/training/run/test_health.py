@@ -172,6 +172,15 @@ def test_the_watchdog_does_not_bark_at_noise(checkpoints):
             dog.observe(10, {"object_knn": 0.015, "measured_regions": regions})
 
 
+def test_regions_that_are_found_again_are_as_many_as_were_moved(checkpoints):
+    """0.075 after 0.125 is a fall among 640 regions, and none among the 40 that were moved."""
+    for moved, barks in ((40, False), (640, True)):
+        dog = KnnWatchdog(0.7, checkpoints)
+        dog.observe(0, {"region_retrieval": 0.125, "measured_regions": 640, "exchanged_regions": moved})
+        with pytest.raises(RunStopped) if barks else contextlib.nullcontext():
+            dog.observe(10, {"region_retrieval": 0.075, "measured_regions": 640, "exchanged_regions": moved})
+
+
 def test_a_watchdog_goes_on_from_its_state(checkpoints):
     first = KnnWatchdog(0.7, checkpoints)
     first.observe(0, {"object_knn": 0.8})
