@@ -280,6 +280,9 @@ class RunArguments:
     warmup_share: float = key(
         0.0125, "Share of the run with a rising learning rate (10 of 800 epochs).", SOCO + " (10 epochs)", within=SHARE
     )
+    warmup_steps: int = key(
+        0, "Least number of updates with a rising learning rate, up to half of the run.", OURS, within=FROM_ZERO
+    )
     weight_decay: float = key(1e-5, "Weight decay; none on biases and normalisation.", SOCO, within=FROM_ZERO)
     weight_decay_end: float = key(
         -1.0,

@@ -100,7 +100,9 @@ class Run:
     @property
     def warmup_steps(self) -> int:
         """First steps, in which the learning rate rises."""
-        return math.ceil(self.recipe.run.warmup_share * self.total_steps)
+        settings = self.recipe.run
+        least = min(settings.warmup_steps, self.total_steps // 2)
+        return max(math.ceil(settings.warmup_share * self.total_steps), least)
 
     @property
     def continues_weights(self) -> bool:

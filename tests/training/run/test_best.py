@@ -59,7 +59,13 @@ def described(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_learning_rate_that_destroys_the_network_leaves_the_start(values: dict[str, Any], released: Path):
-    destroying = {"base_learning_rate": 2e9, "warmup_share": 0.0, "max_steps": 20, "measure_steps": 100}
+    destroying = {
+        "base_learning_rate": 2e9,
+        "warmup_share": 0.0,
+        "warmup_steps": 0,
+        "max_steps": 20,
+        "measure_steps": 100,
+    }
     said = str(run_here(values | destroying | {"collapse_grace_steps": 0, "collapse_patience": 1}))
     assert "the embeddings have collapsed" in said
     assert "What is exported is the start" in said and "Likely cause: the embeddings collapsed" in said

@@ -71,3 +71,12 @@ def test_a_folder_belongs_to_one_recipe_once_it_holds_a_checkpoint(make_recipe: 
     (tmp_path / "run.json").write_bytes(b"")
     with pytest.raises(ValueError, match=r"run.json is damaged .*Delete that file"):
         build_run(Accelerator(cpu=True), other, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("total", "share", "least", "expected"),
+    [(1800, 0.025, 45, 45), (400, 0.025, 45, 45), (40, 0.025, 45, 20), (100, 0.3, 0, 30)],
+)
+def test_short_runs_warm_up_too(make_recipe: Make, total: int, share: float, least: int, expected: int):
+    run, _ = small_run(make_recipe(warmup_share=share, warmup_steps=least), total)
+    assert run.warmup_steps == expected
