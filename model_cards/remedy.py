@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from model_cards.comparison import Cell
-from model_cards.dot_plots import dot_plots
+from markupsafe import Markup
+
 from model_cards.tables import cell, code, markdown_table
 
 PAGES = (Path("README.md"), Path("docs") / "training.md", Path("docs") / "evidence.md")
@@ -108,14 +108,46 @@ def with_tables(page: str, entries: Entries) -> str:
     return re.sub(r"<!-- remedy (?P<name>\w+) -->.*?<!-- end of (?P=name) -->", fill, page, flags=re.DOTALL)
 
 
+# -------------------------------------------------------------------------------------------------------------- figure
+
+_LEFT, _WIDTH, _LINE, _TOP, _RIGHT = 300, 420, 24, 34, 110
+_TEXT = Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}">{}</text>')
+_RULE = Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>')
+_DOT = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4.5" class="{}"><title>{}</title></circle>')
+_FILE = Markup(
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {0} {1}" width="{0}" height="{1}"><style>'
+    "text{{font:12px sans-serif;fill:#222}}.network{{font-weight:bold}}.grid{{stroke:#ddd}}.move{{stroke:#2a6fdb;"
+    "stroke-width:2;stroke-opacity:.35}}.start{{fill:#fff;stroke:#222;stroke-width:1.8}}.after{{fill:#2a6fdb;"
+    'fill-opacity:.75}}</style><rect width="{0}" height="{1}" fill="#fff"/>\n{2}\n</svg>\n'
+)
+
+
 def draw(entries: Entries) -> str:
-    """An SVG: each network's k-NN in each situation before and after, a dot per seed."""
-    cells: dict[str, dict[str, Cell]] = {"start": {}, "after": {}}
-    titles = {}
-    for situation in SITUATIONS:
-        for name, entry in _networks(entries).items():
-            gain, key = _gains(entry)[f"class mean, {situation}"], f"{name}, {situation}"
-            titles[key] = f"{name}: {situation}"
-            cells["start"][key] = Cell({0: gain["start"]}, ())
-            cells["after"][key] = Cell(dict(enumerate(gain["after"])), ())
-    return dot_plots(titles, ("start", "after"), "start", cells)
+    """An SVG: each network's k-NN in each situation, the start a ring, a dot per seed after, on one axis from 0."""
+    lines = [
+        (name, situation, _gains(entry)[f"class mean, {situation}"])
+        for name, entry in _networks(entries).items()
+        for situation in SITUATIONS
+    ]
+    most = max(max(gain["start"], *gain["after"]) for _, _, gain in lines)
+    ticks = [step * 0.05 for step in range(int(most / 0.05) + 2)]
+    bottom = _TOP + _LINE * len(lines)
+
+    def x(value: float) -> float:
+        return _LEFT + value / ticks[-1] * _WIDTH
+
+    parts = [_TEXT.format(_LEFT, 16, "start", "", "share named right, mean over classes: ring before, dots after")]
+    for tick in ticks:
+        parts += [_RULE.format(x(tick), _TOP - 8, x(tick), bottom, "grid")]
+        parts += [_TEXT.format(x(tick), bottom + 16, "middle", "", f"{tick:.2f}")]
+    for number, (name, situation, gain) in enumerate(lines):
+        y, mean = _TOP + _LINE * number + 8, fmean(gain["after"])
+        if number % len(SITUATIONS) == 0:
+            parts.append(_TEXT.format(8, y + 4, "start", "network", name))
+        parts.append(_TEXT.format(_LEFT - 12, y + 4, "end", "", situation))
+        parts.append(_RULE.format(x(gain["start"]), y, x(mean), y, "move"))
+        parts.append(_DOT.format(x(gain["start"]), y, "start", f"{name}, {situation}, start: {gain['start']:.3f}"))
+        for seed, value in enumerate(gain["after"]):
+            parts.append(_DOT.format(x(value), y, "after", f"{name}, {situation}, seed {seed}: {value:.3f}"))
+        parts.append(_TEXT.format(_LEFT + _WIDTH + _RIGHT - 8, y + 4, "end", "", f"{gain['start']:.3f} → {mean:.3f}"))
+    return _FILE.format(_LEFT + _WIDTH + _RIGHT, bottom + 28, Markup("\n").join(parts))

@@ -40,8 +40,8 @@ def test_tables_and_drawing_say_what_the_results_say():
     told = entries()
     told["net|1"]["gains"][0]["low"] = -0.05
     assert "| +0.150 (-0.050 to +0.300) |" in TABLES["gains"](told)
-    titles = [element.text for element in ElementTree.fromstring(draw(entries())).iter() if element.text]
-    assert {"net|1: as is", "after, seed 1: 0.300"} <= {text.strip() for text in titles}
+    drawn = [element.text for element in ElementTree.fromstring(draw(entries())).iter() if element.text]
+    assert {"net|1", "0.100 → 0.250", "net|1, moved, seed 1: 0.300"} <= set(drawn)
 
 
 def seen(right: list[bool], leak: list[float]) -> Seen:

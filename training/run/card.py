@@ -27,6 +27,8 @@ def write_card(run: RunFiles, export: Path) -> None:
         data=name_of(str(data.get("path"))),
         command=command_without_places(str(run.description.get("command") or "")),
         image_size_px=recipe.get("view_size_px"),
+        keep_start=recipe.get("keep_start"),
+        left=str(run.about("left").get("why") or ""),
         gains=gain_table(run.gains) if run.gains else "",
         measured_on=queries,
         training_sees="training sees" in queries,

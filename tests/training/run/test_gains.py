@@ -156,6 +156,20 @@ def test_a_hub_id_is_the_base_model_and_a_folder_is_none(
     assert ModelCard((tmp_path / "README.md").read_text()).data.base_model == base_model
 
 
+def test_the_card_says_that_weights_are_an_average_and_when_they_are_not_the_end(finished: Path, tmp_path: Path):
+    run = read_run(finished)
+    write_card(run, tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert (
+        f"an average: {run.recipe['keep_start']} of the start's weights" in text and "What is exported is" not in text
+    )
+    run.description["left"] = {"step": 0, "why": "What is exported is the start."}
+    run.description["recipe"]["keep_start"] = 0.0
+    write_card(run, tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "**What is exported is the start.**" in text and "an average" not in text
+
+
 def test_names_are_no_paths(tmp_path: Path):
     (tmp_path / "mine/export/backbone").mkdir(parents=True)
     assert name_of(str(tmp_path / "mine/export/backbone")) == "mine"
