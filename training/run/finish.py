@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from dataset_scripts.files import write_json
-from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from training.export.folders import export_backbone, export_pretraining
 from training.probes.before_after import ProbeResult, draw_probe, probe_model
@@ -90,7 +89,7 @@ def compare_neighbours(run: Run, online: OnlineMeasures | None, output_dir: Path
 
 def compare_similarity(run: Run, online: OnlineMeasures | None, output_dir: Path) -> None:
     """Of a run that continues weights, where regions are found again, drawn beside where the start finds them."""
-    if online is None or run.recipe.model.backbone in BACKBONES:
+    if online is None or not run.continues_weights:
         return
     start, after = (
         DecodePosModel.from_pretrained(output_dir / folder).to(run.accelerator.device)
@@ -103,7 +102,7 @@ def compare_similarity(run: Run, online: OnlineMeasures | None, output_dir: Path
 
 def compare_diagnoses(run: Run, online: OnlineMeasures | None, output_dir: Path) -> None:
     """Diagnose the weights a run began with, and those it exported; where that fails, say so and go on."""
-    if not run.recipe.run.diagnose or run.recipe.model.backbone in BACKBONES:
+    if not run.recipe.run.diagnose or not run.continues_weights:
         return
     shutil.rmtree(output_dir / DIAGNOSIS, ignore_errors=True)  # of other weights
     if online is None:
@@ -150,7 +149,7 @@ def finish(run: Run, dataset: Data, output_dir: Path) -> None:
     description = _read(known) or describe(run, dataset)
     description.pop("reason", None)  # of an earlier stop
     write_json(known, description | {"status": "finished", "finished": now(), "export": export})
-    if run.recipe.model.backbone not in BACKBONES:
+    if run.continues_weights:
         write_card(read_run(output_dir), Path(export["backbone"]))
     write_report(output_dir)
 
