@@ -69,22 +69,29 @@ def read_whole(model: FeatureModel, pixels: Tensor, *, batch_size: int = 16) -> 
     columns: list[list[Tensor]] = [[] for _ in model.stages]
     for start in range(0, len(pixels), batch_size):
         maps = model(pixels[start : start + batch_size])
-        rows = [part.mean((2, 3)) for part in maps]
-        if model.region_net is not None:
-            rows[-1] = _embed_regions(model, maps, [torch.tensor([[0.0, 0.0, 1.0, 1.0]])] * len(rows[-1]), 0.0)
-        for parts, found in zip(columns, rows, strict=True):
-            parts.append(found.cpu())
+        for stage, parts in enumerate(columns):
+            parts.append(pool_whole(model, maps, stage).cpu())
     none = torch.zeros(0)
     return [StageFeatures(torch.cat(parts) if parts else none, none, (0, 0), none) for parts in columns]
 
 
 def pool_stages(model: FeatureModel, maps: Sequence[Tensor], boxes: list[Tensor]) -> list[Tensor]:
     """(N, C) features of ragged boxes at every stage, image by image."""
-    read = maps if model.region_net is None else maps[:-1]
-    rows = [pool_boxes(feature_map, boxes, model.offset(stage, feature_map)) for stage, feature_map in enumerate(read)]
-    if model.region_net is None:
-        return rows
-    return [*rows, _embed_regions(model, maps, boxes, model.offset(len(maps) - 3, maps[-3]))]
+    return [pool_stage(model, maps, stage, boxes) for stage in range(len(maps))]
+
+
+def pool_stage(model: FeatureModel, maps: Sequence[Tensor], stage: int, boxes: list[Tensor]) -> Tensor:
+    """(N, C) features of ragged boxes at one stage, image by image."""
+    if model.region_net is not None and stage == len(maps) - 1:
+        return _embed_regions(model, maps, boxes, model.offset(stage - 2, maps[stage - 2]))
+    return pool_boxes(maps[stage], boxes, model.offset(stage, maps[stage]))
+
+
+def pool_whole(model: FeatureModel, maps: Sequence[Tensor], stage: int) -> Tensor:
+    """(B, C) features of pictures as wholes: the mean of the map, or what a region stage gives for the whole."""
+    if model.region_net is not None and stage == len(maps) - 1:
+        return _embed_regions(model, maps, [torch.tensor([[0.0, 0.0, 1.0, 1.0]])] * len(maps[stage]), 0.0)
+    return maps[stage].mean((2, 3))
 
 
 def _embed_regions(model: FeatureModel, maps: Sequence[Tensor], boxes: list[Tensor], offset: Offset) -> Tensor:
@@ -127,6 +134,17 @@ def cell_centres(grid: tuple[int, int]) -> Tensor:
     height, width = grid
     y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], 1)
+
+
+def cell_boxes(grid: tuple[int, int], offset: Offset = 0.0) -> Tensor:
+    """(L, 4) unit boxes that the cells lie in the middle of, row by row, for a map read at `FeatureModel.offset`.
+
+    They may begin outside of the picture: cells of padded convolutions do.
+    """
+    right, down = offset if isinstance(offset, tuple) else (offset, offset)
+    size = torch.tensor([grid[1], grid[0]])
+    corners = cell_centres(grid) - (torch.tensor([right, down]) + 0.5) / size
+    return torch.cat([corners, corners + 1 / size], 1)
 
 
 def border_distances(grid: tuple[int, int]) -> Tensor:
