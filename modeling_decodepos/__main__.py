@@ -13,6 +13,7 @@ from .settings import CommandParser
 COMMANDS = {
     "diagnose": ("diagnosis.command", "how much place and surroundings are in a backbone's features, as a page"),
     "embed": ("embedding.command", "features of pictures, of their regions and of their patches, as a file"),
+    "look": ("looking.command", "see a backbone's map of your pictures: main directions, what is alike, what leaks"),
 }
 # What is no part of the installed library, and its command line in a checkout.
 IN_A_CHECKOUT = {

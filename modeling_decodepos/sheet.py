@@ -74,6 +74,16 @@ class Sheet:
             self.draw.rectangle([x1, y1, x2, y2], outline=color, width=4)
         self.text(left, top + self.tile + 3, caption, MUTED, 11, room=self.tile)
 
+    def dot(self, row: int, column: int, x: float, y: float, name: str = "") -> None:
+        """Mark a place, in units of a tile, with its name beside it."""
+        left, top = self.corner(row, column)
+        x, y = left + x * self.tile, top + y * self.tile
+        for radius, color in ((7, INK), (5, BOX)):
+            corners = [round(value * SCALE) for value in (x - radius, y - radius, x + radius, y + radius)]
+            self.draw.ellipse(corners, fill=color)
+        if name:
+            self.text(x, y, name, INK, 9, anchor="mm")
+
     def text(
         self, x: float, y: float, text: str, color: str = INK, size: int = 13, room: float = 1e9, anchor: str = "la"
     ) -> None:

@@ -16,6 +16,7 @@ import dataset_scripts.publish
 import modeling_decodepos.__main__
 import modeling_decodepos.diagnosis.command
 import modeling_decodepos.embedding.command
+import modeling_decodepos.looking.command
 import training.evaluation.__main__
 import training.export.__main__
 import training.probes.find
@@ -36,7 +37,7 @@ COMMANDS = [
     ),
     *("dataset_scripts.prepare check", "dataset_scripts.preview", "dataset_scripts.overlap"),
     *("dataset_scripts.publish", "model_cards.render", "modeling_decodepos.diagnosis.command"),
-    *("modeling_decodepos", "modeling_decodepos diagnose", "modeling_decodepos embed"),
+    *("modeling_decodepos", "modeling_decodepos diagnose", "modeling_decodepos embed", "modeling_decodepos look"),
 ]
 NAMES = {
     "training.report": "python -m training.run.report",  # its former name
@@ -60,6 +61,7 @@ BUILD: list[Callable[[], argparse.ArgumentParser]] = [
     modeling_decodepos.__main__.build_parser,
     modeling_decodepos.diagnosis.command.build_parser,
     modeling_decodepos.embedding.command.build_parser,
+    modeling_decodepos.looking.command.build_parser,
     training.evaluation.__main__.build_parser,
     training.export.__main__.build_parser,
     training.probes.find.build_parser,

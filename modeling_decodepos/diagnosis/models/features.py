@@ -41,6 +41,7 @@ def read_features(
     *,
     cells: bool = False,
     batch_size: int = 16,
+    largest_grid: int = LARGEST_GRID,
 ) -> list[StageFeatures]:
     """Features of all stages, on the CPU, from (I, 3, S, S) uint8 pixels and the (R_i, 4) boxes of each, or none."""
     columns: list[dict[str, list[Tensor]]] = [{"regions": [], "cells": [], "norms": []} for _ in model.stages]
@@ -52,7 +53,7 @@ def read_features(
             for parts, regions in zip(columns, pool_stages(model, maps, boxes[batch]), strict=True):
                 parts["regions"].append(regions.cpu())
         for number, feature_map in enumerate(maps if cells else []):
-            coarse = coarsen(feature_map)
+            coarse = coarsen(feature_map, largest_grid)
             grids[number] = (coarse.shape[2], coarse.shape[3])
             columns[number]["cells"].append(coarse.flatten(2).transpose(1, 2).cpu())
             columns[number]["norms"].append(feature_map.norm(dim=1).cpu())
@@ -115,18 +116,18 @@ def pool_boxes(feature_map: Tensor, boxes: list[Tensor], offset: Offset = 0.0) -
     return pooled.mean((3, 4))[valid.to(feature_map.device)]
 
 
-def coarsen(feature_map: Tensor) -> Tensor:
-    """The map averaged to at most `LARGEST_GRID` cells per side; by whole cells where its sides allow."""
-    grid = (_coarse_side(feature_map.shape[2]), _coarse_side(feature_map.shape[3]))
+def coarsen(feature_map: Tensor, largest: int = LARGEST_GRID) -> Tensor:
+    """The map averaged to at most `largest` cells per side; by whole cells where its sides allow."""
+    grid = (_coarse_side(feature_map.shape[2], largest), _coarse_side(feature_map.shape[3], largest))
     if grid == tuple(feature_map.shape[2:]):
         return feature_map
     return F.adaptive_avg_pool2d(feature_map, grid)
 
 
-def _coarse_side(side: int) -> int:
-    factors = (factor for factor in range(1, side + 1) if side % factor == 0 and side // factor <= LARGEST_GRID)
+def _coarse_side(side: int, largest: int) -> int:
+    factors = (factor for factor in range(1, side + 1) if side % factor == 0 and side // factor <= largest)
     coarse = side // next(factors)
-    return coarse if coarse >= LARGEST_GRID // 2 else min(side, LARGEST_GRID)
+    return coarse if coarse >= largest // 2 else min(side, largest)
 
 
 def cell_centres(grid: tuple[int, int]) -> Tensor:

@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeling_decodepos.diagnosis.data.exchange import exchange_content, exchange_surroundings
-from modeling_decodepos.diagnosis.data.probe import ProbeData, Swaps, blank_pictures
-from modeling_decodepos.diagnosis.data.scenes import build_scene_data
-from modeling_decodepos.diagnosis.measures.context import exchange_cosines, leak_ratio
-from modeling_decodepos.diagnosis.measures.evaluate import BLANKS, probe_halves
-from modeling_decodepos.diagnosis.measures.influence import measure_influence
-from modeling_decodepos.diagnosis.measures.position import divide_variance
-from modeling_decodepos.diagnosis.models.features import read_features
-from modeling_decodepos.diagnosis.models.load import FeatureModel
-from modeling_decodepos.diagnosis.report.figures import false_colors, heat_over, page_drift, share_outside
-from modeling_decodepos.diagnosis.statistics.estimates import Estimate
+from ..diagnosis.data.exchange import exchange_content, exchange_surroundings
+from ..diagnosis.data.probe import ProbeData, Swaps, blank_pictures
+from ..diagnosis.data.scenes import build_scene_data
+from ..diagnosis.measures.context import exchange_cosines, leak_ratio
+from ..diagnosis.measures.evaluate import BLANKS, probe_halves
+from ..diagnosis.measures.influence import measure_influence
+from ..diagnosis.measures.position import divide_variance
+from ..diagnosis.models.features import read_features
+from ..diagnosis.models.load import FeatureModel
+from ..diagnosis.report.figures import false_colors, heat_over, page_drift, share_outside
+from ..diagnosis.statistics.estimates import Estimate
 
 SEED = 0
 REFERENCES = 8  # scenes that stand beside the visitor's picture
