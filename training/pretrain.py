@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from training.recipe import Recipe, parse_command_line
+from training.run.last_word import last_word
 
 if __name__ == "__main__":
-    parse_command_line()  # --help and mistyped keys answer before the imports below, which take seconds
+    with last_word(listen=True):
+        parse_command_line()  # --help and mistyped keys answer before the imports below, which take seconds
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
@@ -360,4 +362,5 @@ def run_training(run: Run, dataset: Data, batches: StepBatches, watch: Watch, ou
 
 
 if __name__ == "__main__":
-    main()
+    with last_word():
+        main()
