@@ -30,8 +30,8 @@ class ProtocolEntry:
 
 QUICK = {"size_px": 96, "train_images": 400, "validation_images": 150}
 _SEGMENTATION = {"steps": 150, "head_width": 64, "learning_rate": 1e-3}
-_OBJECTS = ("class_mean", "recontextualised_class_mean", "repositioned_class_mean", "alone_class_mean")
-_OBJECTS += ("commonest_class",)
+_VARIANTS = ("recontextualised_class_mean", "repositioned_class_mean", "alone_class_mean")
+_OBJECTS = ("class_mean", *_VARIANTS, "commonest_class")
 _DETECTION = {"steps": 300, "width": 128, "layers": 2, "queries": 50}
 _ENTRIES = (
     ProtocolEntry("object_knn", own.ObjectKnnSettings, "objects", {}, _OBJECTS),
