@@ -43,7 +43,7 @@ def colours(pixels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("reading", ["own", "known"])
-@pytest.mark.parametrize("model", ["random:resnet_tiny", OURS])
+@pytest.mark.parametrize("model", ["random:resnet_tiny", "random:vit_tiny", OURS])
 def test_they_are_the_features_of_the_diagnosis(model: str, reading: str, scenes: Path, tmp_path: Path):
     how: dict[str, Any] = {"split": "validation", "size_px": 96, "reading": reading}
     path = embed(model, scenes, tmp_path / "f.parquet", **how).path
