@@ -7,6 +7,7 @@ a link to anything else goes to the repository, if `DECODEPOS_REPOSITORY` names 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import posixpath
 import re
@@ -39,13 +40,19 @@ def api_pages() -> dict[str, str]:
     return {"api/index.md": "\n".join(lines) + "\n", **pages}
 
 
+def notebook_page(path: Path) -> str:
+    """A notebook as Markdown, without what came out of it."""
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(path.read_text("utf-8"))["cells"]]
+    return "\n\n".join(f"```python\n{text}\n```" if kind == "code" else text for kind, text in cells) + "\n"
+
+
 def to_site(target: str, page: str, repository: str) -> str:
     """Where a link of a page (a path in the repository) leads on the site; nothing if there is nothing to lead to."""
     path, _, anchor = target.partition("#")
     there = posixpath.normpath(posixpath.join(posixpath.dirname(page), path))
     if re.match(r"[a-z]+:|/", target) or not path or not (ROOT / there).exists():
         return target  # to other sites, on the same page, or to nothing, which the build refuses
-    if place := BESIDE.get(there) or there.partition("docs/")[2]:
+    if place := BESIDE.get(there) or there.partition("docs/")[2].replace(".ipynb", ".md"):
         return f"{place}#{anchor}" if anchor else place
     return f"{repository}/blob/HEAD/{there}" if repository else ""
 
@@ -64,13 +71,14 @@ def rewrite(text: str, page: str, repository: str = "") -> str:
 def assemble(output: Path, repository: str = "") -> None:
     """Write the sources of the site, in place of those of an earlier call."""
     shutil.rmtree(output, ignore_errors=True)
-    shutil.copytree(ROOT / "docs", output, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copytree(ROOT / "docs", output, ignore=shutil.ignore_patterns("*.py", "*.ipynb", "__pycache__"))
     pages = BESIDE | {path.relative_to(ROOT).as_posix(): path.name for path in (ROOT / "docs").glob("*.md")}
     for path, place in pages.items():
         text = (ROOT / path).read_text(encoding="utf-8")
         (output / place).write_text(rewrite(text, path, repository), encoding="utf-8")
     (output / "api").mkdir()
-    for place, text in api_pages().items():
+    tours = {f"{path.stem}.md": notebook_page(path) for path in (ROOT / "docs").glob("*.ipynb")}
+    for place, text in (api_pages() | tours).items():
         (output / place).write_text(text, encoding="utf-8")
 
 

@@ -40,7 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
 def check_out(repository: str, tag: str, folder: Path) -> None:
     """Clone the tag into the folder, or see that it is there already."""
     if not folder.exists():
-        call = ["git", "clone", "--quiet", "--depth", "1", "--branch", tag, repository, str(folder)]
+        clone = ["clone", "--quiet", "--depth", "1", "--branch", tag, repository, str(folder)]
+        call = ["git", "-c", "advice.detachedHead=false", *clone]
         if done := subprocess.run(call).returncode:
             raise ValueError(f"git could not check out the tag {tag} of {repository} (exit code {done}).")
     call = ["git", "-C", str(folder), "describe", "--tags", "--exact-match", "--match", tag]
