@@ -23,6 +23,7 @@ from modeling_decodepos.settings import (
     read_yaml,
     refuse_unknown,
 )
+from training.precision import fast_precision
 
 PAPER = "paper (architecture figure)"
 SOCO = "SoCo"
@@ -294,7 +295,13 @@ class RunArguments:
     teacher_momentum: float = key(0.99, "The teacher's EMA coefficient at first; it rises to 1.", SOCO, within=SHARE)
     gradient_clip: float = key(0.0, "Largest gradient norm; 0 does not clip.", OURS, within=FROM_ZERO)
     seed: int = key(0, "Seed of weights and data.", OURS, within=FROM_ZERO)
-    mixed_precision: str = key("no", "bf16 runs the networks in bfloat16.", OURS, choices=("no", "bf16"))
+    mixed_precision: str = key(
+        "no",
+        "bf16 runs the networks in bfloat16; auto does where this machine multiplies it in hardware, and run.json "
+        "says which it was.",
+        OURS,
+        choices=("no", "bf16", "auto"),
+    )
     cpu: bool = key(False, "Run on the CPU even where there is an accelerator.", OURS)
     save_steps: int = key(0, "Updates between checkpoints; 0 saves at the end only.", OURS, within=FROM_ZERO)
     keep_checkpoints: int = key(2, "Newest checkpoints kept, beside the best one.", OURS, within=COUNT)
@@ -354,6 +361,8 @@ class RunArguments:
         check(self)
         if self.max_steps == 0 and self.epochs < 1:
             raise ValueError("max_steps is 0 and epochs is below 1: one of them must say how long the run is.")
+        if self.mixed_precision == "auto":
+            object.__setattr__(self, "mixed_precision", fast_precision(self.cpu))
 
 
 GROUPS: tuple[Any, ...] = (DataArguments, ViewArguments, ModelArguments, RunArguments)
