@@ -203,8 +203,8 @@ class ModelArguments:
 
     backbone: str = key(
         "resnet50",
-        "resnet50, resnet18, vit_small, resnet_tiny or vit_tiny (small images, two cores), or a Hub id or folder with "
-        "weights to start from.",
+        "resnet50, resnet18, vit_small, resnet_tiny, resnet_mini or vit_tiny (small images, two cores), or a Hub id "
+        "or folder with weights to start from.",
         PAPER + " draws a C4 backbone; ResNet-50 is inferred",
     )
     objective: str = key("both", "Table of loss pairs; see modeling_decodepos/losses.py.", PAPER, choices=_OBJECTIVES)
