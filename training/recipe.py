@@ -36,7 +36,8 @@ COUNT = (1, 10_000_000)
 FROM_ZERO = (0, 2**31)
 
 _OBJECTIVES = (
-    *("both", "byol_image", "byol_region", "decoupling", "depositioning", "both_uncut_teacher", "both_apart"),
+    *("both", "byol_image", "byol_region", "decoupling", "depositioning", "both_uncut_teacher"),
+    *("both_alone_teacher", "both_apart"),
     *("isolated", "isolated_unmoved", "isolated_both"),
 )
 
