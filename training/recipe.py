@@ -330,6 +330,12 @@ class RunArguments:
         OURS,
         within=(4, None),
     )
+    measure_size_px: int = key(
+        0,
+        "Side of the pictures measured on, best the one that features will be taken at; 0: view_size_px.",
+        OURS,
+        within=FROM_ZERO,
+    )
     diagnose: bool = key(
         False,
         "Whether a run that continues weights ends with a diagnosis of both ends, on the images measured on.",
@@ -396,6 +402,11 @@ class Recipe:
                 "batch_norm is recalibrated, which needs images that are at hand, and streaming keeps none: "
                 "--batch_norm frozen, or streaming false."
             )
+
+    @property
+    def measured_size_px(self) -> int:
+        """Side of the pictures that the run measures its features on."""
+        return self.run.measure_size_px or self.views.view_size_px
 
     def values(self) -> dict[str, Any]:
         """Every key with its value, flat."""

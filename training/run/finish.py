@@ -61,7 +61,7 @@ def look_before(run: Run, online: OnlineMeasures | None, output_dir: Path) -> No
 
 def probe(run: Run) -> ProbeResult:
     """How much of a region's feature is the object, on exactly re-rendered scenes; see `before_after`."""
-    size = run.recipe.views.view_size_px
+    size = run.recipe.measured_size_px
     return probe_model(run.net.decodepos, seed=run.recipe.run.seed, count=run.recipe.run.probe_count, size_px=size)
 
 
@@ -120,7 +120,7 @@ def compare_diagnoses(run: Run, online: OnlineMeasures | None, output_dir: Path)
             output_dir / "export" / "backbone",
             output_dir / DIAGNOSIS,
             name=name_of(run.recipe.model.backbone),
-            size_px=run.recipe.views.view_size_px,
+            size_px=run.recipe.measured_size_px,
             seed=run.recipe.run.seed,
             device=str(run.accelerator.device),
         )
@@ -135,7 +135,7 @@ def compare_diagnoses(run: Run, online: OnlineMeasures | None, output_dir: Path)
 def finish(run: Run, dataset: Data, output_dir: Path) -> None:
     """Export the weights, compare both ends of the run, and write the report."""
     size = run.recipe.views.view_size_px
-    online = build_online(run.recipe.data, run.recipe.run, size)
+    online = build_online(run.recipe.data, run.recipe.run, run.recipe.measured_size_px)
     with run.as_it_leaves():
         export = {
             "backbone": str(export_backbone(run.net, output_dir / "export" / "backbone", size)),

@@ -67,12 +67,13 @@ def check_view_sizes(net: DecodePosForPreTraining, recipe: Recipe, objective: Ob
     views = recipe.views
     sizes = {view_side_px(VIEW_RULES[name], views) for name in objective.views}
     try:
-        for size in sorted(sizes):
+        for size in sorted(sizes | {recipe.measured_size_px}):
             net.decodepos.check_map_covers(torch.empty((1, 3, size, size), device="meta"))
     except ValueError as error:
         raise ValueError(
             f"view_size_px {views.view_size_px} gives views of {views.view_size_px} and, with small_view_scale, "
-            f"{views.small_view_px} pixels, alone_size_px {views.alone_size_px} pictures of regions: {error}"
+            f"{views.small_view_px} pixels, alone_size_px {views.alone_size_px} pictures of regions, "
+            f"measure_size_px {recipe.run.measure_size_px}: {error}"
         ) from None
 
 

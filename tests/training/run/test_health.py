@@ -201,6 +201,13 @@ def test_a_resumed_run_goes_on_counting_samples_that_could_not_move(make_recipe,
         second.observe({}, [False], [])
 
 
+def test_measures_are_taken_at_the_size_that_is_asked_for(make_recipe):
+    for asked, side in ((0, 64), (96, 96)):
+        run, data = small_run(make_recipe(measure_steps=2, measure_images=8, measure_size_px=asked))
+        online = Watch(run, data.source, stop=None).online
+        assert online is not None and online.queries.pixels.shape[-2:] == (side, side)
+
+
 def test_the_spread_of_valid_rows_is_measured():
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(200, 4, 16, generator=generator)
