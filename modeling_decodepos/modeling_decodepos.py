@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedModel
+from transformers import AutoBackbone, AutoModel, AutoModelForPreTraining, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
@@ -31,6 +31,7 @@ from .imagenet import pixel_statistics
 from .losses import OBJECTIVES, Objective, pair_loss
 from .region_pooling import Offset, average_in_bins, cell_offset, pool_regions
 from .regions import Regions, View, check_regions
+from .stored_models import is_map_norm, load_whole, read_config, unusable_if_it_fails
 
 
 @dataclass
@@ -144,7 +145,9 @@ class DecodePosPreTrainedModel(PreTrainedModel):
             config_kwargs = {"image_mean": mean, "image_std": std} | config_kwargs
         backbone_config = copy.deepcopy(loaded.config)
         backbone_config.name_or_path = ""  # where it lay on this machine is nobody's business
-        model = cls(DecodePosConfig(backbone_config=backbone_config, **config_kwargs))
+        with unusable_if_it_fails("the configuration"):
+            config = DecodePosConfig(backbone_config=backbone_config, **config_kwargs)
+        model = cls(config)
         base: Any = getattr(model, cls.base_model_prefix, model)
         report = base.backbone.load_state_dict(loaded.state_dict(), strict=False)
         foreign = [key for key in (*report.missing_keys, *report.unexpected_keys) if not is_map_norm(key)]
@@ -503,21 +506,16 @@ def _load_backbone(name_or_path: str | Path) -> Any:
 
     Of a network without one, the plain model.
     """
-    config: Any = AutoConfig.from_pretrained(name_or_path)
+    config = read_config(name_or_path)
     if isinstance(config, DecodePosConfig):
-        return DecodePosModel.from_pretrained(name_or_path).backbone
+        return load_whole(DecodePosModel, name_or_path).backbone
     backbone_class: Any = AutoModel
     if type(config) in MODEL_FOR_BACKBONE_MAPPING:
         backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
         config.out_features = list(config.stage_names)  # with the norms of every map
     else:
         _check_gives_map(name_or_path, config)
-    model, report = backbone_class.from_pretrained(name_or_path, config=config, output_loading_info=True)
-    # A pooler beside the map gives no map: many checkpoints have none.
-    missing = sorted(key for key in report["missing_keys"] if not is_map_norm(key) and "pooler" not in key)
-    if missing:
-        raise ValueError(f"{name_or_path} lacks {len(missing)} weights of its backbone, first {missing[0]}.")
-    return model
+    return load_whole(backbone_class, name_or_path, config=config)
 
 
 def _check_gives_map(name_or_path: str | Path, config: Any) -> None:
@@ -525,11 +523,6 @@ def _check_gives_map(name_or_path: str | Path, config: Any) -> None:
         map_channels(config)
     except ValueError as error:
         raise ValueError(f"{name_or_path}: {error}") from error
-
-
-def is_map_norm(key: str) -> bool:
-    """Whether a weight is one that ConvNeXt and Swin have in their backbone class only, once per map it returns."""
-    return key.startswith("hidden_states_norms.")
 
 
 def _smallest_side(config: Any) -> int:

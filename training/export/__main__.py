@@ -37,17 +37,15 @@ def run(args: argparse.Namespace) -> str:
     # These take seconds, and --help needs none of them.
     from transformers.utils.logging import disable_progress_bar
 
-    from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining
     from training.export.folders import export_pretraining, new_folder
-    from training.export.loading import check_finite, load_foreign, load_network
+    from training.export.loading import load_foreign, load_network, load_pretraining
     from training.export.writing import export
 
     disable_progress_bar()
     if args.format == "pretraining":
         if args.layout is not None or args.network == "teacher":
             raise ValueError("--format pretraining holds student, teacher and heads: leave out --from and --network.")
-        model = DecodePosForPreTraining.from_pretrained(args.model)
-        check_finite(model.state_dict(), args.model)
+        model = load_pretraining(args.model)
         with new_folder(args.output) as folder:
             export_pretraining(model, folder, args.size_px)
         return f"wrote {args.output}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from dataset_scripts.files import write_json
 from modeling_decodepos.modeling_decodepos import DecodePosModel
+from modeling_decodepos.stored_models import load_whole
 from training.export.folders import export_backbone, export_pretraining
 from training.probes.before_after import ProbeResult, draw_probe, probe_model
 from training.probes.during import NearestRegions, OnlineMeasures, build_online
@@ -92,7 +93,7 @@ def compare_similarity(run: Run, online: OnlineMeasures | None, output_dir: Path
     if online is None or not run.continues_weights:
         return
     start, after = (
-        DecodePosModel.from_pretrained(output_dir / folder).to(run.accelerator.device)
+        load_whole(DecodePosModel, output_dir / folder).to(run.accelerator.device)
         for folder in (START_FOLDER, "export/pretraining")
     )
     drawn = draw_similarity(online, start, after)

@@ -22,6 +22,7 @@ from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.imagenet import mean_colour
 from modeling_decodepos.losses import OBJECTIVES, Objective
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
+from modeling_decodepos.stored_models import load_whole
 from training.data.batches import RegionDataset, StepBatches
 from training.data.cache import cache_folder, load_cached
 from training.data.kept_aside import LEAST, OtherImages, has_validation, kept_aside
@@ -185,7 +186,7 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         save_start(net.decodepos, start, accelerator, resumed=checkpoint is not None)
     anchor = None
     if recipe.model.anchor_weight > 0:
-        held = DecodePosModel.from_pretrained(start).to(accelerator.device)
+        held = load_whole(DecodePosModel, start).to(accelerator.device)
         anchor = FeatureAnchor(held, objective, recipe.model.anchor_weight)
         if batch_norms.are_held(recipe.model):
             batch_norms.hold(held)

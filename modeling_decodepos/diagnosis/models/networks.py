@@ -18,7 +18,7 @@ import copy
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from ...backbones import BACKBONES
 from ...configuration_decodepos import DecodePosConfig
 from ...feature_maps import patch_size
 from ...imagenet import IMAGE_MEAN, IMAGE_STD, pixel_statistics
-from ...modeling_decodepos import DecodePosModel, is_map_norm
+from ...modeling_decodepos import DecodePosModel
 from ...scenes import render_scene, sample_scene
+from ...stored_models import load_whole, read_config, refuse_incomplete
 
 RANDOM = "random:"
 
@@ -116,7 +117,7 @@ def every_stage(model: PreTrainedModel) -> PreTrainedModel:
     found, report = builder.from_pretrained(
         None, config=config, state_dict=model.state_dict(), output_loading_info=True, dtype=model.dtype
     )
-    _refuse_missing(type(model).__name__, found, report["missing_keys"])
+    refuse_incomplete(type(model).__name__, found, report)
     return found
 
 
@@ -164,7 +165,7 @@ def keep_signal(model: PreTrainedModel) -> PreTrainedModel:
 def load_config(name: str) -> Any:
     """The config of a folder or a Hub id."""
     try:
-        return AutoConfig.from_pretrained(name)
+        return read_config(name)
     except (OSError, ValueError) as error:
         where = "has no readable config.json" if Path(name).is_dir() else "is neither a folder nor a model on the Hub"
         raise FileNotFoundError(
@@ -214,24 +215,14 @@ def _known_config(name: str) -> Any:
 
 def _load_weights(name: str) -> PreTrainedModel:
     config = load_config(name)
-    if isinstance(config, DecodePosConfig):
-        return DecodePosModel.from_pretrained(name).eval()
+    kind: Any = DecodePosModel if isinstance(config, DecodePosConfig) else _backbone_class(config)
     try:
-        model, report = _backbone_class(config).from_pretrained(name, config=config, output_loading_info=True)
+        return load_whole(kind, name, config=config).eval()
     except OSError as error:
         raise FileNotFoundError(
             f"model {name!r} has a config.json but no weights that can be read ({str(error).splitlines()[0]}). For "
             f"the architecture with random weights, say {RANDOM}{name}."
         ) from error
-    _refuse_missing(name, model, report["missing_keys"])
-    return model
-
-
-def _refuse_missing(name: str, model: PreTrainedModel, keys: Iterable[str]) -> None:
-    # Norms of maps exist in backbone classes only, and poolers give no maps.
-    missing = sorted(key for key in keys if not is_map_norm(key) and "pooler" not in key)
-    if missing:
-        raise ValueError(f"{name} lacks {len(missing)} weights of its {type(model).__name__}, first {missing[0]}.")
 
 
 def _backbone_class(config: Any) -> Any:
