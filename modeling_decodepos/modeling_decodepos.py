@@ -7,6 +7,7 @@ Weights lie under the key names of the backbone's own class, so a trained ResNet
 """
 
 import copy
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer
 from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_decodepos import DecodePosConfig
 from .feature_maps import last_map, map_channels, patch_size
@@ -46,6 +47,8 @@ class DecodePosModelOutput(ModelOutput):
     # a ResNet's last stage then ran on the regions instead.
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
+    # What the backbone gave on the way, its embedding first: up to the map where regions are given
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -182,33 +185,50 @@ class DecodePosModel(DecodePosPreTrainedModel):
         pixel_values: Tensor,
         regions: Tensor | list[Tensor] | None = None,
         valid_regions: Tensor | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> DecodePosModelOutput:
         """Features of normalised (B, 3, H, W) images, or of their regions in a form that `check_regions` takes."""
+        _refuse_unknown(self, kwargs)
+        states: list[Tensor] | None = [] if _wants_states(self, output_hidden_states) else None
         if regions is None:
-            feature_map = self.feature_map(pixel_values)
+            feature_map = self.feature_map(pixel_values, states)
             last = self.apply_region_stage(feature_map)
-            pooled = last.mean((2, 3))
-            return DecodePosModelOutput(feature_map=feature_map, last_hidden_state=last, pooler_output=pooled)
-        self._check_pixels(pixel_values)
-        checked = check_regions(regions, pixel_values.shape[0], valid_regions, pixel_values.device)
-        self.check_map_covers(pixel_values)
-        feature_map = self.feature_map(pixel_values)
-        rows = self.embed_regions(feature_map, checked, self.config.region_bins)
-        return DecodePosModelOutput(
-            feature_map=feature_map, region_embeddings=unflatten(rows, checked.valid), valid_regions=checked.valid
-        )
+            if states is not None and self.config.splits_backbone:
+                states.append(last)
+            output = DecodePosModelOutput(
+                feature_map=feature_map, last_hidden_state=last, pooler_output=last.mean((2, 3))
+            )
+        else:
+            self._check_pixels(pixel_values)
+            checked = check_regions(regions, pixel_values.shape[0], valid_regions, pixel_values.device)
+            self.check_map_covers(pixel_values)
+            feature_map = self.feature_map(pixel_values, states)
+            rows = self.embed_regions(feature_map, checked, self.config.region_bins)
+            output = DecodePosModelOutput(
+                feature_map=feature_map, region_embeddings=unflatten(rows, checked.valid), valid_regions=checked.valid
+            )
+        if states is not None:
+            output.hidden_states = tuple(states)
+        return output
 
-    def feature_map(self, pixel_values: Tensor) -> Tensor:
-        """(B, C, H, W) map that regions are pooled from."""
+    def feature_map(self, pixel_values: Tensor, hidden_states: list[Tensor] | None = None) -> Tensor:
+        """(B, C, H, W) map that regions are pooled from; what comes before it goes into `hidden_states`."""
         self._check_pixels(pixel_values)
         if not self.config.splits_backbone:
             if self.config.map_channels is not None:
-                return last_map(self.backbone, pixel_values)
-            return self.backbone(pixel_values).feature_maps[-1]
+                return last_map(self.backbone, pixel_values, hidden_states)
+            output = self.backbone(pixel_values, output_hidden_states=hidden_states is not None)
+            if hidden_states is not None:
+                hidden_states += output.hidden_states
+            return output.feature_maps[-1]
         hidden = self.backbone.embedder(pixel_values)
+        states = [hidden]
         for stage in self.backbone.encoder.stages[:-1]:
             hidden = stage(hidden)
+            states.append(hidden)
+        if hidden_states is not None:
+            hidden_states += states
         return hidden
 
     def _check_pixels(self, pixel_values: Tensor) -> None:
@@ -287,17 +307,27 @@ class DecodePosBackbone(BackboneMixin, DecodePosPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs: Any) -> BackboneOutput:
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BackboneOutput:
         """Feature maps of the stages in `config.out_features`."""
+        _refuse_unknown(self, kwargs)
+        wanted = _wants_states(self, output_hidden_states)
         if self.config.map_channels is not None:
-            return BackboneOutput(feature_maps=(last_map(self.backbone, pixel_values),))
-        output = self.backbone(pixel_values, output_hidden_states=bool(output_hidden_states))
+            states: list[Tensor] | None = [] if wanted else None
+            maps = (last_map(self.backbone, pixel_values, states),)
+            return BackboneOutput(feature_maps=maps, hidden_states=None if states is None else tuple(states))
+        output = self.backbone(pixel_values, output_hidden_states=wanted)
         return BackboneOutput(feature_maps=output.feature_maps, hidden_states=output.hidden_states)
 
 
 class DecodePosForPreTraining(DecodePosPreTrainedModel):
     """Student and teacher, their projectors, the student's predictor, and the losses between their views."""
 
+    main_input_name = "views"
     feature_mean: Tensor  # (C,) running mean of the teacher's features, where the configuration wants one
     feature_mean_updates: Tensor
 
@@ -373,6 +403,9 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
         The objective is both modules of the paper by default. `num_pairs` is the global number of matched regions per
         pair; see `region_similarity_loss`.
         """
+        _refuse_unknown(self, kwargs)
+        if kwargs.get("output_hidden_states"):
+            raise ValueError("a pre-training model takes several views; ask its `.decodepos` for hidden states.")
         objective = objective or OBJECTIVES["both"]
         self._check_objective(objective)
         missing = [name for name in objective.views if name not in views]
@@ -468,6 +501,19 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
         zeros = view.boxes.new_zeros((*shape, self.config.hidden_size))
         width = self.config.projection_size if heads else self.config.hidden_size
         return zeros + touched, touched * view.boxes.new_zeros((*shape, width))
+
+
+def _refuse_unknown(model: PreTrainedModel, options: Mapping[str, Any]) -> None:
+    """Raises TypeError for an argument that neither the model nor any in transformers takes: it was mistyped."""
+    if unknown := [name for name in options if name not in TransformersKwargs.__annotations__]:
+        own = [name for name in inspect.signature(model.forward).parameters if name != "kwargs"]
+        raise TypeError(f"{type(model).__name__} takes no argument {unknown[0]!r}; expected one of {', '.join(own)}.")
+    if options.get("output_attentions"):
+        raise ValueError(f"output_attentions is true, but a {type(model).__name__} gives no attentions.")
+
+
+def _wants_states(model: PreTrainedModel, asked: bool | None) -> bool:
+    return bool(model.config.output_hidden_states if asked is None else asked)
 
 
 def _batch_size(views: Mapping[str, View]) -> int:

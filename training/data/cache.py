@@ -30,7 +30,7 @@ from tqdm import tqdm
 from dataset_scripts.build.engines import available_cores
 from dataset_scripts.build.parquet import recipe_differences
 from dataset_scripts.files import DISK_FULL, lock_folder, whole_file, write_text
-from modeling_decodepos.settings import CommandParser, add_flags, from_values, given
+from modeling_decodepos.settings import CommandParser, add_flags, from_values, given, number
 from training.data.decoding import BrokenImage
 from training.data.sources import DRAWN, ImageSource, draw_boxes, open_images
 from training.data.workers import load_in_workers
@@ -299,7 +299,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Decode the images of a split once, for runs with --cache_px.",
     )
     add_flags(parser, DataArguments, only=("data", "split"))
-    parser.add_argument("--cache_px", type=int, default=288, help="the shorter side of an image, if it is longer")
+    parser.add_argument(
+        "--cache_px", type=number(int, 8, 100_000), default=288, help="the shorter side of an image, if it is longer"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the cache: the run's cache_dir")
     parser.add_argument(
         "--num_workers", "--workers", type=int, default=available_cores(), help="processes that decode"

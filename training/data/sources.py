@@ -214,6 +214,8 @@ class ParquetImages:
         """
         if self.region_source in DRAWN:
             return
+        if self.region_source == "objects":
+            self.check_objects()
         seen, example, start = 0, "", 0
         for chunk in self.rows.data.column(self.region_source).chunks:
             boxes, owners, used = self._read_boxes(chunk, start)
@@ -231,6 +233,37 @@ class ParquetImages:
                 f"such as {example}. Expected x, y, width, height in pixels, sides of at least 1, at least half of it "
                 "in the image. Mend the column, or do without: --region_source random."
             )
+
+    def check_objects(self) -> None:
+        """Raises ValueError where lists of `objects` differ in length, or a category is none of the named classes."""
+        start, names = 0, class_names(self)
+        for chunk in self.rows.data.column("objects").chunks:
+            lists = {
+                field.name: part
+                for field, part in zip(chunk.type, chunk.flatten(), strict=True)
+                if field.name in ("bbox", "category", "iscrowd", "area") and _is_list(field.type)
+            }
+            lengths = {name: pc.list_value_length(part).fill_null(0).to_numpy() for name, part in lists.items()}
+            most = np.max(list(lengths.values()), axis=0)
+            # A list that is empty or null is one that nobody made.
+            wrong = np.any([(own > 0) & (own != most) for own in lengths.values()], axis=0)
+            if wrong.any():
+                row = int(wrong.argmax())
+                found = {name: int(own[row]) for name, own in lengths.items() if own[row]}
+                raise ValueError(
+                    f"{self.name}, image {self.image_id(start + row)}: the lists of objects differ in length: {found};"
+                    " expected one entry per box. `python -m dataset_scripts.prepare check DIR` lists such rows."
+                )
+            if names is not None and "category" in lists:
+                known = lists["category"].flatten().to_numpy(zero_copy_only=False)
+                outside = np.flatnonzero(known >= len(names))  # one below 0 is unknown
+                if len(outside):
+                    row = start + int(np.repeat(np.arange(len(chunk)), lengths["category"])[outside[0]])
+                    raise ValueError(
+                        f"{self.name}, image {self.image_id(row)}: objects.category holds {known[outside[0]]:g}, but "
+                        f"there are {len(names)} classes, 0 to {len(names) - 1}."
+                    )
+            start += len(chunk)
 
     @property
     def is_annotated(self) -> bool:
@@ -282,17 +315,41 @@ def load_split(path: str | Path, split: str) -> datasets.Dataset:
             raise NoSuchSplit(f"{path} [{split}]: {error}") from error
         problem = "holds no image" if "corresponds to no data" in str(error) else f"cannot be read: {error}"
         raise ValueError(f"{path} [{split}] {problem}") from error
-    check_columns(rows.column_names, f"{path} [{split}]")
+    check_columns(rows.data.schema, f"{path} [{split}]")
     return rows.cast_column("image", datasets.Image(decode=False))
 
 
-def check_columns(names: list[str], where: str) -> None:
-    """Refuse rows without images or sizes."""
-    missing = {"image", "width", "height"} - set(names)
+def check_columns(schema: pa.Schema, where: str) -> None:
+    """Refuse rows without images or sizes, or with something else in their columns."""
+    missing = {"image", "width", "height"} - set(schema.names)
     if missing:
         raise ValueError(
-            f"{where} lacks the columns {', '.join(sorted(missing))}; it has {', '.join(names)}. {_LAYOUT}"
+            f"{where} lacks the columns {', '.join(sorted(missing))}; it has {', '.join(schema.names)}. {_LAYOUT}"
         )
+    for name in ("width", "height"):
+        if not pa.types.is_integer(kind := schema.field(name).type):
+            raise ValueError(f"{where}: column {name} is {kind}; expected whole numbers. {_LAYOUT}")
+    kind = schema.field("image").type
+    if not (kind.get_field_index("bytes") >= 0 if pa.types.is_struct(kind) else _is_text(kind)):
+        raise ValueError(f"{where}: column image is {kind}; expected encoded files, a struct with `bytes`. {_LAYOUT}")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(test(kind) for test in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+
+
+def _holds_boxes(kind: pa.DataType) -> bool:
+    """Whether a column's type is a struct with lists of four numbers; a list that is always empty has no type."""
+    if not (pa.types.is_struct(kind) and kind.get_field_index("bbox") >= 0):
+        return False
+    found = kind.field("bbox").type
+    for _ in range(2):
+        found = found.value_type if _is_list(found) else found
+    return pa.types.is_null(found) or pa.types.is_floating(found) or pa.types.is_integer(found)
 
 
 def choose_region_source(rows: datasets.Dataset, region_source: str, name: str) -> str:
@@ -304,8 +361,11 @@ def choose_region_source(rows: datasets.Dataset, region_source: str, name: str) 
         if column not in rows.column_names:
             continue
         kind = rows.data.column(column).type
-        if not (pa.types.is_struct(kind) and kind.get_field_index("bbox") >= 0):
-            raise ValueError(f"{name}: column {column} is {kind}; expected a struct of lists with `bbox`. {_LAYOUT}")
+        if not _holds_boxes(kind):
+            raise ValueError(
+                f"{name}: column {column} is {kind}; expected a struct of lists with `bbox`, numbers in fours. "
+                f"{_LAYOUT}"
+            )
         if region_source != "auto" or _has_boxes(rows.data.column(column)):
             return column
     raise ValueError(

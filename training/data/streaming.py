@@ -59,7 +59,7 @@ class ImageStream:
         self.path, self.split, self.shards, self.seed = path, split, shards, seed
         self.name = f"{path} [{split}]"
         first = datasets.Dataset(next(self.read(shards, 0, None)), fingerprint="first rows")
-        check_columns(first.column_names, self.name)
+        check_columns(first.data.schema, self.name)
         self.region_source = choose_region_source(first, region_source, f"{self.name} (its first {len(first)} rows)")
         self.images(first.data.table, ()).check_boxes()  # of the first rows
 

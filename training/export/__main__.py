@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_decodepos.settings import CommandParser
+from modeling_decodepos.settings import CommandParser, number
 from training.export.layouts import LAYOUTS, PIXEL_FORMS, READABLE
 
 FORMATS = ("backbone", *LAYOUTS, "onnx", "torch_export", "pretraining")
@@ -28,7 +28,7 @@ def build_parser() -> CommandParser:
     add("--stride_in", choices=["1x1", "3x3"], help="with --from detectron2")
     add("--pixels", choices=tuple(PIXEL_FORMS), help="with --from detectron2")
     size = "size that the preprocessor asks for, and that graphs take"
-    add("--size_px", "--image_size_px", type=int, default=224, help=size)
+    add("--size_px", "--image_size_px", type=number(int, 8, 16_384), default=224, help=size)
     return parser
 
 

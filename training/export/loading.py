@@ -228,7 +228,8 @@ def _load_ours(name: str, network: Network) -> DecodePosModel:
         student: DecodePosModel = load_whole(DecodePosModel, name)
         return student
     with unusable_if_it_fails(f"the weights of {name}"):
-        model, report = DecodePosForPreTraining.from_pretrained(name, output_loading_info=True)
+        loaded: Any = DecodePosForPreTraining.from_pretrained(name, output_loading_info=True)
+    model, report = loaded
     missing = sorted(key for key in report["missing_keys"] if key.startswith("teacher.decodepos."))
     if missing:
         raise ValueError(f"{name} holds no whole teacher: it lacks {missing[0]}. Leave out --network teacher.")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_decodepos.settings import CommandParser
+from modeling_decodepos.settings import CommandParser, number
 
 
 def build_parser() -> CommandParser:
@@ -19,10 +19,10 @@ def build_parser() -> CommandParser:
     parser.add_argument("model", help="an export of ours or any backbone of transformers: folder, Hub id, random:NAME")
     parser.add_argument("--before", help="the network that training began with; without it, untrained twins")
     parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
-    parser.add_argument("--count", type=int, default=100, help="objects to search")
-    parser.add_argument("--size_px", type=int, default=96, help="side of the scenes")
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes")
-    parser.add_argument("--untrained", type=int, default=3, help="untrained twins")
+    parser.add_argument("--count", type=number(int, 2, 1_000_000), default=100, help="objects to search")
+    parser.add_argument("--size_px", type=number(int, 8, 16_384), default=96, help="side of the scenes")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the scenes")
+    parser.add_argument("--untrained", type=number(int, 0, 1000), default=3, help="untrained twins")
     parser.add_argument(
         "--centre_cells", action="store_true", help="read a plain ResNet's regions where its cells have their centres"
     )

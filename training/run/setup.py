@@ -35,7 +35,7 @@ from training.run.checkpoints import find_checkpoint, load_checkpoint, saved_ste
 from training.run.log import count_things
 from training.run.model import build_model, check_view_sizes, compile_stages
 from training.run.optimisation import build_optimizer, learning_rate_at, teacher_momentum_at, weight_decay_at
-from training.run.resume import allowed_changes, read_recipe, refuse_other_data, refuse_other_recipe
+from training.run.resume import read_recipe, refuse_other_data, refuse_other_recipe
 
 Data = RegionDataset | RegionStream
 # How long processes wait for one another. The main process alone prepares a data set, measures, writes checkpoints and
@@ -213,9 +213,7 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         torch.manual_seed(recipe.run.seed + accelerator.process_index)
     accelerator.print(describe_plan(run, batches, dataset.source))
     if checkpoint is not None:
-        run.state = load_checkpoint(
-            checkpoint, net, run.optimizer, accelerator, "processes" in allowed_changes(recipe)
-        )
+        run.state = load_checkpoint(checkpoint, net, run.optimizer, accelerator, "processes" in recipe.allowed_changes)
         refuse_other_recipe(checkpoint, run.state["recipe"], recipe)
         refuse_other_data(checkpoint, run.state.get("data"), dataset.source, recipe)
         run.step = run.state["step"]
