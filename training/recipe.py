@@ -62,6 +62,12 @@ class DataArguments:
         choices=("auto", "regions", "objects", "random", "grid"),
     )
     max_broken_share: float = key(0.01, "Stop when more of the images than this cannot be read.", OURS, within=SHARE)
+    strict_jpeg: bool = key(
+        True,
+        "Count a JPEG that libjpeg calls corrupt as an image that cannot be read; false takes what comes out of it. A "
+        "cache keeps what it was built with.",
+        OURS,
+    )
     cache_px: int = key(
         0,
         "Decode images once, to a cache of pixels with a shorter side of at most this; 0: no cache.",

@@ -28,6 +28,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from ..build.engines import Unfinished
 from ..files import file_sha256
@@ -44,6 +45,17 @@ _TransportError: type[Exception] = next(base for base in HfHubHTTPError.__mro__ 
 _PASSING = (_TransportError, ConnectionError, TimeoutError, LocalEntryNotFoundError, RuntimeError)
 
 T = TypeVar("T")
+
+
+def check_repo_name(*repo_ids: str) -> None:
+    """Raises ValueError for a name that the Hub would refuse, or would not load from."""
+    for repo_id in repo_ids:
+        if repo_id.count("/") != 1:
+            raise ValueError(f"--repo is {repo_id!r}, expected ORG/NAME: the Hub loads no other names.")
+        try:
+            validate_repo_id(repo_id)
+        except HFValidationError as error:
+            raise ValueError(f"--repo: the Hub takes no repository {repo_id!r}. {error}") from None
 
 
 @dataclass(frozen=True)

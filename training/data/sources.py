@@ -73,7 +73,9 @@ class ImageSource(Protocol):
         ...
 
 
-def open_images(path: str | Path, split: str = "train", region_source: str = "auto", seed: int = 0) -> ImageSource:
+def open_images(
+    path: str | Path, split: str = "train", region_source: str = "auto", seed: int = 0, strict_jpeg: bool = True
+) -> ImageSource:
     """The images of a folder (Parquet, or plain pictures, which are all "train") or of a Hub id.
 
     Regions come from a key of `COLUMNS` or `DRAWN`, or "auto": proposals, else annotations; plain pictures: random.
@@ -83,7 +85,7 @@ def open_images(path: str | Path, split: str = "train", region_source: str = "au
     if folder.is_dir():
         found = list(walk(folder))
         if not any(name.endswith(".parquet") for name, _ in found):
-            return FolderImages(folder, split, region_source, seed, found)
+            return FolderImages(folder, split, region_source, seed, found, strict_jpeg)
     elif folder.exists():
         raise FileNotFoundError(f"data: {path} is a file; give the folder that holds it.")
     # What does not exist can be a Hub id, ORG/NAME; data/scenes is one of ours.
@@ -93,7 +95,8 @@ def open_images(path: str | Path, split: str = "train", region_source: str = "au
             "Give a folder of pictures, a folder in the layout of modeling_decodepos/schema.py, or a Hub id of one."
         )
         raise FileNotFoundError(f"data: no folder at {path}. {make if folder.name == 'scenes' else other}")
-    images = ParquetImages(load_split(path, split), str(path), split, region_source, seed)
+    rows = load_split(path, split)
+    images = ParquetImages(rows, str(path), split, region_source, seed, strict_jpeg=strict_jpeg)
     images.check_boxes()
     return images
 
@@ -134,8 +137,9 @@ class ParquetImages:
         region_source: str = "auto",
         seed: int = 0,
         place: tuple[int, ...] = (),
+        strict_jpeg: bool = True,
     ):
-        self.name, self.split, self.seed = f"{path} [{split}]", split, seed
+        self.name, self.split, self.seed, self._strict_jpeg = f"{path} [{split}]", split, seed, strict_jpeg
         self.unusable_boxes = 0  # as `check_boxes` found
         self._place = place  # of these rows in a stream: random boxes depend on it
         if not len(rows):
@@ -172,7 +176,7 @@ class ParquetImages:
         """The decoded image."""
         size = self.size(index)
         encoded = self.rows.data.column("image")[index].as_py() or {}
-        return decode_image(encoded.get("bytes"), self.image_id(index), size)
+        return decode_image(encoded.get("bytes"), self.image_id(index), size, self._strict_jpeg)
 
     def boxes(self, index: int, epoch: int) -> np.ndarray:
         """Boxes of the region column, those of crowds and unusable ones left out, or drawn ones."""
@@ -402,8 +406,9 @@ class FolderImages:
         region_source: str = "auto",
         seed: int = 0,
         found: list[tuple[str, int]] | None = None,
+        strict_jpeg: bool = True,
     ):
-        self.folder, self.split, self.seed = folder, split, seed
+        self.folder, self.split, self.seed, self._strict_jpeg = folder, split, seed, strict_jpeg
         self.name = f"{folder} [{split}]"
         files = sorted(found if found is not None else walk(folder))
         pictures = [(name, size) for name, size in files if is_picture(name)]
@@ -448,7 +453,7 @@ class FolderImages:
             raise BrokenImage(self.image_id(index), f"cannot be read: {error.strerror}") from None
         if not data:
             raise BrokenImage(self.image_id(index), "is an empty file")
-        return decode_image(data, self.image_id(index))
+        return decode_image(data, self.image_id(index), strict=self._strict_jpeg)
 
     def boxes(self, index: int, epoch: int) -> np.ndarray:
         """Drawn boxes: a plain folder knows of no others."""

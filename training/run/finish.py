@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from dataset_scripts.files import write_json
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from modeling_decodepos.stored_models import load_whole
@@ -175,8 +177,18 @@ def record_stop(output_dir: Path, reason: str) -> None:
 def is_finished(output_dir: Path) -> bool:
     """Whether an earlier call already left everything that `finish` leaves."""
     description = _read(output_dir / "run.json")
-    left = [*description.get("export", {}).values(), output_dir / "report.html"]
-    return description.get("status") == "finished" and all(Path(path).exists() for path in left)
+    if description.get("status") != "finished" or not (output_dir / "report.html").is_file():
+        return False
+    return all(_is_whole(Path(folder)) for folder in description.get("export", {}).values())
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether an exported folder still has its config and its weights."""
+    try:
+        with safe_open(folder / "model.safetensors", framework="pt"):  # which compares its length with its header
+            return (folder / "config.json").is_file()
+    except (OSError, SafetensorError):
+        return (folder / "model.safetensors.index.json").is_file()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -237,10 +237,10 @@ def build_dataset(
     options: Any = {"seed": seed, "image_level": objective.level == "image", "mean_colour": colour}
     if data.streaming:
         with accelerator.main_process_first():
-            files = open_stream(data.data, data.split, data.region_source, seed)
+            files = open_stream(data.data, data.split, data.region_source, seed, data.strict_jpeg)
         return RegionStream(files, recipe.views, views, block=data.stream_block, **options)
     with accelerator.main_process_first():
-        source = open_images(data.data, data.split, data.region_source, seed)
+        source = open_images(data.data, data.split, data.region_source, seed, data.strict_jpeg)
     if isinstance(source, ParquetImages) and source.unusable_boxes:
         accelerator.print(
             f"{count_things(source.unusable_boxes, 'box', 'es')} left out: a side below 1 pixel, or over half of it "
