@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from modeling_decodepos.outputs import refuse_unwritable
 from modeling_decodepos.page import page, picture
 from modeling_decodepos.pictures import broken_if_it_fails, decode_picture
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
@@ -210,9 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--count", type=number(int, 1, 10_000), default=10, help="images, at equal distances over all the rows"
     )
     parsed = parser.parse_args(arguments)
-    if parsed.count < 1:
-        parser.error(f"--count is {parsed.count}, expected at least 1.")
     try:
+        refuse_unwritable(parsed.output)
         write_preview(parsed.folder, parsed.output, parsed.count)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -29,7 +29,11 @@ def unusable_if_it_fails(what: str) -> Iterator[None]:
 def read_config(name: str | Path) -> Any:
     """The config of a folder or a Hub id; no code that may lie beside it is run."""
     with unusable_if_it_fails(f"the config.json of {name}"):
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        try:
+            return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        except ValueError as error:
+            # transformers' advice on how to run that code, or on other versions, follows in further lines.
+            raise ValueError(f"the config.json of {name} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def load_whole(kind: Any, name: str | Path, **options: Any) -> Any:
@@ -60,7 +64,7 @@ def refuse_incomplete(name: str, model: PreTrainedModel, report: dict[str, Any])
     surplus = sorted(
         key
         for key in report.get("unexpected_keys", ())
-        if key.removeprefix(prefix).partition(".")[0] in parts and not key.endswith(_COMPUTED)
+        if {key.partition(".")[0], key.removeprefix(prefix).partition(".")[0]} & parts and not key.endswith(_COMPUTED)
     )
     if surplus:
         raise ValueError(

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..outputs import refuse_unwritable
 from ..settings import CommandParser, number
 from .measures.metrics import MEASURES, choose_measures
 from .models.readings import READINGS
@@ -37,7 +38,7 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument(
-        "--images", type=number(int, 2, 1_000_000), help="pictures in the gallery, and as many queries (default: 96)"
+        "--images", type=number(int, 4, 1_000_000), help="pictures in the gallery, and as many queries (default: 96)"
     )
     parser.add_argument(
         "--size_px", "--size", type=number(int, 8, 16_384), help="side of the pictures in pixels (default: 160)"
@@ -48,7 +49,7 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument(
         "--random_seeds",
-        type=number(int, 0, 1000),
+        type=number(int, 1, 1000),
         default=3,
         help="random weights of the same architecture beside each model, at least (default: 3); with fewer, intervals "
         "do not say how much weights differ",
@@ -79,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images, size_px = (QUICK_IMAGES, QUICK_SIZE) if args.quick else (96, 160)
     try:
         choose_measures(args.measures)
+        refuse_unwritable(args.output, folder=True)
         import transformers
 
         from .run import diagnose

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from dataset_scripts.build.engines import available_cores
 from dataset_scripts.build.parquet import recipe_differences
 from dataset_scripts.files import DISK_FULL, lock_folder, whole_file, write_text
+from modeling_decodepos.outputs import refuse_unwritable
 from modeling_decodepos.settings import CommandParser, add_flags, from_values, given, number
 from training.data.decoding import BrokenImage
 from training.data.sources import DRAWN, ImageSource, draw_boxes, open_images
@@ -304,10 +305,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the cache: the run's cache_dir")
     parser.add_argument(
-        "--num_workers", "--workers", type=int, default=available_cores(), help="processes that decode"
+        "--num_workers",
+        "--workers",
+        type=number(int, 0, 1000),
+        default=available_cores(),
+        help="processes that decode",
     )
     args = parser.parse_args(arguments)
     try:
+        refuse_unwritable(args.output, folder=True)
         data = from_values(DataArguments, given(args, DataArguments), "the command line")
         source = open_images(data.data, data.split, "random")  # its regions are of no use here
         cached = load_cached(source, args.cache_px, args.output, args.num_workers)

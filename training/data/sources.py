@@ -7,7 +7,6 @@ Regions come from a column of the data or are drawn on the fly, by the class-fre
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -308,11 +307,7 @@ def load_split(path: str | Path, split: str) -> datasets.Dataset:
     try:
         rows = datasets.load_dataset(str(path), split=split)
     except datasets.exceptions.DatasetGenerationError as error:
-        problem = str(error.__cause__ or error)
-        for file in Path(path).rglob("*.parquet"):
-            with suppress(pa.ArrowInvalid, OSError):
-                if not pq.read_metadata(file).num_rows:
-                    problem = f"{file} holds no row, which `datasets` does not take. Delete it, or write its rows."
+        problem = _find_problem(Path(path)) or str(error.__cause__ or error)
         raise ValueError(f"{path} [{split}] cannot be read: {problem}") from error
     except ValueError as error:
         if "Unknown split" in str(error):
@@ -321,6 +316,19 @@ def load_split(path: str | Path, split: str) -> datasets.Dataset:
         raise ValueError(f"{path} [{split}] {problem}") from error
     check_columns(rows.data.schema, f"{path} [{split}]")
     return rows.cast_column("image", datasets.Image(decode=False))
+
+
+def _find_problem(folder: Path) -> str:
+    """What is wrong with the first damaged Parquet file of a folder; empty where all are in order."""
+    for file in sorted(folder.rglob("*.parquet")):
+        try:
+            held = pq.ParquetFile(file)
+            if not held.metadata.num_rows:
+                return f"{file} holds no row, which `datasets` does not take. Delete it, or write its rows."
+            check_columns(held.schema_arrow, str(file))
+        except (ValueError, OSError) as error:
+            return str(error) if str(file) in str(error) else f"{file}: {error}"
+    return ""
 
 
 def check_columns(schema: pa.Schema, where: str) -> None:

@@ -123,6 +123,8 @@ def open_stream(path: str, split: str, region_source: str, seed: int, strict_jpe
 def _read_footer(url: str) -> Shard:
     try:
         with xopen(url, "rb") as file, pq.ParquetFile(file) as parquet:
+            if parquet.metadata.num_rows:
+                check_columns(parquet.schema_arrow, url)
             return Shard(url, parquet.metadata.num_rows)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{url} cannot be read as Parquet: {error}") from None

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from modeling_decodepos.outputs import refuse_unwritable
 from modeling_decodepos.settings import CommandParser, number
 from training.export.layouts import LAYOUTS, PIXEL_FORMS, READABLE
 
@@ -35,13 +36,15 @@ def build_parser() -> CommandParser:
 def run(args: argparse.Namespace) -> str:
     """Export a model or import a checkpoint; returns what to print."""
     # These take seconds, and --help needs none of them.
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     from training.export.folders import export_pretraining, new_folder
     from training.export.loading import load_foreign, load_network, load_pretraining
     from training.export.writing import export
 
+    refuse_unwritable(args.output, folder=True)
     disable_progress_bar()
+    set_verbosity_error()  # what it would say of weights is an error here
     if args.format == "pretraining":
         if args.layout is not None or args.network == "teacher":
             raise ValueError("--format pretraining holds student, teacher and heads: leave out --from and --network.")
@@ -64,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     try:
         print(run(args))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -53,7 +53,7 @@ def load_network(name: str, network: Network) -> LoadedNetwork:
     try:
         config = read_config(name)
     except (OSError, ValueError) as error:
-        hint = _guess_layout(find_weights(path)) if path.is_dir() else "Expected a folder or a reachable Hub id."
+        hint = _hint_of(path) if path.is_dir() else "Expected a folder or a reachable Hub id."
         raise ValueError(f"{name} has no configuration ({_first_line(error)}). {hint}") from error
     if isinstance(config, DecodePosConfig):
         extractor = _load_ours(name, network)
@@ -275,6 +275,14 @@ def _check_timm(config_file: Path) -> None:
         theirs = config.get("pretrained_cfg", {}).get(key, ours)
         if tuple(theirs) != ours:
             raise ValueError(f"{config_file}: this network takes pixels with {key} {theirs}, ours have {list(ours)}.")
+
+
+def _hint_of(folder: Path) -> str:
+    """What a folder without a config is, or why nobody can tell."""
+    try:
+        return _guess_layout(find_weights(folder))
+    except ValueError as error:
+        return str(error)
 
 
 def _guess_layout(file: Path) -> str:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from modeling_decodepos.outputs import refuse_unwritable
 from modeling_decodepos.settings import CommandParser, number
 from training.errors import EXIT_INTERRUPTED
 
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m training
     from training.sweep.queue import run_sweep  # torch takes seconds, --help needs none
 
     try:
+        refuse_unwritable(args.output, folder=True)
         left = run_sweep(args)
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from modeling_decodepos.outputs import refuse_unwritable
 from modeling_decodepos.settings import CommandParser, add_flags, from_values, given, number
 from training.errors import UnusableData
 from training.recipe import DataArguments, ViewArguments, load_recipe
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from training.views.sampling import VIEW_RULES
 
     try:
+        refuse_unwritable(args.output)
         data = from_values(DataArguments, given(args, DataArguments), "the command line")
         views = load_recipe(args.recipe).views if args.recipe else ViewArguments()
         views = dataclasses.replace(views, **given(args, ViewArguments))
@@ -47,7 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(2, f"{error}\n")
     for image_id, reason in dataset.known_broken.values():
         print(f"image {image_id} {reason}; the next one takes its place")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     picture.save(args.output)
     print(f"wrote {args.output}")
 

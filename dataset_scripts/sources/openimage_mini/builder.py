@@ -152,7 +152,8 @@ def _open_index(
                 "Give a folder of tables as --source, or leave these keys out."
             )
         return read_index(arguments.source)
-    rule = from_values(Rule, values, "the selection rule")
+    place = f"the selection rule of {arguments.recipe}" if arguments.recipe else "the selection rule"
+    rule = from_values(Rule, values, place)
     folders, without = (arguments.source, downloads), set(arguments.without)
     tables = _collect_tables(folders, arguments.metadata_url, without, with_masks, downloader)
     state = {name: [path.name, path.stat().st_size, path.stat().st_mtime_ns] for name, path in tables.items()}

@@ -187,15 +187,45 @@ def padded_convolutions(module: nn.Module | None) -> list[nn.Conv2d]:
 # --------------------------------------------------------------------------------------------------------------- maps
 
 
-def call_maps(call: Any, pixels: Tensor, name: str) -> list[Tensor]:
-    """The maps (B, C, h, w) that anything callable gives."""
-    output = call(pixels)
-    found = [output] if isinstance(output, Tensor) else list(output)
-    for part in found:
-        if not isinstance(part, Tensor) or part.ndim != 4 or len(part) != len(pixels):
-            shape = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
-            raise ValueError(f"{name} gives no feature maps: it returned {shape}, expected (B, C, h, w) or a list.")
-    return found
+def maps_of(call: Any, name: str) -> Callable[[Tensor], list[Tensor]]:
+    """Anything callable as a function to maps (B, C, h, w), as many and as wide each time; ValueError otherwise."""
+    widths: list[int] = []
+
+    def maps(pixels: Tensor) -> list[Tensor]:
+        try:
+            output = call(pixels)
+        except Exception as error:
+            size = f"{pixels.shape[-1]} x {pixels.shape[-2]}"
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{name} cannot take pictures of {size} pixels: {reason}") from error
+        found = [output] if isinstance(output, Tensor) or not isinstance(output, list | tuple) else list(output)
+        for part in found or [None]:
+            if not isinstance(part, Tensor) or part.ndim != 4 or len(part) != len(pixels):
+                shape = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+                shape = shape if found else "an empty list"
+                raise ValueError(
+                    f"{name} gives no feature maps: it returned {shape} for {len(pixels)} pictures, expected "
+                    "(B, C, h, w) or a list."
+                )
+        now = [part.shape[1] for part in found]
+        widths[:] = widths or now
+        if now != widths:
+            raise ValueError(f"{name} gives maps of {now} channels, and before of {widths}; expected the same always.")
+        return found
+
+    return maps
+
+
+def usable_device(name: str) -> torch.device:
+    """A device by name, once it has given back a number; ValueError where it cannot."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        known = "cpu or cuda" if torch.cuda.is_available() else "cpu: PyTorch sees no GPU"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"--device {name} cannot be used here ({reason}). Expected {known}.") from error
+    return device
 
 
 # ------------------------------------------------------------------------------------------------------------- inside
