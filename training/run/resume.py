@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from dataset_scripts.files import read_json
 from training.data.sources import ImageSource
 from training.data.streaming import ImageStream
 from training.recipe import Recipe, build_recipe
@@ -47,7 +47,9 @@ def refuse_other_data(checkpoint: Path, before: str | None, source: ImageSource 
 def read_recipe(known: Path) -> dict[str, Any]:
     """The recipe of a run folder, from its run.json."""
     try:
-        recipe: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))["recipe"]
+        recipe = read_json(known)["recipe"]
+        if not isinstance(recipe, dict):
+            raise TypeError(f"its recipe is a {type(recipe).__name__}")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{known} is damaged ({error!r}). Delete that file; the checkpoints know their recipe, and the same "

@@ -67,7 +67,7 @@ def read_annotations(path: Path, only: Collection[int] | None = None) -> CocoCon
     try:
         with path.open(encoding="utf-8-sig") as file:
             content = json.load(file, object_hook=shortened)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(
             f"{path} is no valid JSON ({error}). The file was cut short or edited; download it again."
         ) from None
