@@ -9,7 +9,7 @@ Weights lie under the key names of the backbone's own class, so a trained ResNet
 import copy
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -177,6 +177,7 @@ class DecodePosModel(DecodePosPreTrainedModel):
     def __init__(self, config: DecodePosConfig):
         super().__init__(config)
         self.backbone = _build_backbone(config.backbone_config, config.stage_names[-1:])
+        self.config = _config_with(config, self.backbone.config)
         self.post_init()
 
     @can_return_tuple
@@ -185,12 +186,13 @@ class DecodePosModel(DecodePosPreTrainedModel):
         pixel_values: Tensor,
         regions: Tensor | list[Tensor] | None = None,
         valid_regions: Tensor | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
         **kwargs: Any,
     ) -> DecodePosModelOutput:
         """Features of normalised (B, 3, H, W) images, or of their regions in a form that `check_regions` takes."""
         _refuse_unknown(self, kwargs)
-        states: list[Tensor] | None = [] if _wants_states(self, output_hidden_states) else None
+        wanted = _wanted_states(self, output_hidden_states)
+        states: list[Tensor] | None = [] if wanted else None
         if regions is None:
             feature_map = self.feature_map(pixel_values, states)
             last = self.apply_region_stage(feature_map)
@@ -208,8 +210,7 @@ class DecodePosModel(DecodePosPreTrainedModel):
             output = DecodePosModelOutput(
                 feature_map=feature_map, region_embeddings=unflatten(rows, checked.valid), valid_regions=checked.valid
             )
-        if states is not None:
-            output.hidden_states = tuple(states)
+        output.hidden_states = _chosen(states, wanted)
         return output
 
     def feature_map(self, pixel_values: Tensor, hidden_states: list[Tensor] | None = None) -> Tensor:
@@ -303,6 +304,7 @@ class DecodePosBackbone(BackboneMixin, DecodePosPreTrainedModel):
     def __init__(self, config: DecodePosConfig):
         super().__init__(config)
         self.backbone = _build_backbone(config.backbone_config, config.out_features)
+        self.config = _config_with(config, self.backbone.config)
         self.num_features = list(getattr(self.backbone, "num_features", [config.hidden_size]))
         self.post_init()
 
@@ -310,18 +312,18 @@ class DecodePosBackbone(BackboneMixin, DecodePosPreTrainedModel):
     def forward(
         self,
         pixel_values: Tensor,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
         **kwargs: Any,
     ) -> BackboneOutput:
         """Feature maps of the stages in `config.out_features`."""
         _refuse_unknown(self, kwargs)
-        wanted = _wants_states(self, output_hidden_states)
+        wanted = _wanted_states(self, output_hidden_states)
         if self.config.map_channels is not None:
             states: list[Tensor] | None = [] if wanted else None
             maps = (last_map(self.backbone, pixel_values, states),)
-            return BackboneOutput(feature_maps=maps, hidden_states=None if states is None else tuple(states))
-        output = self.backbone(pixel_values, output_hidden_states=wanted)
-        return BackboneOutput(feature_maps=output.feature_maps, hidden_states=output.hidden_states)
+            return BackboneOutput(feature_maps=maps, hidden_states=_chosen(states, wanted))
+        output = self.backbone(pixel_values, output_hidden_states=bool(wanted))
+        return BackboneOutput(feature_maps=output.feature_maps, hidden_states=_chosen(output.hidden_states, wanted))
 
 
 class DecodePosForPreTraining(DecodePosPreTrainedModel):
@@ -334,6 +336,7 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
     def __init__(self, config: DecodePosConfig):
         super().__init__(config)
         self.decodepos = DecodePosModel(config)
+        self.config = self.decodepos.config
         self.projector = self._build_head(config.hidden_size)
         self.predictor = self._build_head(config.projection_size) if config.use_predictor else nn.Identity()
         self.teacher: Any = nn.ModuleDict(
@@ -512,8 +515,17 @@ def _refuse_unknown(model: PreTrainedModel, options: Mapping[str, Any]) -> None:
         raise ValueError(f"output_attentions is true, but a {type(model).__name__} gives no attentions.")
 
 
-def _wants_states(model: PreTrainedModel, asked: bool | None) -> bool:
-    return bool(model.config.output_hidden_states if asked is None else asked)
+def _wanted_states(model: PreTrainedModel, asked: bool | list[int] | None) -> bool | list[int]:
+    """Whether hidden states are wanted, or the numbers of those that are."""
+    return (model.config.output_hidden_states if asked is None else asked) or False
+
+
+def _chosen(states: Sequence[Tensor] | None, wanted: bool | list[int]) -> Any:
+    """All hidden states, or those of the wanted numbers and None for the others; None where none is wanted."""
+    if not states or not wanted:
+        return None
+    kept = range(len(states)) if wanted is True else {number % len(states) for number in wanted}
+    return tuple(state if number in kept else None for number, state in enumerate(states))
 
 
 def _batch_size(views: Mapping[str, View]) -> int:
@@ -545,6 +557,13 @@ def _build_backbone(config: Any, out_features: list[str]) -> Any:
         return AutoModel.from_config(config)
     config.out_features = list(out_features)
     return AutoBackbone.from_config(config)
+
+
+def _config_with(config: DecodePosConfig, backbone_config: Any) -> DecodePosConfig:
+    """A model's own config, which holds that of its own backbone: models of one config return different maps."""
+    config = copy.copy(config)
+    config.backbone_config = backbone_config
+    return config
 
 
 def _load_backbone(name_or_path: str | Path) -> Any:

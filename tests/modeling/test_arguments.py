@@ -26,6 +26,9 @@ def test_hidden_states_end_in_the_last_state_and_pass_through_the_map(kind: str)
         of_regions = model(pixels, regions=BOXES, output_hidden_states=True)
         torch.testing.assert_close(of_regions.hidden_states, found.hidden_states[:-1])
         torch.testing.assert_close(of_regions.hidden_states[-1], of_regions.feature_map)
+    some = model(pixels, output_hidden_states=[0, -1]).hidden_states
+    assert [state is None for state in some[1:-1]] == [True] * (len(some) - 2)
+    torch.testing.assert_close([some[0], some[-1]], [found.hidden_states[0], found.hidden_states[-1]])
     model.config.output_hidden_states = True
     assert len(model(pixels).hidden_states) == len(config.stage_names)
     assert model(pixels, output_hidden_states=False).hidden_states is None
