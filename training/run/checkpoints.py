@@ -143,8 +143,8 @@ def load_checkpoint(
     try:
         state = read_json(path / STATE_FILE)
         numbers = (state.get("step"), state.get("processes"))
-        if not isinstance(state.get("recipe"), dict) or not all(isinstance(number, int) for number in numbers):
-            raise ValueError(f"{STATE_FILE} has no recipe, step and processes")
+        if not isinstance(state.get("recipe", {}), dict) or not all(isinstance(number, int) for number in numbers):
+            raise ValueError(f"{STATE_FILE} does not say its step, processes and recipe")
         weights, moments, random = (load_file(path / f"{n}.safetensors") for n in ("model", "optimizer", "random"))
         _refuse_foreign(model, weights, moments, random)
     except (SafetensorError, OSError, ValueError) as error:

@@ -214,7 +214,7 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
     accelerator.print(describe_plan(run, batches, dataset.source))
     if checkpoint is not None:
         run.state = load_checkpoint(checkpoint, net, run.optimizer, accelerator, "processes" in recipe.allowed_changes)
-        refuse_other_recipe(checkpoint, run.state["recipe"], recipe)
+        refuse_other_recipe(checkpoint, run.state.get("recipe", {}), recipe)
         refuse_other_data(checkpoint, run.state.get("data"), dataset.source, recipe)
         run.step = run.state["step"]
         accelerator.print(f"continuing from {checkpoint} at step {run.step}")
