@@ -67,8 +67,8 @@ OF_ALL = {
     "test_can_load_ignoring_mismatched_shapes": "of classifiers; it sets every key with _std in its name to a number, "
     "and image_std is three",
     "test_model_get_set_embeddings": "pictures have no table of embeddings",
-    "test_capture_outputs_decorator": "asks for whatever the modules inside can record, such as attentions; what a class "
-    "of ours does not give, it refuses by name",
+    "test_capture_outputs_decorator": "asks for whatever the modules inside can record, such as attentions; "
+    "what a class of ours does not give, it refuses by name",
 }
 OF_BACKBONES = {
     "test_retain_grad_hidden_states_attentions": "the first output of a backbone is a tuple of maps, not a tensor",
