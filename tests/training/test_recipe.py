@@ -62,7 +62,7 @@ def test_the_command_line_wins_over_the_recipe(tmp_path: Path):
     assert recipe.run.mixed_precision == "no"  # YAML reads the bare word as false
 
 
-@pytest.mark.parametrize("word", ["", "2024-01-01", "007", "my: photos", "[a", "*x", "~", "no", "1e3"])
+@pytest.mark.parametrize("word", ["2024-01-01", "007", "my: photos", "[a", "*x", "~", "no", "1e3"])
 def test_a_word_of_the_command_line_stays_as_it_was_typed(word: str):
     assert parse_command_line(["--data", word]).data.data == word
 

@@ -12,6 +12,7 @@ from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.configuration_decodepos import DecodePosConfig
 from modeling_decodepos.losses import OBJECTIVES, Objective
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
+from modeling_decodepos.stored_models import unusable_if_it_fails
 from training.recipe import ModelArguments, Recipe
 from training.run import batch_norms
 from training.views.sampling import VIEW_RULES, view_side_px
@@ -52,7 +53,9 @@ def _build_network(args: ModelArguments, seed: int, start: Path | None) -> Decod
                 f"teacher is frozen, but backbone {args.backbone!r} starts untrained: it would teach nothing. Set "
                 "teacher to ema, or give a Hub id or a folder with weights as the backbone."
             )
-        return DecodePosForPreTraining(DecodePosConfig(backbone_config=BACKBONES[args.backbone](), **heads))
+        with unusable_if_it_fails(f"backbone {args.backbone}"):
+            config = DecodePosConfig(backbone_config=BACKBONES[args.backbone](), **heads)
+        return DecodePosForPreTraining(config)
     try:
         return DecodePosForPreTraining.from_backbone(start or args.backbone, **heads)
     except OSError as error:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dataset_scripts.files import read_json_lines
 from tests.training.runs import run_command, small_run
 from training.errors import RunStopped
 from training.run.health import CollapseWatch, KnnWatchdog, Watch, measure_spread
-from training.run.log import read_log
 
 SIZE = 64  # a perfect spread is 1 / 8
 FULL = 64.0
@@ -232,7 +232,7 @@ def test_a_run_that_collapses_is_stopped_and_says_so(recipe_values, tmp_path: Pa
     assert "the embeddings have become narrow" in done.stdout
     assert "the embeddings have collapsed" in done.stderr
     assert "Traceback" not in done.stderr
-    assert read_log(folder / "log.jsonl")[-1]["step"] < 60
+    assert read_json_lines(folder / "log.jsonl")[-1]["step"] < 60
     assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
     assert not (folder / "export").exists(), "weights that began at chance have no better state to go back to"
     page = (folder / "report.html").read_text()
