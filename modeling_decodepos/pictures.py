@@ -71,7 +71,7 @@ def decode_picture(
         if decode_jpeg and opened.format in ("JPEG", "MPO") and opened.mode in ("L", "RGB"):
             pixels = decode_jpeg(data)
         if pixels is None:
-            pixels = _eight_bits(opened, "L" if grey else "RGB")
+            pixels = eight_bits(opened, "L" if grey else "RGB")
             if isinstance(opened, TiffImageFile):  # the one kind that Pillow turns by itself
                 pixels = turn_pixels(pixels, {6: 8, 8: 6}.get(orientation, orientation))
     return turn_pixels(pixels, turn)
@@ -152,8 +152,8 @@ def _turn_to(size: Size, stored: Size, orientation: int, name: str) -> int:
     raise BrokenImage(name, f"is {upright[1]} x {upright[0]} px, but its data set says {size[1]} x {size[0]} px")
 
 
-def _eight_bits(opened: Image.Image, mode: str) -> np.ndarray:
-    """The pixels of an opened image. Pillow's own conversion would clip 16-bit values, not scale them."""
+def eight_bits(opened: Image.Image, mode: str) -> np.ndarray:
+    """The pixels of an opened image in mode L or RGB, unturned. Pillow would clip 16-bit values, not scale them."""
     check_value_range(opened)
     if opened.mode.startswith("I"):
         grey = (np.asarray(opened) >> 8).astype(np.uint8)

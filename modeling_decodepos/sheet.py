@@ -18,6 +18,8 @@ INK, MUTED, BOX = "#1c2330", "#667085", "#ffd400"
 
 Pixels = NDArray[np.uint8]
 
+_PLAIN = str.maketrans("\N{MINUS SIGN}\N{EN DASH}\N{NO-BREAK SPACE}", "-- ")  # which Pillow's own font has not
+
 
 class Sheet:
     """A white sheet with a title above each column of square tiles, and room before and below the tiles."""
@@ -74,12 +76,22 @@ class Sheet:
             self.draw.rectangle([x1, y1, x2, y2], outline=color, width=4)
         self.text(left, top + self.tile + 3, caption, MUTED, 11, room=self.tile)
 
+    def dot(self, row: int, column: int, x: float, y: float, name: str = "") -> None:
+        """Mark a place, in units of a tile, with its name beside it."""
+        left, top = self.corner(row, column)
+        x, y = left + x * self.tile, top + y * self.tile
+        for radius, color in ((7, INK), (5, BOX)):
+            corners = [round(value * SCALE) for value in (x - radius, y - radius, x + radius, y + radius)]
+            self.draw.ellipse(corners, fill=color)
+        if name:
+            self.text(x, y, name, INK, 9, anchor="mm")
+
     def text(
         self, x: float, y: float, text: str, color: str = INK, size: int = 13, room: float = 1e9, anchor: str = "la"
     ) -> None:
         """Write lines, each cut short where it is wider than the room."""
         font = ImageFont.load_default(size=size * SCALE)
-        lines = text.split("\n")
+        lines = text.translate(_PLAIN).split("\n")
         for number, line in enumerate(lines):
             while line and font.getlength(line) > room * SCALE:
                 line = line.removesuffix("…")[:-1] + "…" if len(line.removesuffix("…")) > 1 else ""

@@ -1,6 +1,7 @@
 """Every command has one shape: help at once, its own name, one style of flags, both spellings."""
 
 import argparse
+import importlib.util
 import re
 import subprocess
 import sys
@@ -12,7 +13,10 @@ import pytest
 import dataset_scripts.overlap
 import dataset_scripts.prepare
 import dataset_scripts.publish
+import modeling_decodepos.__main__
 import modeling_decodepos.diagnosis.command
+import modeling_decodepos.embedding.command
+import modeling_decodepos.looking.command
 import training.evaluation.__main__
 import training.export.__main__
 import training.probes.find
@@ -33,11 +37,13 @@ COMMANDS = [
     ),
     *("dataset_scripts.prepare check", "dataset_scripts.preview", "dataset_scripts.overlap"),
     *("dataset_scripts.publish", "model_cards.render", "modeling_decodepos.diagnosis.command"),
+    *("modeling_decodepos", "modeling_decodepos diagnose", "modeling_decodepos embed", "modeling_decodepos look"),
 ]
 NAMES = {
     "training.report": "python -m training.run.report",  # its former name
     "training.pretrain": "accelerate launch training/pretrain.py",
     "modeling_decodepos.diagnosis.command": "decodepos-diagnose",
+    "modeling_decodepos": "decodepos",
 }
 HELP = """
 import runpy, sys
@@ -52,7 +58,10 @@ BUILD: list[Callable[[], argparse.ArgumentParser]] = [
     dataset_scripts.prepare.build_parser,
     dataset_scripts.overlap.build_parser,
     dataset_scripts.publish.build_parser,
+    modeling_decodepos.__main__.build_parser,
     modeling_decodepos.diagnosis.command.build_parser,
+    modeling_decodepos.embedding.command.build_parser,
+    modeling_decodepos.looking.command.build_parser,
     training.evaluation.__main__.build_parser,
     training.export.__main__.build_parser,
     training.probes.find.build_parser,
@@ -87,7 +96,7 @@ def test_flags_have_one_style_and_help(build: Callable[[], argparse.ArgumentPars
         for action in parser._actions:
             assert action.help or isinstance(action, argparse._SubParsersAction), (parser.prog, action.dest)
             for flag in action.option_strings:
-                assert re.fullmatch(r"-h|--[a-z_]+", flag), flag
+                assert re.fullmatch(r"-h|--[a-z][a-z0-9_]*", flag), flag
 
 
 def test_both_spellings_and_the_nearest_flag(capsys: pytest.CaptureFixture):
@@ -116,3 +125,20 @@ def test_the_probe_says_that_it_is_no_command():
     command = [sys.executable, "-W", "ignore", "-m", "training.probe", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "decodepos-diagnose MODEL" in done.stderr and "probe_count" in done.stderr
+
+
+@pytest.mark.parametrize("name", modeling_decodepos.__main__.IN_A_CHECKOUT)
+def test_what_needs_a_checkout_says_so_with_its_command(name: str, capsys: pytest.CaptureFixture):
+    line = modeling_decodepos.__main__.IN_A_CHECKOUT[name]
+    assert modeling_decodepos.__main__.main([name, "--seed", "a b"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"{name} needs a checkout" in said and said.endswith(f"{line} --seed 'a b'")
+    place = line.split()[-1]  # which exists there
+    assert (ROOT / place).is_file() or importlib.util.find_spec(place)
+
+
+@pytest.mark.parametrize(("words", "said"), [([], "COMMAND"), (["embde"], "'diagnose', 'embed', ")])
+def test_a_command_that_is_none(words: list[str], said: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as stop:
+        modeling_decodepos.__main__.main(words)
+    assert stop.value.code == 2 and said in capsys.readouterr().err

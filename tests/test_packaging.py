@@ -8,14 +8,17 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import time
 import venv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import modeling_decodepos
+from modeling_decodepos.scenes import render_scene, sample_scene
 
 ROOT = Path(__file__).parents[1]
 NAME = f"decodepos-{modeling_decodepos.__version__}"
@@ -143,8 +146,38 @@ def test_importing_it_brings_itself_and_no_more(installed: Path):
     assert not found["others"]  # the checkout's packages are not installed
 
 
-def test_the_command_is_installed(installed: Path):
+def test_the_commands_are_installed(installed: Path):
     assert "usage: decodepos-diagnose" in run(installed / "bin" / "decodepos-diagnose", "--help", cwd=installed)
+    program, seconds = installed / "bin" / "decodepos", []
+    for _ in range(2):  # the first time compiles
+        started = time.monotonic()
+        text = run(program, "--help", cwd=installed)
+        seconds.append(time.monotonic() - started)
+    print(f"\ndecodepos --help: {seconds[-1]:.2f} s")
+    assert all(f"    {name} " in text or f"    {name}\n" in text for name in ("diagnose", "embed", "look", "pretrain"))
+    assert seconds[-1] < 2
+    lost = subprocess.run([program, "pretrain"], cwd=installed, env=UNAWARE, capture_output=True, text=True)
+    assert lost.returncode == 2 and "accelerate launch training/pretrain.py" in lost.stderr
+    assert len(lost.stderr.splitlines()) == 1
+
+
+def test_the_three_commands_do_their_work_from_the_wheel(installed: Path, tmp_path: Path):
+    program = installed / "bin" / "decodepos"
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        pixels = render_scene(sample_scene(0, number, 96)).pixels
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    call: tuple[str | Path, ...] = (program, "embed", "random:resnet_tiny", "--data", "photos", "--size_px", "64")
+    assert "3 pictures (3 image, 27 regions)" in run(*call, "--output", "f.parquet", cwd=tmp_path)
+    assert "3 pictures" in run(*call, "--features", "maps", "--output", "f.safetensors", cwd=tmp_path)
+    code = "from modeling_decodepos.embedding import load_features; print(load_features('f.parquet').feature.shape)"
+    assert "(30, 256)" in run(installed / "bin" / "python", "-c", code, cwd=tmp_path)
+    words = ("photos/0.png", "scene:0", "--beside", "random:resnet18", "--size_px", "96")
+    run(program, "look", "random:resnet_tiny", *words, cwd=tmp_path)
+    assert (tmp_path / "look.png").is_file() and (tmp_path / "look.html").is_file()
+    few = ("--images", "8", "--size_px", "64", "--random_seeds", "1", "--measures", "position,context")
+    run(program, "diagnose", "random:resnet_tiny", *few, "--output", "report", cwd=tmp_path)
+    assert (tmp_path / "report" / "report.html").is_file()
 
 
 def test_a_model_goes_out_and_comes_back(installed: Path):

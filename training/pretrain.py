@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from training.recipe import Recipe, parse_command_line
+from training.run.last_word import last_word
 
 if __name__ == "__main__":
-    parse_command_line()  # --help and mistyped keys answer before the imports below, which take seconds
+    with last_word(listen=True):
+        parse_command_line()  # --help and mistyped keys answer before the imports below, which take seconds
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
@@ -214,7 +216,7 @@ def record(run: Run, log: RunLog | None, line: dict[str, Any]) -> None:
     """Write a line to log.jsonl (on the main process) and to the tracker, if there is one."""
     if log is not None:
         log.write(**line)
-    run.accelerator.log(line, step=run.step)
+    run.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=run.step)
 
 
 def save(run: Run, watch: Watch) -> None:
@@ -305,30 +307,47 @@ def run_to_the_end(run: Run, dataset: Data, batches: StepBatches, watch: Watch |
         run_training(run, dataset, batches, watch, output_dir)
     else:
         run.accelerator.print("this run is complete; nothing is left to train.")
+    last_lines = []
     if run.accelerator.is_main_process:
         left = None if is_finished(output_dir) else better_than_end(run)
         if left is not None:
             finish_with(run, dataset, output_dir, left)
         elif not is_finished(output_dir):
             finish(run, dataset, output_dir)
-        print(how_to_load(output_dir))
+        last_lines.append(how_to_load(output_dir))
         if left is not None:
-            print(f"\nTHE END OF THIS RUN IS NOT WHAT IT LEAVES. {left.why}")
+            last_lines.append(f"\nTHE END OF THIS RUN IS NOT WHAT IT LEAVES. {left.why}")
     run.accelerator.wait_for_everyone()
-    run.accelerator.end_training()
+    run.accelerator.end_training()  # trackers have a word at their end as well
+    print("\n".join(last_lines), end="\n" if last_lines else "")
+
+
+def start_tracker(run: Run) -> None:
+    """Where log lines go beside log.jsonl. One run there, however often it is taken up again."""
+    settings = run.recipe.run
+    if settings.tracker == "none":
+        return
+    name = run.state.setdefault("tracker_run", uuid.uuid4().hex)  # must outlive this process
+    options: dict[str, dict[str, Any]] = {
+        # The lines after the checkpoint that a run continues from make room for their repetition.
+        "tensorboard": {"purge_step": run.step + 1 if run.step else 0},
+        "trackio": {"name": name, "resume": "allow", "space_id": settings.space_id or None},
+        "wandb": {"id": name, "resume": "allow"},
+    }
+    try:
+        run.accelerator.init_trackers("decodepos", config=run.recipe.values(), init_kwargs=options)
+    except Exception as error:  # of a network, a login, a full disk: whatever a tracker runs into
+        raise RunStopped(
+            f"the tracker {settings.tracker} cannot be started ({type(error).__name__}: {error}). Take another "
+            "--tracker, or none: log.jsonl has every line."
+        ) from error
 
 
 def run_training(run: Run, dataset: Data, batches: StepBatches, watch: Watch, output_dir: Path) -> None:
     """Everything between a built model and its last checkpoint."""
     main_process = run.accelerator.is_main_process
     log = RunLog(output_dir / "log.jsonl", run.step) if main_process else None
-    if run.recipe.run.tracker != "none":
-        # On TensorBoard, the lines after the checkpoint that a run continues from make room for their repetition.
-        options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": run.step + 1 if run.step else 0}}
-        # One run there, however often it is taken up again; its name must outlive this process.
-        name = run.state.setdefault("tracker_run", uuid.uuid4().hex)
-        options["wandb"] = {"id": name, "resume": "allow"}
-        run.accelerator.init_trackers("decodepos", config=run.recipe.values(), init_kwargs=options)
+    start_tracker(run)
     if main_process:
         note_start(run, dataset, watch.online, output_dir)
         if run.step == 0:
@@ -360,4 +379,5 @@ def run_training(run: Run, dataset: Data, batches: StepBatches, watch: Watch, ou
 
 
 if __name__ == "__main__":
-    main()
+    with last_word():
+        main()

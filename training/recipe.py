@@ -332,6 +332,9 @@ class RunArguments:
     tracker: str = key(
         "none", "Where log lines go beside log.jsonl.", OURS, choices=("none", "tensorboard", "trackio", "wandb")
     )
+    space_id: str = key(
+        "", "Space on the Hub, ORG/NAME, that the tracker trackio shows a run in; without, on this machine.", OURS
+    )
     log_steps: int = key(5, "Updates between log lines.", OURS, within=COUNT)
     max_immobile_share: float = key(
         1.0, "Stop with an error if more than this share of the mixed samples had no room to move.", OURS, within=SHARE

@@ -12,10 +12,9 @@ from html import escape
 from typing import Any
 
 import gradio as gr
-from leak_page import SHOWN_PX, STYLE, draw_box, results, trouble
-from leak_views import CommonAnswers, ask, ask_common
 from offered_models import TYPED, NoSuchModel, check_id, choices, explain, find_model
 from PIL import Image
+from style import STYLE
 from torch import Tensor
 from visitor_pictures import (
     BOX_SIDES,
@@ -28,6 +27,10 @@ from visitor_pictures import (
     read_view,
 )
 
+from modeling_decodepos.looking.found import FRAME, draw_box, results
+from modeling_decodepos.looking.leaks import CommonAnswers, ask, ask_common
+from modeling_decodepos.page import message
+
 TITLE = "What leaks into a feature?"
 LEAD = """
 # What leaks into a feature?
@@ -36,6 +39,7 @@ A feature of an object should say what the object is. In vision networks it also
 **where** it lies. Pick a picture and a model, tap on an object, and see both. Uploads are deleted within two hours.
 """
 OWN = "my picture"
+SHOWN_PX = 480
 
 
 @lru_cache(maxsize=2)
@@ -71,12 +75,12 @@ def look(
     try:
         view, _ = _view(source, upload)
         box = place_box(x / 100, y / 100, side / 100)
-        shown = draw_box(view.permute(1, 2, 0).contiguous().numpy(), box)
+        shown = draw_box(view.permute(1, 2, 0).contiguous().numpy(), box, SHOWN_PX)
         common = _common(choice, check_id(typed or "") if choice == TYPED else "")
         return shown, str(results(common, ask(common, view, box), view, box))
     except (NotAPicture, NoSuchModel) as error:
         gr.Warning(escape(str(error)), title="This did not work")  # results may be out of sight
-        return shown, str(trouble(str(error)))
+        return shown, str(FRAME.format(message(str(error), "bad")))
 
 
 def begin(source: str, upload: str | None) -> tuple[float, float, float]:

@@ -8,20 +8,18 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from modeling_decodepos.looking.views import LARGEST_SIDE, middle_square, scene_view
 from modeling_decodepos.pictures import BrokenImage, decode_picture, read_size
-from modeling_decodepos.scenes import FIRST_INDEX, render_scene, sample_scene
 
 VIEW_PX = 160
 LARGEST_FILE = 8 * 2**20
 LARGEST_PIXELS = 40_000_000
 FORMATS = ("JPEG", "PNG", "WEBP")
 SCENES = 4
-BOX_SIDES = (0.1, 0.7)
+BOX_SIDES = (0.1, LARGEST_SIDE)
 """Least and greatest side of a box: fewer pixels say nothing, more leave no surroundings."""
 
 
@@ -46,8 +44,7 @@ def read_view(path: str | Path) -> Tensor:
         raise NotAPicture(
             f"This file cannot be read as a picture. Please take a whole {', '.join(FORMATS)} file."
         ) from error
-    square = ImageOps.fit(Image.fromarray(pixels), (VIEW_PX, VIEW_PX), Image.Resampling.LANCZOS)
-    return _as_view(np.asarray(square))
+    return middle_square(pixels, VIEW_PX)
 
 
 @lru_cache(maxsize=SCENES)
@@ -55,10 +52,7 @@ def draw_scene(number: int) -> tuple[Tensor, Tensor]:
     """Scene `number` (from 0), which is none of those that the diagnosis draws, and the box of its largest object."""
     if not 0 <= number < SCENES:
         raise ValueError(f"scene {number} is none of the {SCENES} scenes.")
-    scene = render_scene(sample_scene(0, FIRST_INDEX["validation"] + number, VIEW_PX))
-    sides = scene.boxes[:, 2:] - scene.boxes[:, :2]
-    fitting = np.where((sides <= BOX_SIDES[1]).all(1), sides.prod(1), 0)
-    return _as_view(scene.pixels), torch.from_numpy(scene.boxes[int(fitting.argmax())])
+    return scene_view(number, VIEW_PX)
 
 
 def place_box(x: float, y: float, side: float) -> Tensor:
@@ -66,7 +60,3 @@ def place_box(x: float, y: float, side: float) -> Tensor:
     side = min(max(side, BOX_SIDES[0]), BOX_SIDES[1])
     left, top = (min(max(value - side / 2, 0.0), 1.0 - side) for value in (x, y))
     return torch.tensor([left, top, left + side, top + side])
-
-
-def _as_view(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()

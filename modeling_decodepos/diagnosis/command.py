@@ -1,4 +1,4 @@
-"""The console script: `decodepos-diagnose MODEL [MODEL …] --output DIR`."""
+"""`decodepos diagnose MODEL [MODEL …] --output DIR`, and the console script `decodepos-diagnose`, its former name."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from .models.readings import READINGS
 QUICK_IMAGES, QUICK_SIZE = 32, 128
 
 
-def build_parser() -> CommandParser:
+NAME = "decodepos-diagnose"
+
+
+def build_parser(name: str = NAME) -> CommandParser:
     """The command line."""
     parser = CommandParser(
-        prog="decodepos-diagnose",
+        prog=name,
         description="How much position and surroundings are in a vision backbone's features, next to random "
         "weights of the same architecture and plain image statistics. Writes report.html, report.json and figures.",
         epilog="measures: " + "; ".join(f"{name} ({text.partition(':')[0]})" for name, text in MEASURES.items()),
@@ -74,9 +77,9 @@ def build_parser() -> CommandParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, name: str = NAME) -> int:
     """Run a diagnosis; 1 where only some of the models could be measured, 2 where none, or the data cannot be used."""
-    args = build_parser().parse_args(arguments)
+    args = build_parser(name).parse_args(arguments)
     images, size_px = (QUICK_IMAGES, QUICK_SIZE) if args.quick else (96, 160)
     try:
         choose_measures(args.measures)
@@ -111,9 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"not measured: {measure}, because {reason}")
         print(f"\nwrote {save_report(found, args.output)}")
         for reason in found.failed.values():
-            print(f"decodepos-diagnose: {reason}", file=sys.stderr)
+            print(f"{name}: {reason}", file=sys.stderr)
     except (ValueError, FileNotFoundError, ImportError) as error:
-        print(f"decodepos-diagnose: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     return 1 if found.failed else 0
 

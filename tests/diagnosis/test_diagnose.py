@@ -207,7 +207,7 @@ def test_maps_are_drawn_where_their_cells_lie(reading):
     (features,) = read_features(model, pixels, cells=True)
     lit = colorize(features.cells[0].mean(1).view(features.grid))
     result = ModelResult("m", model, [StageResult("map")], None, [], None, None, 0.0)
-    bright = (lay_cells(lit, cell_shift(result, 0, features), side=64) == lit.max((0, 1))).all(2)
+    bright = (lay_cells(lit, cell_shift(result.model, 0, features), side=64) == lit.max((0, 1))).all(2)
     rows = bright.any(1).nonzero()[0]
     assert len(rows) == 8
     # Cells of strided convolutions lie on the first pixel of their eight: half of what is lit is before it.

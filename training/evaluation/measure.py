@@ -20,7 +20,7 @@ from training.evaluation.annotated_images import MissingAnnotations
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.processes import Processes, start_processes
 from training.evaluation.protocols import PROTOCOLS, ProtocolEntry
-from training.evaluation.results import Measured, build_rows, load_results, merge_results, print_rows
+from training.evaluation.results import Measured, build_rows, headline_rows, load_results, merge_results, print_rows
 from training.evaluation.settings import STAGES, Common
 from training.provenance import commit
 
@@ -55,10 +55,12 @@ def measure(args: argparse.Namespace, entry: ProtocolEntry, common: Common, sett
         rows = build_rows(origin, found, dataclasses.asdict(settings))
         merge_results(args.output, rows)
         print(f"{common.model} [{origin['arm']}]\n{origin['protocol']}, seeds {', '.join(map(str, args.seeds))}")
-        print_rows(rows)
+        shown = headline_rows(rows, entry.headline)
+        print_rows(shown)
         for note in notes:
             print(f"note: {note}")
-        print(f"wrote {args.output}")
+        others = f", with {len(rows) - len(shown)} more numbers" if len(rows) > len(shown) else ""
+        print(f"wrote {args.output}{others}")
 
 
 def evaluate(

@@ -18,6 +18,7 @@ class ProtocolEntry:
     settings: type[Any]  # a dataclass: its fields are flags and part of the protocol id, its docstring is the summary
     needs: str  # of the data: "objects" (boxes with classes), "masks"
     quick: dict[str, Any]  # what is set for a look in minutes on a CPU, beside `QUICK`
+    headline: tuple[str, ...] = ()  # what the command prints, of numbers by k at k = 20; all, where none is named
     version: int = 1  # counts up whenever the numbers of equal settings change
 
     @property
@@ -29,9 +30,11 @@ class ProtocolEntry:
 
 QUICK = {"size_px": 96, "train_images": 400, "validation_images": 150}
 _SEGMENTATION = {"steps": 150, "head_width": 64, "learning_rate": 1e-3}
+_VARIANTS = ("recontextualised_class_mean", "repositioned_class_mean", "alone_class_mean")
+_OBJECTS = ("class_mean", *_VARIANTS, "commonest_class")
 _DETECTION = {"steps": 300, "width": 128, "layers": 2, "queries": 50}
 _ENTRIES = (
-    ProtocolEntry("object_knn", own.ObjectKnnSettings, "objects", {}),
+    ProtocolEntry("object_knn", own.ObjectKnnSettings, "objects", {}, _OBJECTS),
     ProtocolEntry("object_linear", own.ObjectLinearSettings, "objects", {}),
     ProtocolEntry(
         "linear_segmentation", own.LinearSegmentationSettings, "masks", {"steps": 300, "learning_rate": 0.01}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import statistics
 import sys
@@ -91,6 +92,17 @@ def load_results(path: Path) -> list[dict[str, Any]]:
             "or move the file away."
         ) from error
     return rows
+
+
+def headline_rows(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The rows that are named, in that order; of a number by k, the one at k = 20 or the first. All without names."""
+    by_metric = {row["metric"]: row for row in rows}
+    found = []
+    for name in names:
+        with_k = [metric for metric in by_metric if re.fullmatch(rf"{name}_k\d+", metric)]
+        places = [name, f"{name}_k20", *with_k]
+        found += [by_metric[metric] for metric in places if metric in by_metric][:1]
+    return found or list(rows)
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:

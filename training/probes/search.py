@@ -27,7 +27,7 @@ from modeling_decodepos.diagnosis.models.networks import (
     load_network,
     vision_part,
 )
-from modeling_decodepos.diagnosis.report.figures import colorize
+from modeling_decodepos.diagnosis.report.figures import colorize, over_grey
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate, estimate, ratio
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from modeling_decodepos.scenes import Scene, render_scene
@@ -148,12 +148,11 @@ def draw_searches(columns: Sequence[tuple[str, str, Sequence[Search]]], rows: in
 
 def heat(pixels: Pixels, boxes: Tensor, similarity: Tensor) -> Pixels:
     """A grey picture (S, S, 3) under the similarity (PLACES ** 2,) of the boxes that `cover` it, at their centres."""
-    grey = np.asarray(Image.fromarray(pixels).convert("L"))
-    side = len(grey)
+    side = len(pixels)
     left, top = (boxes[0, :2] + boxes[0, 2:]).div(2).mul(side).tolist()
     right, bottom = (boxes[-1, :2] + boxes[-1, 2:]).div(2).mul(side).tolist()
     size = (round(bottom - top), round(right - left))
     middle = F.interpolate(similarity.view(1, 1, PLACES, PLACES), size, mode="bilinear", align_corners=True)
     margins = (round(left), side - size[1] - round(left), round(top), side - size[0] - round(top))
     full = F.pad(middle, margins, mode="replicate")[0, 0]
-    return (0.35 * grey[:, :, None] + 0.65 * colorize(full)).astype(np.uint8)
+    return over_grey(pixels, colorize(full))

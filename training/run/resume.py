@@ -13,7 +13,7 @@ from training.recipe import Recipe, build_recipe
 # Keys that may differ between a run and its continuation: they change neither weights nor data.
 FREE_KEYS = frozenset(
     {"num_workers", "log_steps", "save_steps", "keep_checkpoints", "resume", "output_dir", "cpu", "processes"}
-    | {"cache_dir", "allow_change", "tracker", "max_broken_share", "measure_steps", "watchdog_share"}
+    | {"cache_dir", "allow_change", "tracker", "space_id", "max_broken_share", "measure_steps", "watchdog_share"}
     | {"collapse_warn", "collapse_stop", "collapse_patience", "collapse_grace_steps"}
 )
 

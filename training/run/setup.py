@@ -130,6 +130,10 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         raise ValueError(
             f"tracker is {settings.tracker!r}, which is not installed here: pip install {settings.tracker}."
         )
+    if settings.space_id and settings.tracker != "trackio":
+        raise ValueError(
+            f"space_id is {settings.space_id!r}, but tracker is {settings.tracker!r}: give --tracker trackio."
+        )
     # Some backbones hold weights that no feature map depends on (Swin's last norm, DINO's mask token).
     handlers = [
         DistributedDataParallelKwargs(find_unused_parameters=recipe.model.backbone not in BACKBONES),

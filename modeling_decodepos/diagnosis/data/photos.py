@@ -96,9 +96,12 @@ def _open(source: str) -> dict[str, list[Path]]:
     """Files of every split."""
     if not source:
         raise ValueError("data is empty. Give a folder or a Hub id, or leave it out for scenes.")
+    return open_folder(source) if Path(source).exists() else _split(_download(source), source)
+
+
+def open_folder(source: str) -> dict[str, list[Path]]:
+    """Parquet files of every split of a folder; of a folder of pictures, the pictures as one split."""
     folder = Path(source)
-    if not folder.exists():
-        return _split(_download(source), source)
     if not folder.is_dir():
         raise ValueError(f"{source} is a file; expected a folder of Parquet files or of pictures.")
     tables = sorted(folder.rglob("*.parquet"))
@@ -172,14 +175,15 @@ _ANNOTATIONS = ("image_id", "width", "height", "objects", "regions")
 
 
 def _row_groups(files: list[Path]) -> list[tuple[Path, int]]:
-    return [(file, group) for file in files for group in range(_open_table(file).num_row_groups)]
+    return [(file, group) for file in files for group in range(open_table(file).num_row_groups)]
 
 
-def _open_table(file: Path) -> Any:
+def open_table(file: Path) -> Any:
+    """A Parquet file of pyarrow's; ImportError with what to install where there is no pyarrow."""
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise ImportError("reading Parquet files needs pyarrow: pip install pyarrow (or datasets).") from error
+        raise ImportError("Parquet files need pyarrow: pip install 'decodepos[data]'.") from error
     try:
         return parquet.ParquetFile(file)
     except (ValueError, OSError) as error:  # Arrow's errors are of both kinds
@@ -188,7 +192,7 @@ def _open_table(file: Path) -> Any:
 
 def _read_group(file: Path, group: int, wanted: tuple[str, ...]) -> Any:
     """Of a row group, the wanted columns that it has."""
-    table = _open_table(file)
+    table = open_table(file)
     if "image" not in table.schema_arrow.names:
         raise ValueError(f"{file} has no column 'image'; its columns are {table.schema_arrow.names}.")
     return table.read_row_group(group, columns=[name for name in wanted if name in table.schema_arrow.names])
@@ -196,7 +200,7 @@ def _read_group(file: Path, group: int, wanted: tuple[str, ...]) -> Any:
 
 def _decode(file: str, row: Mapping[str, Any], size_px: int, rng: np.random.Generator) -> _Photo:
     pixels = _pixels(file, row)
-    boxes, labels = _read_regions(file, row, pixels.shape[2], pixels.shape[1])
+    boxes, labels = read_regions(file, row, pixels.shape[2], pixels.shape[1])
     kept = _large_enough(boxes)
     if len(kept) > _MOST_REGIONS:
         kept = np.sort(rng.choice(kept, _MOST_REGIONS, replace=False))
@@ -218,7 +222,7 @@ def _large_enough(boxes: np.ndarray) -> np.ndarray:
     return np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= LEAST_SIDE).all(1))
 
 
-def _read_regions(file: str, row: Mapping[str, Any], width: int, height: int) -> tuple[np.ndarray, np.ndarray | None]:
+def read_regions(file: str, row: Mapping[str, Any], width: int, height: int) -> tuple[np.ndarray, np.ndarray | None]:
     """(R, 4) unit boxes inside the image, and their classes: of the annotations, else of the proposals, else none."""
     objects, regions = row.get("objects") or {}, row.get("regions") or {}
     found = objects if objects.get("bbox") else regions
@@ -299,7 +303,7 @@ def _read_annotations(files: list[Path], rng: np.random.Generator) -> list[_Anno
         file, group = groups[number]
         for place, row in enumerate(_read_group(file, group, _ANNOTATIONS).to_pylist()):
             if row.get("width") and row.get("height"):
-                annotated = _Annotated(file, group, place, *_read_regions(str(file), row, 0, 0))
+                annotated = _Annotated(file, group, place, *read_regions(str(file), row, 0, 0))
                 found.append(_only(annotated, rng.permutation(_large_enough(annotated.boxes))))
         if len(found) >= _MOST_ROWS:
             break

@@ -41,6 +41,7 @@ def read_features(
     *,
     cells: bool = False,
     batch_size: int = 16,
+    largest_grid: int = LARGEST_GRID,
 ) -> list[StageFeatures]:
     """Features of all stages, on the CPU, from (I, 3, S, S) uint8 pixels and the (R_i, 4) boxes of each, or none."""
     columns: list[dict[str, list[Tensor]]] = [{"regions": [], "cells": [], "norms": []} for _ in model.stages]
@@ -52,7 +53,7 @@ def read_features(
             for parts, regions in zip(columns, pool_stages(model, maps, boxes[batch]), strict=True):
                 parts["regions"].append(regions.cpu())
         for number, feature_map in enumerate(maps if cells else []):
-            coarse = coarsen(feature_map)
+            coarse = coarsen(feature_map, largest_grid)
             grids[number] = (coarse.shape[2], coarse.shape[3])
             columns[number]["cells"].append(coarse.flatten(2).transpose(1, 2).cpu())
             columns[number]["norms"].append(feature_map.norm(dim=1).cpu())
@@ -69,22 +70,29 @@ def read_whole(model: FeatureModel, pixels: Tensor, *, batch_size: int = 16) -> 
     columns: list[list[Tensor]] = [[] for _ in model.stages]
     for start in range(0, len(pixels), batch_size):
         maps = model(pixels[start : start + batch_size])
-        rows = [part.mean((2, 3)) for part in maps]
-        if model.region_net is not None:
-            rows[-1] = _embed_regions(model, maps, [torch.tensor([[0.0, 0.0, 1.0, 1.0]])] * len(rows[-1]), 0.0)
-        for parts, found in zip(columns, rows, strict=True):
-            parts.append(found.cpu())
+        for stage, parts in enumerate(columns):
+            parts.append(pool_whole(model, maps, stage).cpu())
     none = torch.zeros(0)
     return [StageFeatures(torch.cat(parts) if parts else none, none, (0, 0), none) for parts in columns]
 
 
 def pool_stages(model: FeatureModel, maps: Sequence[Tensor], boxes: list[Tensor]) -> list[Tensor]:
     """(N, C) features of ragged boxes at every stage, image by image."""
-    read = maps if model.region_net is None else maps[:-1]
-    rows = [pool_boxes(feature_map, boxes, model.offset(stage, feature_map)) for stage, feature_map in enumerate(read)]
-    if model.region_net is None:
-        return rows
-    return [*rows, _embed_regions(model, maps, boxes, model.offset(len(maps) - 3, maps[-3]))]
+    return [pool_stage(model, maps, stage, boxes) for stage in range(len(maps))]
+
+
+def pool_stage(model: FeatureModel, maps: Sequence[Tensor], stage: int, boxes: list[Tensor]) -> Tensor:
+    """(N, C) features of ragged boxes at one stage, image by image."""
+    if model.region_net is not None and stage == len(maps) - 1:
+        return _embed_regions(model, maps, boxes, model.offset(stage - 2, maps[stage - 2]))
+    return pool_boxes(maps[stage], boxes, model.offset(stage, maps[stage]))
+
+
+def pool_whole(model: FeatureModel, maps: Sequence[Tensor], stage: int) -> Tensor:
+    """(B, C) features of pictures as wholes: the mean of the map, or what a region stage gives for the whole."""
+    if model.region_net is not None and stage == len(maps) - 1:
+        return _embed_regions(model, maps, [torch.tensor([[0.0, 0.0, 1.0, 1.0]])] * len(maps[stage]), 0.0)
+    return maps[stage].mean((2, 3))
 
 
 def _embed_regions(model: FeatureModel, maps: Sequence[Tensor], boxes: list[Tensor], offset: Offset) -> Tensor:
@@ -108,18 +116,18 @@ def pool_boxes(feature_map: Tensor, boxes: list[Tensor], offset: Offset = 0.0) -
     return pooled.mean((3, 4))[valid.to(feature_map.device)]
 
 
-def coarsen(feature_map: Tensor) -> Tensor:
-    """The map averaged to at most `LARGEST_GRID` cells per side; by whole cells where its sides allow."""
-    grid = (_coarse_side(feature_map.shape[2]), _coarse_side(feature_map.shape[3]))
+def coarsen(feature_map: Tensor, largest: int = LARGEST_GRID) -> Tensor:
+    """The map averaged to at most `largest` cells per side; by whole cells where its sides allow."""
+    grid = (_coarse_side(feature_map.shape[2], largest), _coarse_side(feature_map.shape[3], largest))
     if grid == tuple(feature_map.shape[2:]):
         return feature_map
     return F.adaptive_avg_pool2d(feature_map, grid)
 
 
-def _coarse_side(side: int) -> int:
-    factors = (factor for factor in range(1, side + 1) if side % factor == 0 and side // factor <= LARGEST_GRID)
+def _coarse_side(side: int, largest: int) -> int:
+    factors = (factor for factor in range(1, side + 1) if side % factor == 0 and side // factor <= largest)
     coarse = side // next(factors)
-    return coarse if coarse >= LARGEST_GRID // 2 else min(side, LARGEST_GRID)
+    return coarse if coarse >= largest // 2 else min(side, largest)
 
 
 def cell_centres(grid: tuple[int, int]) -> Tensor:
@@ -127,6 +135,17 @@ def cell_centres(grid: tuple[int, int]) -> Tensor:
     height, width = grid
     y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], 1)
+
+
+def cell_boxes(grid: tuple[int, int], offset: Offset = 0.0) -> Tensor:
+    """(L, 4) unit boxes that the cells lie in the middle of, row by row, for a map read at `FeatureModel.offset`.
+
+    They may begin outside of the picture: cells of padded convolutions do.
+    """
+    right, down = offset if isinstance(offset, tuple) else (offset, offset)
+    size = torch.tensor([grid[1], grid[0]])
+    corners = cell_centres(grid) - (torch.tensor([right, down]) + 0.5) / size
+    return torch.cat([corners, corners + 1 / size], 1)
 
 
 def border_distances(grid: tuple[int, int]) -> Tensor:

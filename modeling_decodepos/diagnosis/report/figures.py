@@ -19,6 +19,7 @@ from torch import Tensor
 from ...sheet import BOX, Pixels, Sheet
 from ..data.probe import ProbeData
 from ..models.features import StageFeatures
+from ..models.load import FeatureModel
 from ..results import ModelResult
 
 SIDE = 168  # pixels of a map laid over a picture
@@ -51,9 +52,9 @@ def lay_cells(colors: Pixels, shift: tuple[float, float], side: int = SIDE) -> P
     return colors[rows[:, None], columns[None]]
 
 
-def cell_shift(model: ModelResult, stage: int, features: StageFeatures) -> tuple[float, float]:
+def cell_shift(model: FeatureModel, stage: int, features: StageFeatures) -> tuple[float, float]:
     """Cells further right and down that a stage is read, in cells of the grid that was kept of its map."""
-    offset = model.model.offset(stage, features.norms)
+    offset = model.offset(stage, features.norms)
     right, down = offset if isinstance(offset, tuple) else (offset, offset)
     height, width = features.norms.shape[1:]
     return right * features.grid[1] / width, down * features.grid[0] / height
@@ -77,7 +78,7 @@ def draw_blank_pages(models: Sequence[ModelResult]) -> Image.Image | None:
         for column, (stage, features) in enumerate(zip(model.stages, model.features.blank, strict=True)):
             drift, size = page_drift(features)
             colors = colorize(drift, 0.0, max(float(drift.max()), 0.02))
-            tile = lay_cells(colors, cell_shift(model, column, features))
+            tile = lay_cells(colors, cell_shift(model.model, column, features))
             sheet.put(row, column, tile, f"{stage.name}: {size:.0%}")
     return sheet.image
 
@@ -115,11 +116,14 @@ def draw_influence(models: Sequence[ModelResult], data: ProbeData, columns: int 
 
 def heat_over(picture: Pixels, energy: Tensor) -> Pixels:
     """(s, s, 3) picture in grey under the heat of its gradient energy (s, s), softened over neighbouring pixels."""
-    side = energy.shape[0]
     soft = F.avg_pool2d(energy[None, None], 5, stride=1, padding=2)[0, 0].sqrt()
-    heat = colorize(soft, 0.0, float(soft.quantile(0.995)))
-    grey = np.asarray(Image.fromarray(picture).convert("L").resize((side, side)))[:, :, None]
-    return (0.28 * grey + 0.72 * heat).astype(np.uint8)
+    return over_grey(picture, colorize(soft, 0.0, float(soft.quantile(0.995))), 0.72)
+
+
+def over_grey(picture: Pixels, colors: Pixels, share: float = 0.65) -> Pixels:
+    """(s, s, 3) picture in grey under colours (s, s, 3), of which a share is seen."""
+    grey = np.asarray(Image.fromarray(picture).convert("L").resize(colors.shape[1::-1]))[:, :, None]
+    return ((1 - share) * grey + share * colors).astype(np.uint8)
 
 
 def share_outside(energy: Tensor, box: Tensor) -> float:
@@ -171,7 +175,7 @@ def draw_directions(models: Sequence[ModelResult], data: ProbeData, columns: int
             sheet.label(row, model.name, note)
             # The mean map and single pictures, on one scale.
             every = false_colors(torch.cat([cells, cells.mean(0, keepdim=True)]), features.grid, fitted=len(cells))
-            shift = cell_shift(model, model.debias.stage, features)
+            shift = cell_shift(model.model, model.debias.stage, features)
             for column, tile in enumerate([every[-1], *every[:columns]]):
                 sheet.put(row, column, lay_cells(tile, shift))
     return sheet.image

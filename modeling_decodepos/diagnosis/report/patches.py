@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from ...page import image_data_uri
-from ..results import Diagnosis, ModelResult
+from ..models.features import StageFeatures
+from ..models.load import FeatureModel
+from ..results import Diagnosis
 from .figures import RAMP, as_pixels, cell_shift, colorize, false_colors, lay_cells, nearest_cells, similarities
 
 SCRIPT = Markup(Path(__file__).with_name("patches.js").read_text(encoding="utf-8"))  # our own: nothing to escape
@@ -35,19 +38,28 @@ def show_patches(diagnosis: Diagnosis, pictures: int = PICTURES) -> Markup:
         boxes = data.swaps.boxes[:pictures].double()
         middles = ((boxes[:, :2] + boxes[:, 2:]) / 2).tolist()
         chosen = [(image, (x, y)) for image, (x, y) in zip(data.swaps.images.tolist(), middles, strict=False)]
-    ramp = "".join(color for _, color in RAMP)
     rows = []
     for number, place in chosen:
         below = Image.fromarray(as_pixels(data.queries.pixels[number]))
-        figures = [_figures(model, number, place, below) for model in diagnosis.models]
-        rows.append(_ROW.format(ramp, Markup("").join(figures)))
+        maps = [(model.model, model.features.queries[-1]) for model in diagnosis.models]
+        rows.append(patch_row(maps, number, place, below))
     return Markup("\n").join(rows)
 
 
-def _figures(model: ModelResult, number: int, place: tuple[float, float], below: Image.Image) -> Markup:
+def patch_row(
+    maps: Sequence[tuple[FeatureModel, StageFeatures]], number: int, place: tuple[float, float], below: Image.Image
+) -> Markup:
+    """Two figures of each network's last stage for one of the pictures that its features are of."""
+    ramp = "".join(color for _, color in RAMP)
+    figures = [_figures(model, features, number, place, below) for model, features in maps]
+    return _ROW.format(ramp, Markup("").join(figures))
+
+
+def _figures(
+    model: FeatureModel, features: StageFeatures, number: int, place: tuple[float, float], below: Image.Image
+) -> Markup:
     """The picture under the similarity to one place, and its map in false colours."""
     stage = len(model.stages) - 1
-    features = model.features.queries[stage]
     shift, (height, width) = cell_shift(model, stage, features), features.grid
     column, row = (
         int(nearest_cells(np.array(part), count, cells))
@@ -59,7 +71,7 @@ def _figures(model: ModelResult, number: int, place: tuple[float, float], below:
     like, directions = (image_data_uri(Image.fromarray(lay_cells(part, shift))) for part in (heat, colors))
     at = [100 * part for part in place]
     similar = _HEAT.format(image_data_uri(below, 86), number + 1, like, height, width, *shift, _pack(cosines))
-    captions = (f", {model.last.name}: {text}" for text in ("like the dot", "main directions"))
+    captions = (f", {model.stages[stage]}: {text}" for text in ("like the dot", "main directions"))
     layers = similar, Markup('<img src="{}" alt="false colours">').format(directions)
     return Markup("").join(
         _FIGURE.format(layer, *at, model.name, caption) for layer, caption in zip(layers, captions, strict=True)

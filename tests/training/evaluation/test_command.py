@@ -14,6 +14,7 @@ from tests.training.evaluation.conftest import NAMES, SIDE, squares_row, write_s
 from training.evaluation.__main__ import main, parse
 from training.evaluation.measure import evaluate, find_arm, protocol_id
 from training.evaluation.protocols import PROTOCOLS, QUICK
+from training.evaluation.results import headline_rows
 from training.sweep.__main__ import build_parser
 
 FLAGS = ["--model", "random:resnet_tiny", "--size_px", str(SIDE), "--device", "cpu"]
@@ -70,6 +71,25 @@ def test_a_row_says_what_it_is(measure: Measure, squares: Path, capsys: pytest.C
     again = measure("object_knn", squares, "--neighbours", "1", "5", "--seeds", "0", "1", "--no-variants")
     assert [{**row, "measured": None} for row in again] == [{**row, "measured": None} for row in rows]
     assert len(measure("object_knn", squares, "--neighbours", "1", "--seeds", "0", "--no-variants")) == 6 + 4
+
+
+def test_the_screen_shows_five_numbers_and_the_file_has_all(
+    measure: Measure, squares: Path, capsys: pytest.CaptureFixture
+):
+    rows = measure("object_knn", squares, "--neighbours", "10", "20")
+    lines = capsys.readouterr().out.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("metric "))
+    shown = [f"{what}class_mean_k20" for what in ("", "recontextualised_", "repositioned_", "alone_")]
+    assert [line.split()[0] for line in lines[start + 1 : start + 6]] == [*shown, "commonest_class"]
+    assert lines[-1].endswith(f", with {len(rows) - 5} more numbers") and len(rows) > 15
+    assert {"effective_rank", "alone_drop_k10"} <= {row["metric"] for row in rows}
+
+
+def test_what_is_shown_where_k_is_another():
+    rows = [{"metric": name} for name in ("micro_k5", "class_mean_k5", "class_mean_k9", "commonest_class")]
+    found = headline_rows(rows, ["class_mean", "alone_class_mean", "commonest_class"])
+    assert [row["metric"] for row in found] == ["class_mean_k5", "commonest_class"]
+    assert headline_rows(rows, []) == rows
 
 
 def test_the_commit_is_the_one_that_measured(measure: Measure, squares: Path, monkeypatch: pytest.MonkeyPatch):

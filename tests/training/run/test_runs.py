@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ import modeling_decodepos  # noqa: F401  registers the Auto classes
 from modeling_decodepos import DecodePosForPreTraining
 from tests.training.runs import ENVIRONMENT, ROOT, Make, command_line, run_command, run_here, small_run
 from training.data.sources import open_images
-from training.errors import EXIT_INTERRUPTED
+from training.errors import EXIT_INTERRUPTED, RunStopped
+from training.pretrain import start_tracker
 from training.probes.during import build_online
 from training.run.checkpoints import saved_steps
 from training.run.finish import compare_neighbours, look_before
@@ -335,6 +337,29 @@ def test_a_tracker_that_is_not_installed_is_named(recipe_values: dict[str, Any],
         assert f"tracker is {tracker!r}, which is not installed here: pip install {tracker}" in str(
             run_here(recipe_values | {"tracker": tracker})
         )
+
+
+def test_a_space_is_for_trackio(recipe_values: dict[str, Any]):
+    said = str(run_here(recipe_values | {"space_id": "me/runs"}))
+    assert "space_id is 'me/runs', but tracker is 'none': give --tracker trackio" in said
+
+
+def test_a_tracker_hears_of_one_run_and_of_its_space(make_recipe: Make):
+    recipe = make_recipe(tracker="trackio", space_id="me/runs")
+    calls: list[dict[str, Any]] = []
+    accelerator = SimpleNamespace(init_trackers=lambda name, config, init_kwargs: calls.append(init_kwargs))
+    run: Any = SimpleNamespace(recipe=recipe, state={}, step=0, accelerator=accelerator)
+    start_tracker(run)
+    start_tracker(run)  # as after a stop, with the state of the checkpoint
+    first, second = (call["trackio"] for call in calls)
+    assert first == second == {"name": run.state["tracker_run"], "resume": "allow", "space_id": "me/runs"}
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no such host")
+
+    accelerator.init_trackers = refuse
+    with pytest.raises(RunStopped, match=r"trackio cannot be started \(ConnectionError: no such host\)"):
+        start_tracker(run)
 
 
 def test_log_lines_reach_tensorboard(recipe_values: dict[str, Any], tmp_path: Path):
