@@ -91,6 +91,7 @@ BESIDE: dict[str, Damage] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BESIDE)
 def test_what_stands_beside_a_run_costs_no_run(name: str, damaged_run: Path, scenes: Path) -> None:
     BESIDE[name](damaged_run)
