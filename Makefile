@@ -8,12 +8,13 @@ DATA   := data/scenes
 RUN    := runs/scenes_smoke
 
 .DEFAULT_GOAL := help
-.PHONY: help pretrain test test-slow quality style docs dist bench clean
+.PHONY: help pretrain test test-slow test-upstream quality style docs dist bench clean
 
 help:
 	@echo "make pretrain    train a small network on procedural scenes: data, run, weights, report"
 	@echo "make test        the default test suite, offline"
 	@echo "make test-slow   the tests marked slow"
+	@echo "make test-upstream   transformers' own common tests on our classes; fetches them first"
 	@echo "make quality     linter, formatter (check only), type checker"
 	@echo "make style       let the formatter and the linter repair what they can"
 	@echo "make docs        the pages as a site, into build/site; a broken link fails it"
@@ -37,6 +38,11 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# Their files know markers, warnings and skips that are none of ours.
+test-upstream: $(READY)
+	$(BIN)/python -m tests.upstream.fetch
+	DECODEPOS_UPSTREAM=1 $(BIN)/python -m pytest -n 2 -q -o addopts= -W default tests/upstream
 
 quality: $(READY)
 	$(BIN)/ruff check .

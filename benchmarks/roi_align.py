@@ -23,7 +23,6 @@ from torch import Tensor
 from benchmarks.timing import (
     clock_for,
     clock_name,
-    has_fast_bf16,
     print_machine,
     print_result,
     print_table,
@@ -32,6 +31,7 @@ from benchmarks.timing import (
     time_interleaved,
 )
 from modeling_decodepos.region_pooling import pool_regions
+from training.precision import has_fast_bf16
 
 # (B, R, C, P, P) = pool(feature_map, boxes, bins, sampling_ratio)
 Pool = Callable[[Tensor, Tensor, int, int], Tensor]

@@ -33,7 +33,6 @@ from benchmarks.roi_align import LOOP, Pool, has_torchvision_operators, loop_poo
 from benchmarks.timing import (
     clock_for,
     clock_name,
-    has_fast_bf16,
     print_machine,
     print_result,
     print_table,
@@ -51,6 +50,7 @@ from modeling_decodepos import (
 )
 from modeling_decodepos.region_pooling import pool_regions
 from modeling_decodepos.regions import Regions
+from training.precision import has_fast_bf16
 from training.run.model import compile_stages
 
 OBJECTIVE = OBJECTIVES["both"]

@@ -17,9 +17,10 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+
+from training.precision import cpu_info, has_fast_bf16
 
 
 @dataclass(frozen=True)
@@ -129,26 +130,10 @@ def print_machine() -> None:
     print(", ".join(f"{name} {value}" for name, value in machine().items()), flush=True)
 
 
-def has_fast_bf16() -> bool:
-    """Whether the CPU multiplies bf16 in hardware; elsewhere bf16 is emulated and slower than fp32."""
-    flags = {flag for key in ("flags", "Features") for flag in _cpu_info().get(key, "").split()}
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
 def _cpu_name() -> str:
-    info = _cpu_info()
+    info = cpu_info()
     family = f" (family {info['cpu family']}, model {info['model']})" if "cpu family" in info else ""
     return (info.get("model name") or platform.processor() or platform.machine()) + family
-
-
-def _cpu_info() -> dict[str, str]:
-    """Facts about the first core, as Linux tells them; nothing on other systems."""
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return {}
-    first = path.read_text().split("\n\n")[0]
-    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
-    return {key.strip(): value.strip() for key, value in pairs}
 
 
 def _rounded(value: object) -> object:

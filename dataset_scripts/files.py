@@ -61,6 +61,33 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; ValueError with the file's name where it holds anything else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested without end
+        raise ValueError(f"{path} is not JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, expected an object.")
+    return values
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one per line; a crash may have cut it off: nothing counts from what is none on."""
+    lines: list[dict[str, Any]] = []
+    if not path.is_file():
+        return lines
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(line, dict):
+            break
+        lines.append(line)
+    return lines
+
+
 def lock_folder(
     folder: Path, key: str = "output_dir", user: str = "run", wait: bool = False, name: str = LOCK_NAME
 ) -> IO[str]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from modeling_decodepos.pictures import BrokenImage, decode_picture
-from modeling_decodepos.settings import CommandParser
+from modeling_decodepos.settings import CommandParser, number
 
 from .build.engines import Count, add_worker_flag, exit_code, run_local
 from .check import parquet_files, split_of
@@ -186,7 +186,9 @@ def build_parser() -> CommandParser:
     parser.add_argument("first", type=Path, metavar="DIR_A", help="folder of a data set")
     parser.add_argument("second", type=Path, metavar="DIR_B", nargs="?", help="absent: between the splits of DIR_A")
     parser.add_argument("--output", type=Path, metavar="FILE.csv", help="all pairs")
-    parser.add_argument("--threshold", type=int, default=THRESHOLD, help="bits of 64 in which they may differ")
+    parser.add_argument(
+        "--threshold", type=number(int, 0, 64), default=THRESHOLD, help="bits of 64 in which they may differ"
+    )
     add_worker_flag(parser)
     return parser
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from modeling_decodepos.outputs import refuse_unwritable
 from modeling_decodepos.settings import CommandParser
 
 from .build.engines import ENGINES, add_worker_flag, exit_code
@@ -82,6 +83,7 @@ def build_parser() -> CommandParser:
 
 
 def _build(arguments: argparse.Namespace) -> int:
+    refuse_unwritable(arguments.output, folder=True)
     with WorkFolder(arguments.output) as work:
         plan = BUILDERS[arguments.command].open_source(arguments, work)
         if plan is None:

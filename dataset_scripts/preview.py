@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from modeling_decodepos.outputs import refuse_unwritable
 from modeling_decodepos.page import page, picture
 from modeling_decodepos.pictures import broken_if_it_fails, decode_picture
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
-from modeling_decodepos.settings import CommandParser
+from modeling_decodepos.settings import CommandParser, number
 
 from .build.parquet_rows import ParquetRows, class_names_of
 
@@ -206,11 +207,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, help="folder that `prepare` built")
     parser.add_argument("--output", type=Path, required=True, help="picture (.png, .jpg) or page (.html) to write")
-    parser.add_argument("--count", type=int, default=10, help="images, at equal distances over all the rows")
+    parser.add_argument(
+        "--count", type=number(int, 1, 10_000), default=10, help="images, at equal distances over all the rows"
+    )
     parsed = parser.parse_args(arguments)
-    if parsed.count < 1:
-        parser.error(f"--count is {parsed.count}, expected at least 1.")
     try:
+        refuse_unwritable(parsed.output)
         write_preview(parsed.folder, parsed.output, parsed.count)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -21,7 +21,7 @@ from modeling_decodepos.settings import CommandParser
 from .build.engines import add_worker_flag, exit_code
 from .build.parquet import CARD_NAME, MANIFEST_NAME, load_manifest, recipe_differences
 from .check import inspect_dataset
-from .hub.release import LocalFile, Repository, Snapshot, Upload, card_problems, publish_all
+from .hub.release import LocalFile, Repository, Snapshot, Upload, card_problems, check_repo_name, publish_all
 
 
 def release_files(folder: Path) -> dict[str, LocalFile]:
@@ -64,8 +64,7 @@ def refuse_foreign(held: Snapshot, folder: Path) -> None:
 
 def _publish(arguments: argparse.Namespace) -> None:
     folder, repo_id = arguments.folder, arguments.repo
-    if repo_id.count("/") != 1:
-        raise ValueError(f"--repo is {repo_id!r}, expected ORG/NAME: the Hub loads no other names.")
+    check_repo_name(repo_id)
     refuse_unfit(folder, arguments.workers)
     upload = Upload(
         Repository(repo_id, "dataset", HfApi(library_name="decodepos")),

@@ -1,4 +1,4 @@
-"""Sweeps on the evidence page: a drawing, a table of means and differences, and what it cost.
+"""Sweeps on the pages of evidence: a drawing, a table of means and differences, and what it cost.
 
 A sweep's file in results/ is one of `python -m training.evaluation ablation … --results`. Where a page says
 `<!-- sweep NAME -->`, up to `<!-- end of NAME -->`, stands what its file says.
@@ -18,7 +18,7 @@ from model_cards.results import load_rows
 from model_cards.tables import cell, code, markdown_table
 from modeling_decodepos.page import format_number
 
-PAGE = Path("docs") / "evidence.md"
+PAGES = (Path("docs") / "evidence.md", Path("docs") / "evidence_tables.md")
 FIGURES = Path("docs") / "evidence"
 
 # Short names of the numbers, and what they say.
@@ -65,7 +65,7 @@ def with_sweeps(page: str, sweeps: Mapping[str, Mapping[str, Any]]) -> str:
     def fill(found: re.Match[str]) -> str:
         name = found["name"]
         if name not in sweeps:
-            raise ValueError(f"{PAGE} names the sweep {name!r}, of which there is no results/{name}.json.")
+            raise ValueError(f"a page names the sweep {name!r}, of which there is no results/{name}.json.")
         return f"<!-- sweep {name} -->\n{describe(sweeps[name])}\n<!-- end of {name} -->"
 
     return re.sub(r"<!-- sweep (?P<name>\w+) -->.*?<!-- end of (?P=name) -->", fill, page, flags=re.DOTALL)

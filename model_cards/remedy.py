@@ -15,13 +15,16 @@ from markupsafe import Markup
 
 from model_cards.tables import cell, code, markdown_table
 
-PAGES = (Path("README.md"), Path("docs") / "training.md", Path("docs") / "evidence.md")
+PAGES = (Path("README.md"), *(Path("docs") / name for name in ("training.md", "evidence.md", "evidence_tables.md")))
 FIGURE = Path("docs") / "figures" / "remedy.svg"
 RESULTS = "remedy.json"
 SITUATIONS = ("as is", "other surroundings", "moved")
 FRONT = {**{f"class mean, {name}": name for name in SITUATIONS}, "leak": "context leak", "place": "place, R²"}
 CHOICE = "choice: "
 """How the names of entries begin that are one choice, one seed, fewer steps."""
+
+DOSE = "dose: "
+"""How the names of entries begin that saw fewer pictures, or trained for fewer steps, with every seed."""
 
 Entries = dict[str, dict[str, Any]]
 """What `benchmarks.remedy` wrote, by name."""
@@ -32,7 +35,7 @@ def _gains(entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _networks(entries: Entries) -> Entries:
-    return {name: entry for name, entry in entries.items() if not name.startswith(CHOICE)}
+    return {name: entry for name, entry in entries.items() if not name.startswith((CHOICE, DOSE))}
 
 
 def _is_told(gain: dict[str, Any]) -> bool:
@@ -84,9 +87,24 @@ def choices(entries: Entries) -> str:
     return markdown_table(("choice", *numbers), lines)
 
 
+def doses(entries: Entries) -> str:
+    """A line per amount of training: the mean over seeds, and the change with its interval."""
+    numbers = [*(f"class mean, {name}" for name in SITUATIONS), "whole pictures", "leak"]
+    given = {name.removeprefix(DOSE): _gains(entry) for name, entry in entries.items() if name.startswith(DOSE)}
+    lines = [
+        (cell(name), *(f"{fmean(gain['after']):.3f}, {_change(gain)}" for gain in (gains[key] for key in numbers)))
+        for name, gains in given.items()
+    ]
+    return markdown_table(("trained for", *numbers), lines)
+
+
 def commands(entries: Entries) -> str:
     """How each entry was measured, and from which commit."""
-    lines = [(cell(name), code(entry["command"]), entry["commit"][:8]) for name, entry in _networks(entries).items()]
+    lines = [
+        (cell(name), code(entry["command"]), entry["commit"][:8])
+        for name, entry in entries.items()
+        if not name.startswith(CHOICE)
+    ]
     return markdown_table(("network", "command", "commit"), lines)
 
 
@@ -94,6 +112,7 @@ TABLES: dict[str, Callable[[Entries], str]] = {
     "front": front,
     "gains": gains,
     "choices": choices,
+    "doses": doses,
     "commands": commands,
 }
 

@@ -1,7 +1,7 @@
 """Cards and the results page from JSON.
 
     python -m model_cards.render            # writes RESULTS.md, cards/*.md and weights/*/README.md here, the numbers
-                                            # in ../docs/training.md and evidence.md, and the drawings of the latter
+                                            # in ../docs, and the drawings of evidence.md
     python -m model_cards.render --check    # says which of them are not what the JSON says, and changes nothing
 
 Numbers are in results/*.json. A release that lies in weights/ has its card there. Of one that does not, `release.json`
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from model_cards import networks, remedy
 from model_cards.cards import render_card
-from model_cards.evidence import FIGURES, PAGE, draw, is_sweep, load_sweeps, with_sweeps
+from model_cards.evidence import FIGURES, PAGES, draw, is_sweep, load_sweeps, with_sweeps
 from model_cards.results import LABELS, Row, load_rows
 from model_cards.tables import before_and_after, metric_list, number_table, origin_table
 from modeling_decodepos.settings import CommandParser
@@ -68,8 +68,8 @@ def render_all(folder: Path) -> dict[Path, str]:
         page = folder.parent / "docs" / "training.md"
         pages[page] = with_results(page.read_text(encoding="utf-8"), rows[SMOKE_MODEL])
     if sweeps := load_sweeps(folder / "results"):
-        evidence = folder.parent / PAGE
-        pages[evidence] = with_sweeps(evidence.read_text(encoding="utf-8"), sweeps)
+        for page in (folder.parent / name for name in PAGES):
+            pages[page] = with_sweeps(page.read_text(encoding="utf-8"), sweeps)
         pages |= {folder.parent / FIGURES / f"{name}.svg": draw(values) for name, values in sweeps.items()}
     if apart.is_file():
         page, found = folder.parent / networks.PAGE, load_rows(apart)

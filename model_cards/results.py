@@ -16,7 +16,6 @@ and a row with the label "quoted" has no seeds, command or commit but
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shlex
@@ -24,6 +23,8 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from dataset_scripts.files import read_json
 
 Row = Mapping[str, Any]
 
@@ -40,7 +41,7 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
         ValueError: It is no results file, or a row lacks what it must hold to be shown.
     """
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["results"]
+        rows = read_json(path)["results"]
         if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
             raise TypeError("`results` is no list of rows")
     except (OSError, ValueError, KeyError, TypeError) as error:

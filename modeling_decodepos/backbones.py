@@ -17,6 +17,10 @@ BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {
     "resnet_tiny": functools.partial(
         ResNetConfig, embedding_size=32, hidden_sizes=[32, 64, 128, 256], depths=[1, 1, 1, 1], layer_type="basic"
     ),
+    # Without its last stage: regions are read from a map of stride 8, where small objects have several cells.
+    "resnet_mini": functools.partial(
+        ResNetConfig, embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic"
+    ),
     # ViT-S/16 in the form of DINOv2, the plain ViT that transformers has as a backbone.
     "vit_small": functools.partial(_VIT, num_hidden_layers=12, num_attention_heads=6, patch_size=16, image_size=224),
     "vit_tiny": functools.partial(

@@ -106,6 +106,11 @@ class DecodePosConfig(BackboneConfigMixin, PreTrainedConfig):
         return 4 * 2**halvings
 
     @property
+    def num_hidden_layers(self) -> int:
+        """Stages of a backbone, or layers of a ViT."""
+        return len(self.stage_names) - 1
+
+    @property
     def hidden_size(self) -> int:
         """Channels of the last stage, and size of a region embedding."""
         if self.map_channels is not None:

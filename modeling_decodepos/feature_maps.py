@@ -12,9 +12,13 @@ from torch import Tensor
 from transformers import AutoModel
 
 
-def last_map(module: Any, pixels: Tensor) -> Tensor:
-    """(B, C, h, w) last hidden state of any vision model in transformers."""
-    return as_map(module(pixels, **resizing(module)).last_hidden_state, pixels, module.config)
+def last_map(module: Any, pixels: Tensor, hidden_states: list[Tensor] | None = None) -> Tensor:
+    """(B, C, h, w) last hidden state of any vision model in transformers; all of them go into `hidden_states`."""
+    wanted = {} if hidden_states is None else {"output_hidden_states": True}
+    output = module(pixels, **resizing(module), **wanted)
+    if hidden_states is not None:
+        hidden_states += output.hidden_states or (output.last_hidden_state,)
+    return as_map(output.last_hidden_state, pixels, module.config)
 
 
 def as_map(state: Tensor, pixels: Tensor, config: Any) -> Tensor:

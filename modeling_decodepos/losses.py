@@ -107,6 +107,12 @@ OBJECTIVES: dict[str, Objective] = {
             LossTerm("depositioning", (("repositioned", "whole"), ("repositioned", "crop"))),
         )
     ),
+    "both_alone_teacher": Objective(
+        (
+            LossTerm("decoupling", (("crop_cut_small", "alone"), ("whole_cut", "alone"))),
+            LossTerm("depositioning", (("repositioned", "alone"),)),
+        )
+    ),
     "both_apart": Objective(
         (
             LossTerm("decoupling", DECOUPLING_PAIRS),

@@ -7,8 +7,9 @@ Weights lie under the key names of the backbone's own class, so a trained ResNet
 """
 
 import copy
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,14 +17,14 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedModel
+from transformers import AutoBackbone, AutoModel, AutoModelForPreTraining, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer
 from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_decodepos import DecodePosConfig
 from .feature_maps import last_map, map_channels, patch_size
@@ -31,6 +32,7 @@ from .imagenet import pixel_statistics
 from .losses import OBJECTIVES, Objective, pair_loss
 from .region_pooling import Offset, average_in_bins, cell_offset, pool_regions
 from .regions import Regions, View, check_regions
+from .stored_models import is_map_norm, load_whole, read_config, unusable_if_it_fails
 
 
 @dataclass
@@ -45,6 +47,8 @@ class DecodePosModelOutput(ModelOutput):
     # a ResNet's last stage then ran on the regions instead.
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
+    # What the backbone gave on the way, its embedding first: up to the map where regions are given
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -144,7 +148,9 @@ class DecodePosPreTrainedModel(PreTrainedModel):
             config_kwargs = {"image_mean": mean, "image_std": std} | config_kwargs
         backbone_config = copy.deepcopy(loaded.config)
         backbone_config.name_or_path = ""  # where it lay on this machine is nobody's business
-        model = cls(DecodePosConfig(backbone_config=backbone_config, **config_kwargs))
+        with unusable_if_it_fails("the configuration"):
+            config = DecodePosConfig(backbone_config=backbone_config, **config_kwargs)
+        model = cls(config)
         base: Any = getattr(model, cls.base_model_prefix, model)
         report = base.backbone.load_state_dict(loaded.state_dict(), strict=False)
         foreign = [key for key in (*report.missing_keys, *report.unexpected_keys) if not is_map_norm(key)]
@@ -171,6 +177,7 @@ class DecodePosModel(DecodePosPreTrainedModel):
     def __init__(self, config: DecodePosConfig):
         super().__init__(config)
         self.backbone = _build_backbone(config.backbone_config, config.stage_names[-1:])
+        self.config = _config_with(config, self.backbone.config)
         self.post_init()
 
     @can_return_tuple
@@ -179,33 +186,50 @@ class DecodePosModel(DecodePosPreTrainedModel):
         pixel_values: Tensor,
         regions: Tensor | list[Tensor] | None = None,
         valid_regions: Tensor | None = None,
+        output_hidden_states: bool | list[int] | None = None,
         **kwargs: Any,
     ) -> DecodePosModelOutput:
         """Features of normalised (B, 3, H, W) images, or of their regions in a form that `check_regions` takes."""
+        _refuse_unknown(self, kwargs)
+        wanted = _wanted_states(self, output_hidden_states)
+        states: list[Tensor] | None = [] if wanted else None
         if regions is None:
-            feature_map = self.feature_map(pixel_values)
+            feature_map = self.feature_map(pixel_values, states)
             last = self.apply_region_stage(feature_map)
-            pooled = last.mean((2, 3))
-            return DecodePosModelOutput(feature_map=feature_map, last_hidden_state=last, pooler_output=pooled)
-        self._check_pixels(pixel_values)
-        checked = check_regions(regions, pixel_values.shape[0], valid_regions, pixel_values.device)
-        self.check_map_covers(pixel_values)
-        feature_map = self.feature_map(pixel_values)
-        rows = self.embed_regions(feature_map, checked, self.config.region_bins)
-        return DecodePosModelOutput(
-            feature_map=feature_map, region_embeddings=unflatten(rows, checked.valid), valid_regions=checked.valid
-        )
+            if states is not None and self.config.splits_backbone:
+                states.append(last)
+            output = DecodePosModelOutput(
+                feature_map=feature_map, last_hidden_state=last, pooler_output=last.mean((2, 3))
+            )
+        else:
+            self._check_pixels(pixel_values)
+            checked = check_regions(regions, pixel_values.shape[0], valid_regions, pixel_values.device)
+            self.check_map_covers(pixel_values)
+            feature_map = self.feature_map(pixel_values, states)
+            rows = self.embed_regions(feature_map, checked, self.config.region_bins)
+            output = DecodePosModelOutput(
+                feature_map=feature_map, region_embeddings=unflatten(rows, checked.valid), valid_regions=checked.valid
+            )
+        output.hidden_states = _chosen(states, wanted)
+        return output
 
-    def feature_map(self, pixel_values: Tensor) -> Tensor:
-        """(B, C, H, W) map that regions are pooled from."""
+    def feature_map(self, pixel_values: Tensor, hidden_states: list[Tensor] | None = None) -> Tensor:
+        """(B, C, H, W) map that regions are pooled from; what comes before it goes into `hidden_states`."""
         self._check_pixels(pixel_values)
         if not self.config.splits_backbone:
             if self.config.map_channels is not None:
-                return last_map(self.backbone, pixel_values)
-            return self.backbone(pixel_values).feature_maps[-1]
+                return last_map(self.backbone, pixel_values, hidden_states)
+            output = self.backbone(pixel_values, output_hidden_states=hidden_states is not None)
+            if hidden_states is not None:
+                hidden_states += output.hidden_states
+            return output.feature_maps[-1]
         hidden = self.backbone.embedder(pixel_values)
+        states = [hidden]
         for stage in self.backbone.encoder.stages[:-1]:
             hidden = stage(hidden)
+            states.append(hidden)
+        if hidden_states is not None:
+            hidden_states += states
         return hidden
 
     def _check_pixels(self, pixel_values: Tensor) -> None:
@@ -280,27 +304,39 @@ class DecodePosBackbone(BackboneMixin, DecodePosPreTrainedModel):
     def __init__(self, config: DecodePosConfig):
         super().__init__(config)
         self.backbone = _build_backbone(config.backbone_config, config.out_features)
+        self.config = _config_with(config, self.backbone.config)
         self.num_features = list(getattr(self.backbone, "num_features", [config.hidden_size]))
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs: Any) -> BackboneOutput:
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | list[int] | None = None,
+        **kwargs: Any,
+    ) -> BackboneOutput:
         """Feature maps of the stages in `config.out_features`."""
+        _refuse_unknown(self, kwargs)
+        wanted = _wanted_states(self, output_hidden_states)
         if self.config.map_channels is not None:
-            return BackboneOutput(feature_maps=(last_map(self.backbone, pixel_values),))
-        output = self.backbone(pixel_values, output_hidden_states=bool(output_hidden_states))
-        return BackboneOutput(feature_maps=output.feature_maps, hidden_states=output.hidden_states)
+            states: list[Tensor] | None = [] if wanted else None
+            maps = (last_map(self.backbone, pixel_values, states),)
+            return BackboneOutput(feature_maps=maps, hidden_states=_chosen(states, wanted))
+        output = self.backbone(pixel_values, output_hidden_states=bool(wanted))
+        return BackboneOutput(feature_maps=output.feature_maps, hidden_states=_chosen(output.hidden_states, wanted))
 
 
 class DecodePosForPreTraining(DecodePosPreTrainedModel):
     """Student and teacher, their projectors, the student's predictor, and the losses between their views."""
 
+    main_input_name = "views"
     feature_mean: Tensor  # (C,) running mean of the teacher's features, where the configuration wants one
     feature_mean_updates: Tensor
 
     def __init__(self, config: DecodePosConfig):
         super().__init__(config)
         self.decodepos = DecodePosModel(config)
+        self.config = self.decodepos.config
         self.projector = self._build_head(config.hidden_size)
         self.predictor = self._build_head(config.projection_size) if config.use_predictor else nn.Identity()
         self.teacher: Any = nn.ModuleDict(
@@ -370,6 +406,9 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
         The objective is both modules of the paper by default. `num_pairs` is the global number of matched regions per
         pair; see `region_similarity_loss`.
         """
+        _refuse_unknown(self, kwargs)
+        if kwargs.get("output_hidden_states"):
+            raise ValueError("a pre-training model takes several views; ask its `.decodepos` for hidden states.")
         objective = objective or OBJECTIVES["both"]
         self._check_objective(objective)
         missing = [name for name in objective.views if name not in views]
@@ -467,6 +506,28 @@ class DecodePosForPreTraining(DecodePosPreTrainedModel):
         return zeros + touched, touched * view.boxes.new_zeros((*shape, width))
 
 
+def _refuse_unknown(model: PreTrainedModel, options: Mapping[str, Any]) -> None:
+    """Raises TypeError for an argument that neither the model nor any in transformers takes: it was mistyped."""
+    if unknown := [name for name in options if name not in TransformersKwargs.__annotations__]:
+        own = [name for name in inspect.signature(model.forward).parameters if name != "kwargs"]
+        raise TypeError(f"{type(model).__name__} takes no argument {unknown[0]!r}; expected one of {', '.join(own)}.")
+    if options.get("output_attentions"):
+        raise ValueError(f"output_attentions is true, but a {type(model).__name__} gives no attentions.")
+
+
+def _wanted_states(model: PreTrainedModel, asked: bool | list[int] | None) -> bool | list[int]:
+    """Whether hidden states are wanted, or the numbers of those that are."""
+    return (model.config.output_hidden_states if asked is None else asked) or False
+
+
+def _chosen(states: Sequence[Tensor] | None, wanted: bool | list[int]) -> Any:
+    """All hidden states, or those of the wanted numbers and None for the others; None where none is wanted."""
+    if not states or not wanted:
+        return None
+    kept = range(len(states)) if wanted is True else {number % len(states) for number in wanted}
+    return tuple(state if number in kept else None for number, state in enumerate(states))
+
+
 def _batch_size(views: Mapping[str, View]) -> int:
     """Images in a batch, of which some views show a part."""
     return max(view.valid_regions.shape[0] for view in views.values())
@@ -498,26 +559,28 @@ def _build_backbone(config: Any, out_features: list[str]) -> Any:
     return AutoBackbone.from_config(config)
 
 
+def _config_with(config: DecodePosConfig, backbone_config: Any) -> DecodePosConfig:
+    """A model's own config, which holds that of its own backbone: models of one config return different maps."""
+    config = copy.copy(config)
+    config.backbone_config = backbone_config
+    return config
+
+
 def _load_backbone(name_or_path: str | Path) -> Any:
     """The backbone of a checkpoint through its concrete class; `AutoBackbone` cannot read a local folder.
 
     Of a network without one, the plain model.
     """
-    config: Any = AutoConfig.from_pretrained(name_or_path)
+    config = read_config(name_or_path)
     if isinstance(config, DecodePosConfig):
-        return DecodePosModel.from_pretrained(name_or_path).backbone
+        return load_whole(DecodePosModel, name_or_path).backbone
     backbone_class: Any = AutoModel
     if type(config) in MODEL_FOR_BACKBONE_MAPPING:
         backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
         config.out_features = list(config.stage_names)  # with the norms of every map
     else:
         _check_gives_map(name_or_path, config)
-    model, report = backbone_class.from_pretrained(name_or_path, config=config, output_loading_info=True)
-    # A pooler beside the map gives no map: many checkpoints have none.
-    missing = sorted(key for key in report["missing_keys"] if not is_map_norm(key) and "pooler" not in key)
-    if missing:
-        raise ValueError(f"{name_or_path} lacks {len(missing)} weights of its backbone, first {missing[0]}.")
-    return model
+    return load_whole(backbone_class, name_or_path, config=config)
 
 
 def _check_gives_map(name_or_path: str | Path, config: Any) -> None:
@@ -525,11 +588,6 @@ def _check_gives_map(name_or_path: str | Path, config: Any) -> None:
         map_channels(config)
     except ValueError as error:
         raise ValueError(f"{name_or_path}: {error}") from error
-
-
-def is_map_norm(key: str) -> bool:
-    """Whether a weight is one that ConvNeXt and Swin have in their backbone class only, once per map it returns."""
-    return key.startswith("hidden_states_norms.")
 
 
 def _smallest_side(config: Any) -> int:

@@ -17,9 +17,11 @@ import argparse
 import copy
 import dataclasses
 import difflib
+import math
 import re
+import reprlib
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -52,17 +54,16 @@ def fields(kind: Any) -> dict[str, dataclasses.Field[Any]]:
 
 
 def check(settings: Any) -> None:
-    """Raises ValueError where a value is none of its field's choices or out of its range."""
+    """Raises ValueError where a value is none of its field's choices, out of its range, infinite, or empty."""
     for name, field in fields(settings).items():
         value, limits = getattr(settings, name), field.metadata
         if limits.get("choices") and value not in limits["choices"]:
             raise ValueError(f"{name} is {value!r}; expected one of {', '.join(limits['choices'])}.")
-        least, most, above = (limits.get(limit) for limit in ("minimum", "maximum", "above"))
-        for number in value if isinstance(value, tuple) else (value,):
-            # In this form, NaN is outside.
-            fits = (least is None or number >= least) and (most is None or number <= most)
-            if not fits or not (above is None or number > above):
-                raise ValueError(f"{name} is {value}; expected {_range_text(least, most, above)}.")
+        if value in ("", ()) and field.default != value:
+            raise ValueError(f"{name} is empty. Give a value, or leave it out for the default.")
+        for item in value if isinstance(value, tuple) else (value,):
+            if problem := _misfit(item, *(limits.get(limit) for limit in ("minimum", "maximum", "above"))):
+                raise ValueError(f"{name} is {_shown(value)}; {problem}.")
 
 
 def from_values(kind: type[T], values: Mapping[str, Any], source: str) -> T:
@@ -102,18 +103,20 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
     outer = get_origin(kind)
     if outer is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise ValueError(f"{name} is {value!r}; expected a list.")
+            raise ValueError(f"{name} is {_shown(value)}; expected a list.")
         return tuple(_convert(name, item, get_args(kind)[0]) for item in value)
     if outer is not None:
         if not isinstance(value, outer):
-            raise ValueError(f"{name} is {value!r}; expected lines of `key: value`.")
+            raise ValueError(f"{name} is {_shown(value)}; expected lines of `key: value`.")
         return value
     if kind is str and isinstance(value, bool):  # YAML reads no / off as false; a word was meant
         return "yes" if value else "no"
     accepted = {float: (int, float), str: (str, Path), Path: (str, Path)}.get(kind, kind)
     if not isinstance(value, accepted) or (kind in (int, float) and isinstance(value, bool)):
         hint = " A file goes before the flags." if kind is bool and isinstance(value, str) else ""
-        raise ValueError(f"{name} is {value!r} ({type(value).__name__}); expected {kind.__name__}.{hint}")
+        raise ValueError(f"{name} is {_shown(value)} ({type(value).__name__}); expected {kind.__name__}.{hint}")
+    if kind is Path and not str(value):
+        raise ValueError(f"{name} is empty; expected a path.")
     return kind(value)
 
 
@@ -121,9 +124,25 @@ def _has_no_default(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _range_text(least: float | None, most: float | None, above: float | None) -> str:
+def _misfit(value: Any, least: float | None, most: float | None = None, above: float | None = None) -> str:
+    """What was expected of a number that is out of its range; empty if it fits, or is no number."""
+    if not isinstance(value, int | float):
+        return ""
+    fits = (least is None or value >= least) and (most is None or value <= most) and (above is None or value > above)
+    if fits and math.isfinite(value):
+        return ""
     words = {"at least": least, "more than": above, "at most": most}
-    return " and ".join(f"{word} {limit}" for word, limit in words.items() if limit is not None)
+    limits = " and ".join(f"{word} {limit}" for word, limit in words.items() if limit is not None)
+    return f"expected {limits or 'a finite number'}"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
+
+
+def _shown(value: Any) -> str:
+    """A value as a message can hold it; what is nested in YAML may be endless."""
+    return str(value) if isinstance(value, int | float) else _SHORT.repr(value)
 
 
 # -------------------------------------------------------------------------------------------------------------- YAML
@@ -137,6 +156,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply; expected lines of `key: value`.") from None
     except ValueError as error:  # a key that stands there twice
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(values, dict | None):
@@ -148,12 +169,12 @@ def read_value(text: str) -> Any:
     """A number, a bool or whatever else a typed value is in YAML."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError, ValueError):
         return text  # no number and no bool; `from_values` says so
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 (no dot) as a number and takes no key twice."""
+    """Safe YAML with the numbers of YAML 1.2, where 1e-3 is one and 010 and 1:30 are none, that takes no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The values by key; plain YAML keeps the last of two and says nothing."""
@@ -169,12 +190,42 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+_NUMBERS = {
+    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9]*(_[0-9]{3})*)",
+    "tag:yaml.org,2002:float": (
+        r"[-+]?((0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?(0|[1-9][0-9]*)[eE][-+]?[0-9]+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+    ),
+}
+_REPLACED = {*_NUMBERS, "tag:yaml.org,2002:timestamp"}  # a date is a word: no key is one
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in _REPLACED]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(f"^({_pattern})$"), list("-+.0123456789"))
 
 
 # ------------------------------------------------------------------------------------------------------------- flags
+
+
+def number(kind: type[int] | type[float], least: float, most: float = 2**31) -> Callable[[str], float]:
+    """The `type` of a flag that is a number between two others."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if problem := _misfit(value, least, most):
+            raise argparse.ArgumentTypeError(f"it is {text}; {problem}.")
+        return value
+
+    read.__name__ = kind.__name__  # argparse says "invalid int value"
+    return read
+
+
+def _read_path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; expected a path.")
+    return Path(text)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -182,6 +233,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **{"formatter_class": _Formatter, "allow_abbrev": False, **options})
+        self.register("type", Path, _read_path)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As in the parent class, but what is left over is an error here, where the nearest flag is known."""

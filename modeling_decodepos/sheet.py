@@ -18,6 +18,8 @@ INK, MUTED, BOX = "#1c2330", "#667085", "#ffd400"
 
 Pixels = NDArray[np.uint8]
 
+_PLAIN = str.maketrans("\N{MINUS SIGN}\N{EN DASH}\N{NO-BREAK SPACE}", "-- ")  # which Pillow's own font has not
+
 
 class Sheet:
     """A white sheet with a title above each column of square tiles, and room before and below the tiles."""
@@ -89,7 +91,7 @@ class Sheet:
     ) -> None:
         """Write lines, each cut short where it is wider than the room."""
         font = ImageFont.load_default(size=size * SCALE)
-        lines = text.split("\n")
+        lines = text.translate(_PLAIN).split("\n")
         for number, line in enumerate(lines):
             while line and font.getlength(line) > room * SCALE:
                 line = line.removesuffix("…")[:-1] + "…" if len(line.removesuffix("…")) > 1 else ""

@@ -19,8 +19,9 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.message import Message
 from functools import cached_property
@@ -140,6 +141,8 @@ class Reply:
     status: int = 200
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
+    missing: int = 0  # bytes at the end that are promised and not sent
+    delay_s: float = 0.0  # before it begins
 
 
 class Refusal(Exception):
@@ -161,6 +164,9 @@ class Fault:
     status: int
     times: int
     skip: int
+    reply: Reply | None = (
+        None  # instead of an error; its missing bytes are those of the proper reply, if it has no body
+    )
 
 
 @dataclass(frozen=True)
@@ -254,18 +260,25 @@ class HubServer:
         with self._lock:
             self._faults.append(Fault(path_substring, status, times, skip))
 
+    def spoil_next(self, path_substring: str, reply: Reply, times: int = 1) -> None:
+        """Answer this to the next `times` requests; without a body, the proper one, late or cut short as it says."""
+        with self._lock:
+            self._faults.append(Fault(path_substring, 200, times, 0, reply))
+
     def answer(self, request: Request) -> Reply:
         """The reply to one request, faults included."""
         with self._lock:
             try:
-                self._raise_planned_fault(request)
-                reply = self._route(request)
+                spoiled = self._raise_planned_fault(request)
+                reply = spoiled if spoiled is not None and spoiled.body else self._route(request)
+                if spoiled is not None:
+                    reply = replace(reply, missing=spoiled.missing, delay_s=spoiled.delay_s)
             except Refusal as refusal:
                 reply = refusal.reply
             self.log.append(Exchange(request.method, request.path, reply.status, request.headers.get("Range")))
             return reply
 
-    def _raise_planned_fault(self, request: Request) -> None:
+    def _raise_planned_fault(self, request: Request) -> Reply | None:
         for fault in self._faults:
             if fault.times == 0 or fault.substring not in f"{request.method} {request.path}":
                 continue
@@ -273,7 +286,10 @@ class HubServer:
                 fault.skip -= 1
                 continue
             fault.times -= 1
+            if fault.reply is not None:
+                return fault.reply
             raise Refusal(fault.status, None, "a fault planned by the test")
+        return None
 
     def _route(self, request: Request) -> Reply:
         # Split before unquoting: a revision may contain a slash, sent as %2F.
@@ -647,13 +663,15 @@ def handler_for(server: HubServer) -> type[BaseHTTPRequestHandler]:
             address = urlsplit(self.path)
             query = parse_qs(address.query)
             reply = server.answer(Request(self.command, address.path, query, self.headers, body))
+            time.sleep(reply.delay_s)
             self.send_response(reply.status)
             for name, value in reply.headers.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(reply.body)))
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(reply.body)
+                self.wfile.write(reply.body[: len(reply.body) - reply.missing])
+            self.close_connection |= reply.missing > 0
 
         do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any
 

@@ -29,7 +29,8 @@ ROOMS: dict[str, dict[str, str]] = {
         "provenance": "data recipe",
         "data": "views recipe errors",
         "views": "recipe",
-        "recipe": "",
+        "recipe": "precision",
+        "precision": "",
         "errors": "",
     },
     "dataset_scripts": {

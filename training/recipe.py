@@ -20,9 +20,11 @@ from modeling_decodepos.settings import (
     from_values,
     given,
     key,
+    nearest,
     read_yaml,
     refuse_unknown,
 )
+from training.precision import fast_precision
 
 PAPER = "paper (architecture figure)"
 SOCO = "SoCo"
@@ -32,10 +34,12 @@ OURS = "ours"
 
 SHARE = (0, 1)
 COUNT = (1, 10_000_000)
+SIDE = (8, 16_384)
 FROM_ZERO = (0, 2**31)
 
 _OBJECTIVES = (
-    *("both", "byol_image", "byol_region", "decoupling", "depositioning", "both_uncut_teacher", "both_apart"),
+    *("both", "byol_image", "byol_region", "decoupling", "depositioning", "both_uncut_teacher"),
+    *("both_alone_teacher", "both_apart"),
     *("isolated", "isolated_unmoved", "isolated_both"),
 )
 
@@ -60,6 +64,12 @@ class DataArguments:
         choices=("auto", "regions", "objects", "random", "grid"),
     )
     max_broken_share: float = key(0.01, "Stop when more of the images than this cannot be read.", OURS, within=SHARE)
+    strict_jpeg: bool = key(
+        True,
+        "Count a JPEG that libjpeg calls corrupt as an image that cannot be read; false takes what comes out of it. A "
+        "cache keeps what it was built with.",
+        OURS,
+    )
     cache_px: int = key(
         0,
         "Decode images once, to a cache of pixels with a shorter side of at most this; 0: no cache.",
@@ -76,7 +86,10 @@ class DataArguments:
         OURS,
     )
     stream_block: int = key(
-        1000, "When streaming: encoded images that a worker holds to mix and take donors from.", OURS, within=(2, None)
+        1000,
+        "When streaming: encoded images that a worker holds to mix and take donors from.",
+        OURS,
+        within=(2, 10_000_000),
     )
     hold_out: int = key(
         0,
@@ -107,11 +120,11 @@ class DataArguments:
 class ViewArguments:
     """How an image becomes views."""
 
-    view_size_px: int = key(224, "Side of a full-size view.", PAPER, within=COUNT)
+    view_size_px: int = key(224, "Side of a full-size view.", PAPER, within=SIDE)
     small_view_scale: float = key(
         0.5, "Side of crop_small and crop_cut_small relative to a full-size view.", PAPER, within=(None, 1), above=0
     )
-    alone_size_px: int = key(96, "Side of the picture that a region alone becomes.", OURS, within=COUNT)
+    alone_size_px: int = key(96, "Side of the picture that a region alone becomes.", OURS, within=SIDE)
     num_regions: int = key(
         4,
         "Regions per image (K); the paper's number is unknown. Images with fewer contribute fewer.",
@@ -186,6 +199,11 @@ class ViewArguments:
             low, high = getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
             if low > high:
                 raise ValueError(f"{name}_min is {low} and {name}_max {high}; expected min <= max.")
+        if self.small_view_px < SIDE[0]:
+            raise ValueError(
+                f"small_view_scale {self.small_view_scale:g} makes views of {self.small_view_px} pixels from those of "
+                f"{self.view_size_px}; expected at least {SIDE[0]}."
+            )
         for size in (self.view_size_px, self.small_view_px):
             if size % self.cut_grid_px:
                 raise ValueError(f"cut_grid_px {self.cut_grid_px} does not divide the view size {size}.")
@@ -202,8 +220,8 @@ class ModelArguments:
 
     backbone: str = key(
         "resnet50",
-        "resnet50, resnet18, vit_small, resnet_tiny or vit_tiny (small images, two cores), or a Hub id or folder with "
-        "weights to start from.",
+        "resnet50, resnet18, vit_small, resnet_tiny, resnet_mini or vit_tiny (small images, two cores), or a Hub id "
+        "or folder with weights to start from.",
         PAPER + " draws a C4 backbone; ResNet-50 is inferred",
     )
     objective: str = key("both", "Table of loss pairs; see modeling_decodepos/losses.py.", PAPER, choices=_OBJECTIVES)
@@ -216,7 +234,7 @@ class ModelArguments:
         "it.",
         SOCO,
     )
-    region_bins: int = key(14, "Bins per side of a pooled region in a full-size view.", SOCO, within=COUNT)
+    region_bins: int = key(14, "Bins per side of a pooled region in a full-size view.", SOCO, within=(1, 1000))
     projector_hidden_size: int = key(4096, "Width of projector and predictor.", SOCO, within=COUNT)
     projection_size: int = key(256, "Size of the compared embedding.", SOCO, within=COUNT)
     use_predictor: bool = key(True, "Whether the student has a predictor (not drawn in the paper's figure).", SOCO)
@@ -269,7 +287,7 @@ class RunArguments:
 
     output_dir: str = key("runs/scenes_smoke", "Folder of the run.", OURS)
     max_steps: int = key(0, "Updates in all; 0 means `epochs` decides.", OURS, within=FROM_ZERO)
-    epochs: int = key(800, "Passes over the data, when max_steps is 0.", FOLLOW_UP)
+    epochs: int = key(800, "Passes over the data, when max_steps is 0.", FOLLOW_UP, within=FROM_ZERO)
     global_batch_size: int = key(512, "Images per update, over devices and accumulation steps.", PEERS, within=COUNT)
     accumulation_steps: int = key(1, "Micro-batches per update and device.", OURS, within=COUNT)
     optimizer: str = key("lars", "Optimiser.", SOCO, choices=("lars", "adamw"))
@@ -288,13 +306,19 @@ class RunArguments:
         -1.0,
         "Weight decay at the end of a cosine; -1: constant.",
         FOLLOW_UP + " (0.04 to 0.4, ViT)",
-        within=(-1, None),
+        within=(-1, 2**31),
     )
-    sgd_momentum: float = key(0.9, "The optimiser's momentum (LARS), or AdamW's beta 1.", SOCO, within=SHARE)
+    sgd_momentum: float = key(0.9, "The optimiser's momentum (LARS), or AdamW's beta 1.", SOCO, within=(0, 0.9999))
     teacher_momentum: float = key(0.99, "The teacher's EMA coefficient at first; it rises to 1.", SOCO, within=SHARE)
     gradient_clip: float = key(0.0, "Largest gradient norm; 0 does not clip.", OURS, within=FROM_ZERO)
     seed: int = key(0, "Seed of weights and data.", OURS, within=FROM_ZERO)
-    mixed_precision: str = key("no", "bf16 runs the networks in bfloat16.", OURS, choices=("no", "bf16"))
+    mixed_precision: str = key(
+        "no",
+        "bf16 runs the networks in bfloat16; auto does where this machine multiplies it in hardware, and run.json "
+        "says which it was.",
+        OURS,
+        choices=("no", "bf16", "auto"),
+    )
     cpu: bool = key(False, "Run on the CPU even where there is an accelerator.", OURS)
     save_steps: int = key(0, "Updates between checkpoints; 0 saves at the end only.", OURS, within=FROM_ZERO)
     keep_checkpoints: int = key(2, "Newest checkpoints kept, beside the best one.", OURS, within=COUNT)
@@ -323,7 +347,13 @@ class RunArguments:
         512,
         "Images measured on, half gallery, half queries; they stay in memory as 8-bit views.",
         OURS,
-        within=(4, None),
+        within=(4, 10_000_000),
+    )
+    measure_size_px: int = key(
+        0,
+        "Side of the pictures measured on, best the one that features will be taken at; 0: view_size_px.",
+        OURS,
+        within=(0, 16_384),
     )
     diagnose: bool = key(
         False,
@@ -357,6 +387,8 @@ class RunArguments:
         check(self)
         if self.max_steps == 0 and self.epochs < 1:
             raise ValueError("max_steps is 0 and epochs is below 1: one of them must say how long the run is.")
+        if self.mixed_precision == "auto":
+            object.__setattr__(self, "mixed_precision", fast_precision(self.cpu))
 
 
 GROUPS: tuple[Any, ...] = (DataArguments, ViewArguments, ModelArguments, RunArguments)
@@ -389,6 +421,20 @@ class Recipe:
                 "batch_norm is recalibrated, which needs images that are at hand, and streaming keeps none: "
                 "--batch_norm frozen, or streaming false."
             )
+
+        if unknown := sorted(self.allowed_changes - self.values().keys()):
+            hint = nearest(unknown[0], self.values().keys())
+            raise ValueError(f"allow_change names {', '.join(unknown)}, which is no key of a recipe.{hint}")
+
+    @property
+    def allowed_changes(self) -> set[str]:
+        """Keys that a continued run may change. `processes` stands for the number of processes."""
+        return {name.strip() for name in self.run.allow_change.split(",") if name.strip()}
+
+    @property
+    def measured_size_px(self) -> int:
+        """Side of the pictures that the run measures its features on."""
+        return self.run.measure_size_px or self.views.view_size_px
 
     def values(self) -> dict[str, Any]:
         """Every key with its value, flat."""

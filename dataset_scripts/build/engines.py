@@ -19,6 +19,8 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from modeling_decodepos.settings import number
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Count = Callable[[int], object]
@@ -49,7 +51,7 @@ def exit_code(command: Callable[[], int | None]) -> int:
 
 def add_worker_flag(parser: argparse.ArgumentParser, help: str = "processes; 0: one per core") -> None:
     """The flag of every command with workers."""
-    parser.add_argument("--num_workers", "--workers", dest="workers", type=int, default=0, help=help)
+    parser.add_argument("--num_workers", "--workers", dest="workers", type=number(int, 0, 1000), default=0, help=help)
 
 
 # ------------------------------------------------------------------------------------------------------- one machine

@@ -64,7 +64,7 @@ class Categories:
         for category in categories:
             if isinstance(category, str):
                 self.texts.add(category)
-            elif isinstance(category, int) and category >= 0:
+            elif type(category) is int and category >= 0:
                 self.largest = max(self.largest, category)
             else:
                 raise ValueError(f"{where}: category {category!r}, expected a number from 0 or a name.")

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from modeling_decodepos.schema import SCHEMA_VERSION, build_features
 
-from ..files import DISK_FULL, file_sha256, lock_folder, whole_file, write_text
+from ..files import DISK_FULL, file_sha256, lock_folder, read_json, whole_file, write_text
 from ..proposals import Proposals, add_regions, recipe_of
 from .engines import ENGINES, Count, Unfinished
 from .work_folder import MANIFEST_NAME, holds_something
@@ -119,10 +119,10 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"No {MANIFEST_NAME} in {folder}, expected a folder written by dataset_scripts.prepare.")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}). Build the data set again with --overwrite.") from error
-    found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        manifest = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error} Build the data set again with --overwrite.") from error
+    found = manifest.get("format")
     if found != MANIFEST_FORMAT:
         raise ValueError(
             f"{path}: format is {found!r}, expected {MANIFEST_FORMAT}. It was written by another program."

@@ -9,9 +9,12 @@ is refused, and messages say what to do.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,12 +31,17 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import get_session, validate_repo_id
 
 from ..build.engines import Unfinished
 from ..files import file_sha256
 
 TRIES = 5
 PAUSE_S = 2.0  # before the second try; each further pause is twice as long
+# No further try is begun after so long. One try may take as long: the client itself asks six times for a listing.
+LONGEST_S = 60.0
+# An answer that begins no sooner does not come; writing a commit may take the Hub longer.
+SILENCE_S, SILENCE_OF_COMMITS_S = 10.0, 300.0
 CARD_NAME = "README.md"
 PLACEHOLDERS = ("[More Information Needed]", "TAKEDOWN-CONTACT")
 _LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write to this repository."
@@ -44,6 +52,17 @@ _TransportError: type[Exception] = next(base for base in HfHubHTTPError.__mro__ 
 _PASSING = (_TransportError, ConnectionError, TimeoutError, LocalEntryNotFoundError, RuntimeError)
 
 T = TypeVar("T")
+
+
+def check_repo_name(*repo_ids: str) -> None:
+    """Raises ValueError for a name that the Hub would refuse, or would not load from."""
+    for repo_id in repo_ids:
+        if repo_id.count("/") != 1:
+            raise ValueError(f"--repo is {repo_id!r}, expected ORG/NAME: the Hub loads no other names.")
+        try:
+            validate_repo_id(repo_id)
+        except HFValidationError as error:
+            raise ValueError(f"--repo is {repo_id!r}: the Hub takes no repository of this name. {error}") from None
 
 
 @dataclass(frozen=True)
@@ -107,14 +126,14 @@ class Repository:
     repo_type: str
     api: HfApi
 
-    def ask(self, method: Callable[..., T], **options: Any) -> T:
+    def ask(self, method: Callable[..., T], silence_s: float | None = None, **options: Any) -> T:
         """What a method of the API gives for this repository."""
-        return reached(lambda: method(repo_id=self.repo_id, repo_type=self.repo_type, **options))
+        return reached(lambda: method(repo_id=self.repo_id, repo_type=self.repo_type, **options), silence_s)
 
     def latest(self) -> Snapshot | None:
         """What it holds, or None if there is none that this token may see."""
         try:
-            info: Any = self.ask(self.api.repo_info)
+            info: Any = self.ask(self.api.repo_info, timeout=SILENCE_S)
         except RepositoryNotFoundError:
             return None
         return Snapshot(self, info.sha, bool(info.private), self.files(info.sha))
@@ -230,7 +249,7 @@ def _send(upload: Upload, held: Snapshot | None, private: bool) -> str:
             operations += [CommitOperationDelete(path) for path in stale]
             return r.api.create_commit(operations=operations, commit_message=message, **where)
 
-        r.ask(commit)
+        r.ask(commit, silence_s=SILENCE_OF_COMMITS_S)
         held = r.latest()
         assert held is not None
     if wrong := upload.changed(held.files):
@@ -241,20 +260,37 @@ def _send(upload: Upload, held: Snapshot | None, private: bool) -> str:
     return held.commit
 
 
-def reached(call: Callable[[], T]) -> T:
-    """What a call to the Hub gives; trouble that may pass is waited for, the rest is said in a line.
+@contextmanager
+def _patience(seconds: float) -> Iterator[None]:
+    """How long the client waits for a sign of the Hub; of its own accord it would wait for ever."""
+    session = get_session()
+    before, session.timeout = session.timeout, seconds
+    try:
+        yield
+    finally:
+        session.timeout = before
+
+
+def reached(call: Callable[[], T], silence_s: float | None = None) -> T:
+    """What a call to the Hub gives; trouble that may pass is waited for and told, the rest is said in a line.
 
     Raises:
         ValueError: The Hub refuses, or may not be asked.
         Unfinished: The Hub does not answer as it should; the same command goes on later.
         RepositoryNotFoundError, RevisionNotFoundError: There is no such thing.
     """
-    trouble = ""
+    trouble, tries, started = "", 0, time.monotonic()
     for attempt in range(TRIES):
         if attempt:
-            time.sleep(PAUSE_S * 2 ** (attempt - 1))
+            if time.monotonic() - started > LONGEST_S:
+                break
+            pause = PAUSE_S * 2 ** (attempt - 1)
+            print(f"The Hub does not answer as it should ({trouble}): again in {pause:.0f} s.", file=sys.stderr)
+            time.sleep(pause)
+        tries += 1
         try:
-            return call()
+            with _patience(SILENCE_S if silence_s is None else silence_s):
+                return call()
         except (RepositoryNotFoundError, RevisionNotFoundError):
             raise
         except Exception as error:
@@ -267,8 +303,8 @@ def reached(call: Callable[[], T]) -> T:
             status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
             trouble = f"{type(cause).__name__}: {_one_line(cause)}" if status is None else f"HTTP {status}"
     raise Unfinished(
-        f"The Hub does not answer as it should ({trouble}), after {TRIES} tries. What was uploaded stays there: run "
-        "the same command again later."
+        f"The Hub does not answer as it should ({trouble}), after {tries} tries in "
+        f"{time.monotonic() - started:.0f} s. What was uploaded stays there: run the same command again later."
     )
 
 
@@ -279,6 +315,11 @@ def _refusal(error: BaseException) -> str:
             return "HF_HUB_OFFLINE is set: unset it to reach the Hub."
         case HFValidationError():
             return str(error)
+        case json.JSONDecodeError():
+            return (
+                f"What answers at {constants.ENDPOINT} is not the Hub: it sent something else than JSON, as the page "
+                "of a proxy or a sign-in does. Look at HF_ENDPOINT and at the proxy settings."
+            )
         case LocalTokenNotFoundError():
             return f"There is no token. {_LOG_IN}"
         case HfHubHTTPError() if error.response.status_code in (401, 403):

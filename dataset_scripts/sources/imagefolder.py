@@ -144,7 +144,7 @@ def _read(path: Path) -> Iterator[Any]:
                 yield from (json.loads(line) for line in file if line.strip())
         else:
             yield from _read_csv(path)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: no valid JSON ({error}).") from error
     except (csv.Error, pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}. The same as metadata.jsonl, in UTF-8, can.") from error

@@ -17,6 +17,7 @@ from PIL import Image
 
 from modeling_decodepos.pictures import broken_if_it_fails, read_size, turn_pixels
 from modeling_decodepos.schema import SEGMENTATION_IGNORE
+from modeling_decodepos.settings import number
 
 from ..build.object_lists import category_number
 from ..build.parquet import DatasetPlan, Row
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, required=True, help="folder to read; nothing in it is changed")
     parser.add_argument(
         "--validation_share",
-        type=float,
+        type=number(float, 0, 1),
         default=DEFAULT_VALIDATION_SHARE,
         help="of the pictures, where the source has no splits; which ones depends on their paths alone",
     )

@@ -7,10 +7,13 @@ import numpy as np
 
 from modeling_decodepos.scenes import CLASS_NAMES, FIRST_INDEX, SCENES_VERSION, render_scene, sample_scene
 from modeling_decodepos.schema import unit_xyxy_to_xywh
+from modeling_decodepos.settings import number
 
 from ..build.parquet import DatasetPlan, Row
 from ..build.work_folder import WorkFolder
 from ..pictures.encoded import EncodedPicture, encode_png, picture_row
+
+LEAST_SIDE = 32
 
 HELP = "procedural scenes, drawn here: no download"
 
@@ -47,10 +50,12 @@ def scene_row(split: str, number: int, seed: int, size_px: int) -> Row:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `prepare scenes`."""
-    parser.add_argument("--train", type=int, default=4000, help="images for training")
-    parser.add_argument("--validation", type=int, default=500, help="images for validation")
-    parser.add_argument("--size_px", type=int, default=128, help="side of the square images")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other scenes")
+    parser.add_argument("--train", type=number(int, 0, 10_000_000), default=4000, help="images for training")
+    parser.add_argument("--validation", type=number(int, 0, 10_000_000), default=500, help="images for validation")
+    parser.add_argument(
+        "--size_px", type=number(int, LEAST_SIDE, 16_384), default=128, help="side of the square images"
+    )
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="another seed gives other scenes")
     parser.set_defaults(proposals="boxes")
 
 
@@ -65,8 +70,8 @@ def scenes_source(train: int = 4000, validation: int = 500, size_px: int = 128, 
     for split, rows in splits.items():
         if not 0 <= rows <= FIRST_INDEX["validation"]:
             raise ValueError(f"{split} is {rows}, expected 0 to {FIRST_INDEX['validation']} images.")
-    if size_px < 32:
-        raise ValueError(f"size_px is {size_px}, expected at least 32: textures cannot be told apart below.")
+    if size_px < LEAST_SIDE:
+        raise ValueError(f"size_px is {size_px}, expected at least {LEAST_SIDE}: textures cannot be told apart below.")
     if seed < 0:
         raise ValueError(f"seed is {seed}, expected 0 or more.")
     recipe = {"source": "scenes", "scenes_version": SCENES_VERSION, **splits, "size_px": size_px, "seed": seed}

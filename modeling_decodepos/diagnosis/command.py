@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..settings import CommandParser
+from ..outputs import refuse_unwritable
+from ..settings import CommandParser, number
 from .measures.metrics import MEASURES, choose_measures
 from .models.readings import READINGS
 
@@ -39,18 +40,26 @@ def build_parser(name: str = NAME) -> CommandParser:
         "Hub id of a data set",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--images", type=int, help="pictures in the gallery, and as many queries (default: 96)")
-    parser.add_argument("--size_px", "--size", type=int, help="side of the pictures in pixels (default: 160)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything drawn by chance")
-    parser.add_argument("--seeds", type=int, default=1, help="repetitions with other data and other random weights")
+    parser.add_argument(
+        "--images", type=number(int, 4, 1_000_000), help="pictures in the gallery, and as many queries (default: 96)"
+    )
+    parser.add_argument(
+        "--size_px", "--size", type=number(int, 8, 16_384), help="side of the pictures in pixels (default: 160)"
+    )
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="of everything drawn by chance")
+    parser.add_argument(
+        "--seeds", type=number(int, 1, 1000), default=1, help="repetitions with other data and other random weights"
+    )
     parser.add_argument(
         "--random_seeds",
-        type=int,
+        type=number(int, 1, 1000),
         default=3,
         help="random weights of the same architecture beside each model, at least (default: 3); with fewer, intervals "
         "do not say how much weights differ",
     )
-    parser.add_argument("--layers", type=int, default=4, help="layers of a ViT that are read, evenly spaced")
+    parser.add_argument(
+        "--layers", type=number(int, 1, 1000), default=4, help="layers of a ViT that are read, evenly spaced"
+    )
     parser.add_argument(
         "--reading",
         choices=READINGS,
@@ -74,6 +83,7 @@ def main(arguments: Sequence[str] | None = None, name: str = NAME) -> int:
     images, size_px = (QUICK_IMAGES, QUICK_SIZE) if args.quick else (96, 160)
     try:
         choose_measures(args.measures)
+        refuse_unwritable(args.output, folder=True)
         import transformers
 
         from .run import diagnose
@@ -83,8 +93,8 @@ def main(arguments: Sequence[str] | None = None, name: str = NAME) -> int:
         found = diagnose(
             args.models,
             args.data,
-            images=args.images or images,
-            size_px=args.size_px or size_px,
+            images=images if args.images is None else args.images,
+            size_px=size_px if args.size_px is None else args.size_px,
             seed=args.seed,
             seeds=args.seeds,
             random_seeds=args.random_seeds,

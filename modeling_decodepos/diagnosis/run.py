@@ -41,7 +41,7 @@ from .measures.position import ROWS
 from .models.features import REGION_BINS, StageFeatures, read_features
 from .models.image_statistics import statistics_model
 from .models.load import FeatureModel, load_model
-from .models.networks import Spec
+from .models.networks import Spec, usable_device
 from .models.readings import choose_reading
 from .results import Debias, Diagnosis, ModelResult
 
@@ -80,6 +80,7 @@ def diagnose(
         raise ValueError(
             f"images is {images}, seeds {seeds} and random_seeds {random_seeds}; expected at least 4, and 1 of either."
         )
+    usable_device(device)
     chosen, reading = choose_measures(measures), choose_reading(reading, centre_cells)
     wanted = list(models) if isinstance(models, Sequence) and not isinstance(models, str) else [models]
     failures = _Failures()

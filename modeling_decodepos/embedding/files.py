@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -86,15 +87,9 @@ def read_text_lines(lines: np.ndarray) -> list[Any]:
     return [json.loads(line) for line in lines.tobytes().splitlines()]
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let a file be written beside its place, and put it there when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+def parts_folder(output: Path) -> Path:
+    """Where the parts of a file are, until it is there."""
+    return output.with_name(f".{output.name}.parts")
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -103,11 +98,10 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 def _load_table(path: Path, kind: str, settings: dict[str, Any]) -> FeatureTable:
     table = parquet().read_table(path, filters=[("kind", "==", kind)] if kind else None)
     box, feature = (
-        np.stack([column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)])[0]
-        for column in (table[name].combine_chunks() for name in ("box", "feature"))
+        column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+        for column in (table["box"], table["feature"])
     )
-    texts = (table[name].to_pylist() for name in ("kind", "image_id", "label"))
-    kinds, image_ids, labels = texts
+    kinds, image_ids, labels = (table[name].to_pylist() for name in ("kind", "image_id", "label"))
     return FeatureTable(kinds, image_ids, box, labels, feature, settings, [])
 
 
@@ -139,7 +133,7 @@ class Parts:
 
     def __init__(self, output: Path, settings: Mapping[str, Any]):
         self.output, self.settings = output, dict(settings)
-        self.folder = output.with_name(f".{output.name}.parts")
+        self.folder = parts_folder(output)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check()
         found = sorted(self.folder.glob("*.safetensors"))
@@ -151,8 +145,14 @@ class Parts:
         """Refuse parts of other settings: their features would be mixed with other ones."""
         path = self.folder / "settings.json"
         if not path.is_file():
-            write_whole(path, lambda beside: beside.write_text(json.dumps(self.settings), encoding="utf-8"))
+            self._write_whole(path, lambda beside: beside.write_text(json.dumps(self.settings), encoding="utf-8"))
         refuse_other(json.loads(path.read_text(encoding="utf-8")), self.settings, self.folder)
+
+    def _write_whole(self, path: Path, write: Callable[[Path], Any]) -> None:
+        """Let a file be written among the parts, and put it in its place when it is whole."""
+        beside = self.folder / f".{path.name}.{os.getpid()}.part"
+        write(beside)
+        os.replace(beside, path)
 
     def _name(self, number: int) -> Path:
         return self.folder / f"{number:06}.safetensors"
@@ -165,7 +165,7 @@ class Parts:
     def add(self, arrays: Arrays) -> None:
         """Write the next part."""
         plain = {name: np.ascontiguousarray(values) for name, values in arrays.items()}  # safetensors' own asks for it
-        write_whole(self._name(self.count), lambda beside: save_file(plain, beside))
+        self._write_whole(self._name(self.count), lambda beside: save_file(plain, beside))
         self.pictures += len(read_text_lines(arrays["image_id"]))
         self.count += 1
 
@@ -179,10 +179,8 @@ class Parts:
         rows = {kind: int(count) for kind, count in zip(_KINDS, counts, strict=True) if count}
         about = self.settings | {"pictures": self.pictures, "rows": rows, "broken": self.broken()[:_NAMED]}
         write = self._write_table if self.output.suffix == ".parquet" else self._write_tensors
-        write_whole(self.output, lambda path: write(path, {_SETTINGS: json.dumps(about)}))
-        for file in [*self.folder.glob("*.safetensors"), self.folder / "settings.json"]:
-            file.unlink()
-        self.folder.rmdir()
+        self._write_whole(self.output, lambda path: write(path, {_SETTINGS: json.dumps(about)}))
+        shutil.rmtree(self.folder)
         return about
 
     def _write_table(self, path: Path, metadata: dict[str, str]) -> None:

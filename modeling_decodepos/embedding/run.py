@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from ..diagnosis.models.networks import Spec
 from ..pictures import BrokenImage
 from .choices import KINDS
 from .embedder import Embedder, Rows
-from .files import SUFFIXES, Arrays, Parts, parquet, read_settings, refuse_other, write_text_lines
+from .files import SUFFIXES, Arrays, Parts, parquet, parts_folder, read_settings, refuse_other, write_text_lines
 from .pictures import Row, Shown, Source, open_source, show
 
 T = TypeVar("T")
@@ -110,6 +111,7 @@ def embed(
     if output.exists():
         about = read_settings(output) or {}
         refuse_other(about, settings, output)
+        shutil.rmtree(parts_folder(output), ignore_errors=True)  # of a run that was killed at its very end
         return FeatureFile(output, about, False)
     parts = Parts(output, settings)
     _write_parts(parts, embedder, source, wanted, batch_size, workers, progress)

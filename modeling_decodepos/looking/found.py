@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..diagnosis.report.figures import as_pixels, colorize
-from ..page import MINUS, NO_NUMBER, image_data_uri, message, stat_tile, table, tiles
+from ..page import MINUS, NO_NUMBER, PERCENT, image_data_uri, message, stat_tile, table, tiles
 from .leaks import CommonAnswers, Leaks
 
 _BOX, _RIM = "#ffd400", "#1c2330"
@@ -134,7 +134,7 @@ def show_figure(picture: np.ndarray | Image.Image, caption: str) -> Markup:
 
 def format_share(share: float | None) -> str:
     """In per cent, for people."""
-    return NO_NUMBER if share is None or not math.isfinite(share) else f"{100 * share:.0f} %"
+    return NO_NUMBER if share is None or not math.isfinite(share) else f"{100 * share:.0f}{PERCENT}"
 
 
 def format_value(value: float | None) -> str:

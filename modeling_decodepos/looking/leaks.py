@@ -6,9 +6,8 @@ of a diagnosis do. Whatever does not depend on the visitor's picture is computed
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from ..diagnosis.data.probe import ProbeData, Swaps, blank_pictures
 from ..diagnosis.data.scenes import build_scene_data
 from ..diagnosis.measures.context import exchange_cosines, leak_ratio
 from ..diagnosis.measures.evaluate import BLANKS, probe_halves
-from ..diagnosis.measures.influence import measure_influence
+from ..diagnosis.measures.influence import gradient_energies
 from ..diagnosis.measures.position import divide_variance
 from ..diagnosis.models.features import read_features
 from ..diagnosis.models.load import FeatureModel
@@ -114,23 +113,17 @@ def _cosines(common: CommonAnswers, stages: list[Tensor]) -> tuple[Tensor, Tenso
     return content, surroundings
 
 
-def _one_map(model: FeatureModel, stage: int, images: Tensor) -> list[Tensor]:
-    return [model.maps(images)[stage]]
-
-
 def _influence(model: FeatureModel, view: Tensor, box: Tensor) -> tuple[list[float | None], list[np.ndarray]]:
     """Of each stage, the share of gradient energy outside the box, and the picture under that energy."""
     data, swaps = _references(view.shape[1])
     pixels = torch.cat([view[None], data.queries.pixels[swaps.images[:BESIDE]]])
     boxes = torch.cat([box[None], swaps.boxes[:BESIDE]])
     picture = view.permute(1, 2, 0).contiguous().numpy()
-    shares: list[float | None] = []
-    heat = []
-    for number, stage in enumerate(model.stages):
-        # A model that ends here: `measure_influence` keeps the map of the last stage only.
-        until = dataclasses.replace(model, stages=(stage,), maps=partial(_one_map, model, number))
-        _, energy = measure_influence(until, pixels, boxes, seed=SEED)
-        arrives = len(energy) > 0 and float(energy[0].sum()) > 0
-        shares.append(share_outside(energy[0], box) if arrives else None)
-        heat.append(heat_over(picture, energy[0]) if arrives else picture)
+    energies = gradient_energies(model, pixels, boxes)
+    shares: list[float | None] = [None] * len(model.stages)
+    heat = [picture] * len(model.stages)
+    for number, energy in enumerate(energies or []):
+        if float(energy[0].sum()) > 0:
+            own = energy[0].float()
+            shares[number], heat[number] = share_outside(own, box), heat_over(picture, own)
     return shares, heat

@@ -67,12 +67,11 @@ def _section(found: Look, number: int) -> Markup:
 
 
 def _leaks(found: Look, number: int) -> Markup:
-    header = ["last stage of", "gradient outside the box", "context leak", "place on a blank page, R²"]
-    rows = []
-    for seen in found.seen:
-        leaks, place = seen.leaks[number], seen.common.position[-1].value
-        share, leak = format_share(leaks.outside[-1]), format_value(leaks.leak[-1])
-        rows.append([seen.model.name, share, leak, format_value(place)])
+    header = ["last stage of", "context leak", "place on a blank page, R²"]
+    rows = [
+        [seen.model.name, format_value(seen.leaks[number].leak[-1]), format_value(seen.common.position[-1].value)]
+        for seen in found.seen
+    ]
     return table(header, rows)
 
 

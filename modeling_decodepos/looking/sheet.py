@@ -48,7 +48,8 @@ def draw_look(found: Look) -> Image.Image:
             sheet.dot(row, column, *point)
         for number, point in enumerate(asked.points, start=1):
             sheet.dot(row, 0, *point, str(number) if several else "")
-        share = f"{format_share(leaks.outside[-1])} of the gradient is outside"
+        outside = leaks.outside[-1]
+        share = "no gradient arrives" if outside is None else f"{format_share(outside)} of the gradient is outside"
         sheet.put(row, 2 + len(asked.points), leaks.heat[-1], share, [(asked.box, BOX)], smooth=True)
     return sheet.image
 

@@ -172,8 +172,9 @@ def test_the_command_builds_and_checks(tmp_path, capsys):
     assert "README.md is missing" in capsys.readouterr().err
     assert main(["check", str(tmp_path / "nothing")]) == 1
     assert "is not a folder" in capsys.readouterr().err
-    assert main([*command, "--size-px", "8"]) == 2
-    assert "size_px is 8, expected at least 32" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "--size-px", "8"])
+    assert "--size_px: it is 8; expected at least 32" in capsys.readouterr().err
 
 
 def test_check_finds_a_damaged_file(folder):

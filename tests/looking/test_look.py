@@ -11,10 +11,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from modeling_decodepos import DecodePosConfig, DecodePosModel
+from modeling_decodepos.backbones import BACKBONES
+from modeling_decodepos.diagnosis.measures.influence import gradient_energies
 from modeling_decodepos.diagnosis.models.load import load_model
+from modeling_decodepos.diagnosis.report.figures import share_outside
 from modeling_decodepos.looking import draw_look, look
 from modeling_decodepos.looking.command import main
-from modeling_decodepos.looking.leaks import ask, ask_common
+from modeling_decodepos.looking.leaks import BESIDE, _references, ask, ask_common
 from modeling_decodepos.looking.page import look_page
 from modeling_decodepos.looking.run import Look
 from modeling_decodepos.looking.sheet import _like
@@ -54,6 +58,36 @@ def test_the_leak_is_that_of_the_space():
     model, asked = load_model("random:resnet_tiny", size_px=96), found.asked[0]
     again = ask(ask_common(model, 96), asked.view, asked.box)
     assert found.seen[0].leaks[0].leak == again.leak and found.seen[0].leaks[0].outside == again.outside
+
+
+def ours() -> DecodePosModel:
+    """A network of ours, whose last stage runs on regions of a map before."""
+    torch.manual_seed(0)
+    return DecodePosModel(DecodePosConfig(backbone_config=BACKBONES["resnet_tiny"](), region_bins=4)).eval()
+
+
+@pytest.mark.parametrize("reading", ["known", "legacy"])
+@pytest.mark.parametrize("build", [lambda: "random:resnet_tiny", ours], ids=["resnet", "region stage"])
+def test_every_stage_is_read_where_it_lies(build: Any, reading: str):
+    """Each with its own cells: with those of another stage, boxes would lie off the map."""
+    found = look(build(), ["scene:0"], size_px=64, reading=reading)
+    seen, asked = found.seen[0], found.asked[0]
+    model = load_model(build(), size_px=64, reading=reading)
+    data, swaps = _references(64)
+    pixels = torch.cat([asked.view[None], data.queries.pixels[swaps.images[:BESIDE]]])
+    energies = gradient_energies(model, pixels, torch.cat([asked.box[None], swaps.boxes[:BESIDE]]))
+    assert energies is not None
+    shares = [share_outside(energy[0].float(), asked.box) for energy in energies]
+    assert seen.leaks[0].outside == pytest.approx(shares) and 0 < shares[0] < 0.6
+    assert len(shares) == len(model.stages)
+
+
+def test_the_sheet_writes_only_what_its_font_has(monkeypatch: pytest.MonkeyPatch):
+    sheet = Sheet(["a"], 1)
+    drawn: list[str] = []
+    monkeypatch.setattr(sheet.draw, "text", lambda place, text, **_: drawn.append(text))
+    sheet.text(0, 0, "\N{MINUS SIGN}0.02 \N{EN DASH}")
+    assert drawn == ["-0.02 -"]
 
 
 def look_at_both(halves: Path, **how: Any) -> Look:

@@ -26,6 +26,7 @@ def entries() -> dict:
     return {
         "net|1": {"command": "python -m x", "commit": "abcdef0123", "gains": gains([0.2, 0.3], 0.05)},
         "choice: no donor": {"command": "python -m x", "commit": "abcdef0123", "gains": gains([0.15], -0.1)},
+        "dose: 600 steps": {"command": "python -m y", "commit": "abcdef0123", "gains": gains([0.1, 0.2], -0.1)},
     }
 
 
@@ -36,6 +37,9 @@ def test_tables_and_drawing_say_what_the_results_say():
     assert "| 0.200, 0.300 | **+0.150** (+0.050 to +0.300) | 2.50 |" in gains and "no donor" not in gains
     choices = TABLES["choices"](entries())
     assert choices.splitlines()[2].startswith("| the start | 0.100") and "| no donor | 0.150" in choices
+    doses = TABLES["doses"](entries())
+    assert "| 600 steps | 0.150, +0.050 (-0.100 to +0.300) |" in doses and "no donor" not in doses
+    assert "600 steps" not in gains and "600 steps | `python -m y`" in TABLES["commands"](entries())
     assert "net&#124;1 | `python -m x` | abcdef01 |" in TABLES["commands"](entries())
     told = entries()
     told["net|1"]["gains"][0]["low"] = -0.05

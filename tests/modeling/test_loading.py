@@ -243,7 +243,7 @@ def test_starting_from_a_checkpoint_with_a_hole_is_an_error(tmp_path: Path) -> N
     shake(ResNetModel(tiny_resnet())).save_pretrained(tmp_path)
     name = "encoder.stages.2.layers.0.layer.0.convolution.weight"
     rewrite(tmp_path, lambda weights: weights.pop(name))
-    with pytest.raises(ValueError, match=f"lacks 1 weights of its backbone, first {name}"):
+    with pytest.raises(ValueError, match=f"lacks 1 weights of its ResNetBackbone, first {name}"):
         DecodePosForPreTraining.from_backbone(tmp_path)
 
 

@@ -205,7 +205,7 @@ def test_the_arrows_of_the_papers_figure() -> None:
 
 
 def test_the_arms_differ_in_one_thing_at_a_time() -> None:
-    arms = {name: objective for name, objective in OBJECTIVES.items() if not objective.of_features().terms}
+    arms = {name: objective for name, objective in OBJECTIVES.items() if "alone" not in objective.views}
     uses = {
         name: (
             objective.level,
@@ -238,6 +238,9 @@ def test_isolated_arms_compare_scenes_with_regions_alone() -> None:
     isolated, unmoved, both = (OBJECTIVES[name] for name in ("isolated", "isolated_unmoved", "isolated_both"))
     assert isolated.teacher_views == unmoved.teacher_views == ("alone",)
     assert isolated.student_views == ("plain", "repositioned") and unmoved.student_views == ("plain",)
+    scratch = OBJECTIVES["both_alone_teacher"]
+    assert scratch.teacher_views == ("alone",) and scratch.student_views == OBJECTIVES["both"].student_views
+    assert not scratch.of_features().terms
     assert not isolated.of_heads().terms and isolated.of_features() == isolated
     # Beside the paper's terms, which stay what they are.
     assert both.of_features() == isolated

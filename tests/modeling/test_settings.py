@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_decodepos.settings import CommandParser, add_flags, check, from_values, given, key, read_yaml
+from modeling_decodepos.settings import CommandParser, add_flags, check, from_values, given, key, number, read_yaml
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def test_what_does_not_fit_is_named(values: dict, message: str):
 
 def test_flags_are_the_fields():
     assert parse("--name", "007") == Settings("007")  # a word stays as it was typed
-    typed = parse("--name", "", "--steps", "4", "--share", "1e-1", "--fast", "--sizes", "5", "6", "--folder", "no")
-    assert typed == Settings("", 4, 0.1, fast=True, sizes=(5, 6), folder=Path("no"))
+    typed = parse("--name", "~", "--steps", "4", "--share", "1e-1", "--fast", "--sizes", "5", "6", "--folder", "no")
+    assert typed == Settings("~", 4, 0.1, fast=True, sizes=(5, 6), folder=Path("no"))
     assert parse("--name", "a", "--fast", "--no-fast") == parse("--name", "a", "--fast", "false") == Settings("a")
     with pytest.raises(ValueError, match="steps is 'many' .str.; expected int"):
         parse("--name", "a", "--steps", "many")
@@ -85,6 +85,56 @@ def test_help_shows_choices_defaults_and_origins(capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit):
         parse("--steps", "3")
     assert "the following arguments are required: --name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--name", ""], "name is empty"),
+        (["--name", "a", "--folder", ""], "folder is empty; expected a path"),
+        (["--name", "a", "--share", ".nan"], "share is nan"),
+        (["--name", "a", "--share", ".inf"], "share is inf"),
+        (["--name", "a", "--steps", "010"], "steps is '010' .str.; expected int"),
+        (["--name", "a", "--steps", "1:30"], "steps is '1:30' .str.; expected int"),
+        (["--name", "a", "--steps", "0x10"], "steps is '0x10' .str.; expected int"),
+        (["--name", "a", "--steps", "[" * 2000], r"steps is '\[\[+\.\.\."),
+    ],
+)
+def test_what_no_key_means_is_refused(flags: list[str], message: str):
+    """Empty words, numbers without end, and what only YAML 1.1 calls a number: 010 was 8, 1:30 was 90."""
+    with pytest.raises(ValueError, match=message):
+        parse(*flags)
+
+
+def test_numbers_in_yaml_are_those_that_people_write(tmp_path: Path):
+    file = tmp_path / "a.yaml"
+    file.write_text("a: 1_000\nb: -2.5e-3\nc: .5\nd: 010\ne: 1:30\nf: 2024-01-01\ng: 0\n")
+    assert read_yaml(file) == {"a": 1000, "b": -0.0025, "c": 0.5, "d": "010", "e": "1:30", "f": "2024-01-01", "g": 0}
+
+
+def test_values_that_unfold_without_end_do_not_fill_the_message(tmp_path: Path):
+    file = tmp_path / "a.yaml"
+    lines = [f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9)}]" for n in range(1, 30)]
+    file.write_text("\n".join(["x0: &x0 [a]", *lines, "steps: *x29", ""]))
+    values = {"name": "a", "steps": read_yaml(file)["steps"]}
+    with pytest.raises(ValueError, match="steps is") as caught:
+        from_values(Settings, values, "a.yaml")
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_flag_that_is_a_number_has_a_range(capsys: pytest.CaptureFixture):
+    parser = CommandParser(prog="x")
+    parser.add_argument("--count", type=number(int, 1, 9))
+    parser.add_argument("--output", type=Path)
+    assert parser.parse_args(["--count", "9"]).count == 9
+    for words, message in (
+        (["--count", "0"], "--count: it is 0; expected at least 1 and at most 9"),
+        (["--count", "nan"], "invalid int value: 'nan'"),
+        (["--output", ""], "--output: it is empty; expected a path"),
+    ):
+        with pytest.raises(SystemExit):
+            parser.parse_args(words)
+        assert message in capsys.readouterr().err
 
 
 def test_a_yaml_file_is_its_keys(tmp_path: Path):

@@ -62,7 +62,7 @@ def test_the_command_line_wins_over_the_recipe(tmp_path: Path):
     assert recipe.run.mixed_precision == "no"  # YAML reads the bare word as false
 
 
-@pytest.mark.parametrize("word", ["", "2024-01-01", "007", "my: photos", "[a", "*x", "~", "no", "1e3"])
+@pytest.mark.parametrize("word", ["2024-01-01", "007", "my: photos", "[a", "*x", "~", "no", "1e3"])
 def test_a_word_of_the_command_line_stays_as_it_was_typed(word: str):
     assert parse_command_line(["--data", word]).data.data == word
 
@@ -118,3 +118,16 @@ def test_a_key_that_is_gone_may_stand_in_a_recipe_if_it_asks_for_what_is_done():
     assert build_recipe({"views_on": "workers"}) == build_recipe({})
     with pytest.raises(ValueError, match="views_on is 'device', which is gone"):
         build_recipe({"views_on": "device"})
+
+
+@pytest.mark.parametrize(("flags", "expected"), [("fpu avx512_bf16", "bf16"), ("fpu avx2", "no"), (None, "no")])
+def test_auto_precision_is_what_the_cpu_multiplies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str | None, expected: str
+):
+    info = tmp_path / "cpuinfo"
+    if flags is not None:
+        info.write_text(f"processor : 0\nflags : {flags}\n\nprocessor : 1\n")
+    monkeypatch.setattr("training.precision._CPU_INFO", info)
+    recipe = parse_command_line(["--mixed_precision", "auto", "--cpu"])
+    assert recipe.run.mixed_precision == expected  # what run.json tells, and a continued run is held to
+    assert parse_command_line(["--mixed_precision", "bf16", "--cpu"]).run.mixed_precision == "bf16"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
-from dataset_scripts.files import write_text
+from dataset_scripts.files import read_json_lines, write_text
 from training.data.decoding import BrokenImage
 from training.data.sources import ImageSource
 from training.errors import RunStopped
@@ -26,10 +25,8 @@ class BrokenImages:
     def __init__(self, image_count: int, max_share: float, path: Path, resume: bool = False, writes: bool = True):
         self.image_count, self.max_share, self.path, self.writes = image_count, max_share, path, writes
         self.reasons: dict[str, str] = {}
-        for text in path.read_text(encoding="utf-8").splitlines() if resume and path.is_file() else ():
-            with suppress(json.JSONDecodeError):  # cut off by a crash; the image will be met again
-                line = json.loads(text)
-                self.reasons[line["image_id"]] = line["reason"]
+        for line in read_json_lines(path) if resume else ():  # what is missing will be met again
+            self.reasons[str(line.get("image_id"))] = str(line.get("reason"))
         # What a crash left half written goes; so does the list of an earlier run that left no checkpoint.
         self.keep(self.reasons)
 

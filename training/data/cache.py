@@ -29,8 +29,9 @@ from tqdm import tqdm
 
 from dataset_scripts.build.engines import available_cores
 from dataset_scripts.build.parquet import recipe_differences
-from dataset_scripts.files import DISK_FULL, lock_folder, whole_file, write_text
-from modeling_decodepos.settings import CommandParser, add_flags, from_values, given
+from dataset_scripts.files import DISK_FULL, lock_folder, read_json, whole_file, write_text
+from modeling_decodepos.outputs import refuse_unwritable
+from modeling_decodepos.settings import CommandParser, add_flags, from_values, given, number
 from training.data.decoding import BrokenImage
 from training.data.sources import DRAWN, ImageSource, draw_boxes, open_images
 from training.data.workers import load_in_workers
@@ -196,7 +197,7 @@ def _begin(folder: Path, settings: dict[str, Any]) -> None:
     """Mark a folder as a cache in the making; refuse one that holds something else."""
     mark = folder / "building.json"
     if mark.is_file():
-        _refuse_other_settings(folder, json.loads(mark.read_text(encoding="utf-8")), settings)
+        _refuse_other_settings(folder, read_json(mark), settings)
         return
     if others := [path.name for path in folder.iterdir() if path.name != ".lock"]:
         raise ValueError(f"cache {folder}: the folder holds other things ({others[0]} …); give a folder of its own.")
@@ -207,7 +208,10 @@ def _finished_parts(folder: Path) -> list[_Part]:
     """The files that an earlier build finished, in a row from the first image on."""
     parts: list[_Part] = []
     while (path := folder / f"part-{parts[-1].stop if parts else 0:08d}.json").is_file():
-        part = _Part(**json.loads(path.read_text(encoding="utf-8")))
+        try:
+            part = _Part(**read_json(path))
+        except (ValueError, TypeError):  # damaged: it is made again
+            break
         pixels = folder / part.pixels_name
         if not part.offsets or (part.bytes and (not pixels.is_file() or pixels.stat().st_size != part.bytes)):
             break
@@ -262,9 +266,9 @@ def _write_index(folder: Path, settings: dict[str, Any], parts: list[_Part]) -> 
 def _load_index(folder: Path) -> dict[str, Any]:
     path = folder / "index.json"
     try:
-        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json(path)
         index["settings"], index["files"], index["broken"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is no index of a cache ({error!r}). Delete the folder; it is built again.") from None
     return index
 
@@ -299,13 +303,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Decode the images of a split once, for runs with --cache_px.",
     )
     add_flags(parser, DataArguments, only=("data", "split"))
-    parser.add_argument("--cache_px", type=int, default=288, help="the shorter side of an image, if it is longer")
+    parser.add_argument(
+        "--cache_px", type=number(int, 8, 100_000), default=288, help="the shorter side of an image, if it is longer"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the cache: the run's cache_dir")
     parser.add_argument(
-        "--num_workers", "--workers", type=int, default=available_cores(), help="processes that decode"
+        "--num_workers",
+        "--workers",
+        type=number(int, 0, 1000),
+        default=available_cores(),
+        help="processes that decode",
     )
     args = parser.parse_args(arguments)
     try:
+        refuse_unwritable(args.output, folder=True)
         data = from_values(DataArguments, given(args, DataArguments), "the command line")
         source = open_images(data.data, data.split, "random")  # its regions are of no use here
         cached = load_cached(source, args.cache_px, args.output, args.num_workers)

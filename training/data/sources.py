@@ -7,7 +7,6 @@ Regions come from a column of the data or are drawn on the fly, by the class-fre
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,7 +72,9 @@ class ImageSource(Protocol):
         ...
 
 
-def open_images(path: str | Path, split: str = "train", region_source: str = "auto", seed: int = 0) -> ImageSource:
+def open_images(
+    path: str | Path, split: str = "train", region_source: str = "auto", seed: int = 0, strict_jpeg: bool = True
+) -> ImageSource:
     """The images of a folder (Parquet, or plain pictures, which are all "train") or of a Hub id.
 
     Regions come from a key of `COLUMNS` or `DRAWN`, or "auto": proposals, else annotations; plain pictures: random.
@@ -83,7 +84,7 @@ def open_images(path: str | Path, split: str = "train", region_source: str = "au
     if folder.is_dir():
         found = list(walk(folder))
         if not any(name.endswith(".parquet") for name, _ in found):
-            return FolderImages(folder, split, region_source, seed, found)
+            return FolderImages(folder, split, region_source, seed, found, strict_jpeg)
     elif folder.exists():
         raise FileNotFoundError(f"data: {path} is a file; give the folder that holds it.")
     # What does not exist can be a Hub id, ORG/NAME; data/scenes is one of ours.
@@ -93,7 +94,8 @@ def open_images(path: str | Path, split: str = "train", region_source: str = "au
             "Give a folder of pictures, a folder in the layout of modeling_decodepos/schema.py, or a Hub id of one."
         )
         raise FileNotFoundError(f"data: no folder at {path}. {make if folder.name == 'scenes' else other}")
-    images = ParquetImages(load_split(path, split), str(path), split, region_source, seed)
+    rows = load_split(path, split)
+    images = ParquetImages(rows, str(path), split, region_source, seed, strict_jpeg=strict_jpeg)
     images.check_boxes()
     return images
 
@@ -134,8 +136,9 @@ class ParquetImages:
         region_source: str = "auto",
         seed: int = 0,
         place: tuple[int, ...] = (),
+        strict_jpeg: bool = True,
     ):
-        self.name, self.split, self.seed = f"{path} [{split}]", split, seed
+        self.name, self.split, self.seed, self._strict_jpeg = f"{path} [{split}]", split, seed, strict_jpeg
         self.unusable_boxes = 0  # as `check_boxes` found
         self._place = place  # of these rows in a stream: random boxes depend on it
         if not len(rows):
@@ -172,7 +175,7 @@ class ParquetImages:
         """The decoded image."""
         size = self.size(index)
         encoded = self.rows.data.column("image")[index].as_py() or {}
-        return decode_image(encoded.get("bytes"), self.image_id(index), size)
+        return decode_image(encoded.get("bytes"), self.image_id(index), size, self._strict_jpeg)
 
     def boxes(self, index: int, epoch: int) -> np.ndarray:
         """Boxes of the region column, those of crowds and unusable ones left out, or drawn ones."""
@@ -214,6 +217,8 @@ class ParquetImages:
         """
         if self.region_source in DRAWN:
             return
+        if self.region_source == "objects":
+            self.check_objects()
         seen, example, start = 0, "", 0
         for chunk in self.rows.data.column(self.region_source).chunks:
             boxes, owners, used = self._read_boxes(chunk, start)
@@ -231,6 +236,37 @@ class ParquetImages:
                 f"such as {example}. Expected x, y, width, height in pixels, sides of at least 1, at least half of it "
                 "in the image. Mend the column, or do without: --region_source random."
             )
+
+    def check_objects(self) -> None:
+        """Raises ValueError where lists of `objects` differ in length, or a category is none of the named classes."""
+        start, names = 0, class_names(self)
+        for chunk in self.rows.data.column("objects").chunks:
+            lists = {
+                field.name: part
+                for field, part in zip(chunk.type, chunk.flatten(), strict=True)
+                if field.name in ("bbox", "category", "iscrowd", "area") and _is_list(field.type)
+            }
+            lengths = {name: pc.list_value_length(part).fill_null(0).to_numpy() for name, part in lists.items()}
+            most = np.max(list(lengths.values()), axis=0)
+            # A list that is empty or null is one that nobody made.
+            wrong = np.any([(own > 0) & (own != most) for own in lengths.values()], axis=0)
+            if wrong.any():
+                row = int(wrong.argmax())
+                found = {name: int(own[row]) for name, own in lengths.items() if own[row]}
+                raise ValueError(
+                    f"{self.name}, image {self.image_id(start + row)}: the lists of objects differ in length: {found};"
+                    " expected one entry per box. `python -m dataset_scripts.prepare check DIR` lists such rows."
+                )
+            if names is not None and "category" in lists:
+                known = lists["category"].flatten().to_numpy(zero_copy_only=False)
+                outside = np.flatnonzero(known >= len(names))  # one below 0 is unknown
+                if len(outside):
+                    row = start + int(np.repeat(np.arange(len(chunk)), lengths["category"])[outside[0]])
+                    raise ValueError(
+                        f"{self.name}, image {self.image_id(row)}: objects.category holds {known[outside[0]]:g}, but "
+                        f"there are {len(names)} classes, 0 to {len(names) - 1}."
+                    )
+            start += len(chunk)
 
     @property
     def is_annotated(self) -> bool:
@@ -271,28 +307,61 @@ def load_split(path: str | Path, split: str) -> datasets.Dataset:
     try:
         rows = datasets.load_dataset(str(path), split=split)
     except datasets.exceptions.DatasetGenerationError as error:
-        problem = str(error.__cause__ or error)
-        for file in Path(path).rglob("*.parquet"):
-            with suppress(pa.ArrowInvalid, OSError):
-                if not pq.read_metadata(file).num_rows:
-                    problem = f"{file} holds no row, which `datasets` does not take. Delete it, or write its rows."
+        problem = _find_problem(Path(path)) or str(error.__cause__ or error)
         raise ValueError(f"{path} [{split}] cannot be read: {problem}") from error
     except ValueError as error:
         if "Unknown split" in str(error):
             raise NoSuchSplit(f"{path} [{split}]: {error}") from error
         problem = "holds no image" if "corresponds to no data" in str(error) else f"cannot be read: {error}"
         raise ValueError(f"{path} [{split}] {problem}") from error
-    check_columns(rows.column_names, f"{path} [{split}]")
+    check_columns(rows.data.schema, f"{path} [{split}]")
     return rows.cast_column("image", datasets.Image(decode=False))
 
 
-def check_columns(names: list[str], where: str) -> None:
-    """Refuse rows without images or sizes."""
-    missing = {"image", "width", "height"} - set(names)
+def _find_problem(folder: Path) -> str:
+    """What is wrong with the first damaged Parquet file of a folder; empty where all are in order."""
+    for file in sorted(folder.rglob("*.parquet")):
+        try:
+            held = pq.ParquetFile(file)
+            if not held.metadata.num_rows:
+                return f"{file} holds no row, which `datasets` does not take. Delete it, or write its rows."
+            check_columns(held.schema_arrow, str(file))
+        except (ValueError, OSError) as error:
+            return str(error) if str(file) in str(error) else f"{file}: {error}"
+    return ""
+
+
+def check_columns(schema: pa.Schema, where: str) -> None:
+    """Refuse rows without images or sizes, or with something else in their columns."""
+    missing = {"image", "width", "height"} - set(schema.names)
     if missing:
         raise ValueError(
-            f"{where} lacks the columns {', '.join(sorted(missing))}; it has {', '.join(names)}. {_LAYOUT}"
+            f"{where} lacks the columns {', '.join(sorted(missing))}; it has {', '.join(schema.names)}. {_LAYOUT}"
         )
+    for name in ("width", "height"):
+        if not pa.types.is_integer(kind := schema.field(name).type):
+            raise ValueError(f"{where}: column {name} is {kind}; expected whole numbers. {_LAYOUT}")
+    kind = schema.field("image").type
+    if not (kind.get_field_index("bytes") >= 0 if pa.types.is_struct(kind) else _is_text(kind)):
+        raise ValueError(f"{where}: column image is {kind}; expected encoded files, a struct with `bytes`. {_LAYOUT}")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(test(kind) for test in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+
+
+def _holds_boxes(kind: pa.DataType) -> bool:
+    """Whether a column's type is a struct with lists of four numbers; a list that is always empty has no type."""
+    if not (pa.types.is_struct(kind) and kind.get_field_index("bbox") >= 0):
+        return False
+    found = kind.field("bbox").type
+    for _ in range(2):
+        found = found.value_type if _is_list(found) else found
+    return pa.types.is_null(found) or pa.types.is_floating(found) or pa.types.is_integer(found)
 
 
 def choose_region_source(rows: datasets.Dataset, region_source: str, name: str) -> str:
@@ -304,8 +373,11 @@ def choose_region_source(rows: datasets.Dataset, region_source: str, name: str) 
         if column not in rows.column_names:
             continue
         kind = rows.data.column(column).type
-        if not (pa.types.is_struct(kind) and kind.get_field_index("bbox") >= 0):
-            raise ValueError(f"{name}: column {column} is {kind}; expected a struct of lists with `bbox`. {_LAYOUT}")
+        if not _holds_boxes(kind):
+            raise ValueError(
+                f"{name}: column {column} is {kind}; expected a struct of lists with `bbox`, numbers in fours. "
+                f"{_LAYOUT}"
+            )
         if region_source != "auto" or _has_boxes(rows.data.column(column)):
             return column
     raise ValueError(
@@ -342,8 +414,9 @@ class FolderImages:
         region_source: str = "auto",
         seed: int = 0,
         found: list[tuple[str, int]] | None = None,
+        strict_jpeg: bool = True,
     ):
-        self.folder, self.split, self.seed = folder, split, seed
+        self.folder, self.split, self.seed, self._strict_jpeg = folder, split, seed, strict_jpeg
         self.name = f"{folder} [{split}]"
         files = sorted(found if found is not None else walk(folder))
         pictures = [(name, size) for name, size in files if is_picture(name)]
@@ -388,7 +461,7 @@ class FolderImages:
             raise BrokenImage(self.image_id(index), f"cannot be read: {error.strerror}") from None
         if not data:
             raise BrokenImage(self.image_id(index), "is an empty file")
-        return decode_image(data, self.image_id(index))
+        return decode_image(data, self.image_id(index), strict=self._strict_jpeg)
 
     def boxes(self, index: int, epoch: int) -> np.ndarray:
         """Drawn boxes: a plain folder knows of no others."""

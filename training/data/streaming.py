@@ -55,11 +55,13 @@ class Shard:
 class ImageStream:
     """A split as a list of Parquet files that are read from front to back; what run.json says of it."""
 
-    def __init__(self, path: str, split: str, shards: list[Shard], region_source: str, seed: int):
-        self.path, self.split, self.shards, self.seed = path, split, shards, seed
+    def __init__(
+        self, path: str, split: str, shards: list[Shard], region_source: str, seed: int, strict_jpeg: bool = True
+    ):
+        self.path, self.split, self.shards, self.seed, self._strict_jpeg = path, split, shards, seed, strict_jpeg
         self.name = f"{path} [{split}]"
         first = datasets.Dataset(next(self.read(shards, 0, None)), fingerprint="first rows")
-        check_columns(first.column_names, self.name)
+        check_columns(first.data.schema, self.name)
         self.region_source = choose_region_source(first, region_source, f"{self.name} (its first {len(first)} rows)")
         self.images(first.data.table, ()).check_boxes()  # of the first rows
 
@@ -100,10 +102,11 @@ class ImageStream:
     def images(self, table: pa.Table, place: tuple[int, ...]) -> ParquetImages:
         """A block of rows as a source of its own, its random boxes drawn at this place."""
         rows = datasets.Dataset(table, fingerprint="a block of a stream")
-        return ParquetImages(rows, self.path, self.split, self.region_source, self.seed, place)
+        options = (self.path, self.split, self.region_source, self.seed, place, self._strict_jpeg)
+        return ParquetImages(rows, *options)
 
 
-def open_stream(path: str, split: str, region_source: str, seed: int) -> ImageStream:
+def open_stream(path: str, split: str, region_source: str, seed: int, strict_jpeg: bool = True) -> ImageStream:
     """The files of a split, their lengths known from their footers."""
     files = datasets.load_dataset_builder(path).config.data_files or {}
     if split not in files:
@@ -114,12 +117,14 @@ def open_stream(path: str, split: str, region_source: str, seed: int) -> ImageSt
         shards = [shard for shard in pool.map(_read_footer, files[split]) if shard.rows]
     if not shards:
         raise ValueError(f"{path} [{split}] holds no image.")
-    return ImageStream(path, split, shards, region_source, seed)
+    return ImageStream(path, split, shards, region_source, seed, strict_jpeg)
 
 
 def _read_footer(url: str) -> Shard:
     try:
         with xopen(url, "rb") as file, pq.ParquetFile(file) as parquet:
+            if parquet.metadata.num_rows:
+                check_columns(parquet.schema_arrow, url)
             return Shard(url, parquet.metadata.num_rows)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{url} cannot be read as Parquet: {error}") from None

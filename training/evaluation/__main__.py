@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling_decodepos.settings import CommandParser, add_flags, fields, from_values, given
+from modeling_decodepos.settings import CommandParser, add_flags, fields, from_values, given, number
 from training.errors import UnusableData
 from training.evaluation.protocols import PROTOCOLS, QUICK, ProtocolEntry
 from training.evaluation.settings import Common
@@ -27,7 +27,13 @@ def build_parser() -> CommandParser:
         add = command.add_argument
         add_flags(command, Common, only=fields(Common).keys() - {"seed"})
         add("--output", type=Path, required=True, help="results file; new numbers are put into it")
-        add("--seeds", type=int, nargs="+", default=[0], help="measure once with each and report the spread over them")
+        add(
+            "--seeds",
+            type=number(int, 0),
+            nargs="+",
+            default=[0],
+            help="measure once with each and report the spread over them",
+        )
         add("--quick", action="store_true", help="sizes for a look in minutes on a CPU; flags beside it count more")
         add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU where there is one")
         add("--arm", help="what tells this model from its comparisons (default: the objective of its run, if known)")

@@ -82,12 +82,6 @@ class AnnotatedImages:
         index = self.indices[place]
         if not self.objects:
             return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-        lengths = {name: len(values) for name, values in self.raw_objects(place).items() if values}
-        if len(set(lengths.values())) > 1:
-            raise ValueError(
-                f"{self.name}, image {self.ids[place]}: the lists of objects differ in length: {lengths}; expected "
-                "one entry per box. `python -m dataset_scripts.prepare check DIR` lists such rows."
-            )
         boxes = self.source.boxes(index, 0).astype(np.float32)
         labels = self.source.classes(index)
         if labels is None:
@@ -186,6 +180,7 @@ def _open(path: str, split: str, objects: bool) -> ParquetImages:
             f"{source.name} has no column `objects`. This protocol needs boxes with classes.", "objects"
         )
     source = ParquetImages(source.rows, path, split, "objects")
+    source.check_objects()
     if not source.is_annotated:
         raise MissingAnnotations(
             f"{source.name}: its `objects` hold no box at all. This protocol needs boxes with classes.", "objects"

@@ -14,6 +14,7 @@ from transformers import logging as transformers_logging
 
 from modeling_decodepos.diagnosis.models.networks import RANDOM
 from modeling_decodepos.diagnosis.models.readings import choose_reading
+from modeling_decodepos.outputs import refuse_unwritable
 from training.data.sources import open_images
 from training.evaluation.annotated_images import MissingAnnotations
 from training.evaluation.evaluation import Evaluation
@@ -33,6 +34,8 @@ def measure(args: argparse.Namespace, entry: ProtocolEntry, common: Common, sett
     transformers_logging.disable_progress_bar()
     processes = start_processes(args.device)
     code = commit()
+    if processes.is_main:
+        refuse_unwritable(args.output)
     load_results(args.output)  # a file that is something else is better refused before the work than after it
     try:
         with torch.random.fork_rng(devices=[]):

@@ -23,10 +23,10 @@ from modeling_decodepos.diagnosis.models.load import FeatureModel, fitting_side
 from modeling_decodepos.diagnosis.models.networks import (
     Network,
     Spec,
-    call_maps,
     every_stage,
     has_backbone_class,
     load_network,
+    maps_of,
     vision_part,
 )
 from modeling_decodepos.feature_maps import last_map
@@ -269,7 +269,8 @@ def _region_network(network: Network) -> DecodePosModel | MapModel:
         return call
     if not isinstance(call, PreTrainedModel):
         own = call if isinstance(call, nn.Module) else None
-        return MapModel(lambda pixels: call_maps(call, pixels, network.name)[-1], module=own)
+        maps = maps_of(call, network.name)
+        return MapModel(lambda pixels: maps(pixels)[-1], module=own)
     module: Any = vision_part(network)
     if has_backbone_class(module):
         backbone: Any = module if isinstance(module, BackboneMixin) else every_stage(module)

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from dataset_scripts.files import lock_folder, write_json
+from dataset_scripts.files import lock_folder, read_json, write_json
 from training.provenance import now
 
 KEY = ("model", "arm", "protocol", "metric", "seeds")
@@ -84,7 +84,7 @@ def load_results(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["results"]
+        rows = read_json(path)["results"]
         assert isinstance(rows, list) and all(set(KEY) <= set(row) for row in rows)
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise ValueError(

@@ -12,7 +12,7 @@ from modeling_decodepos.settings import check, key
 
 STAGES = ("regions", "map")
 
-_COUNT, _FROM_ZERO = (1, None), (0, None)
+_COUNT, _FROM_ZERO, _SIDE = (1, 2**31), (0, 2**31), (8, 16_384)
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Common:
     )
     data: str = key(MISSING, "folder or Hub id in the layout of modeling_decodepos/schema.py")
     seed: int = key(0, "of everything that is drawn", within=_FROM_ZERO)
-    size_px: int = key(224, "side that images are resized to", within=_COUNT)
-    region_bins: int = key(0, "bins per side of a region; 0: the checkpoint's own, or 14", within=_FROM_ZERO)
+    size_px: int = key(224, "side that images are resized to", within=_SIDE)
+    region_bins: int = key(0, "bins per side of a region; 0: the checkpoint's own, or 14", within=(0, 1000))
     reading: str = key(
         "own", "where cells lie: " + "; ".join(f"{n} ({t})" for n, t in READINGS.items()), choices=tuple(READINGS)
     )
@@ -41,7 +41,7 @@ class Common:
     train_images: int = key(0, "take only this many training images; 0: all", within=_FROM_ZERO)
     validation_images: int = key(0, "measure on only this many images; 0: all", within=_FROM_ZERO)
     batch_size: int = key(64, "images at a time through a frozen network; no number depends on it", within=_COUNT)
-    num_workers: int = key(0, "processes that read images", within=_FROM_ZERO)
+    num_workers: int = key(0, "processes that read images", within=(0, 1000))
 
     def __post_init__(self) -> None:
         check(self)
@@ -107,7 +107,7 @@ class DetectionSettings:
     images_per_update: int = key(16, "batch size over all processes", within=_COUNT)
     learning_rate: float = key(2e-4, "peak, of AdamW; the backbone's is a tenth", above=0)
     weight_decay: float = key(1e-4, "of AdamW", within=_FROM_ZERO)
-    maps: int = key(3, "feature maps of the backbone; a ViT gives its last one")
+    maps: int = key(3, "feature maps of the backbone; a ViT gives its last one", within=(1, 100))
     width: int = key(256, "channels of the detector", within=_COUNT)
     layers: int = key(6, "layers of its encoder, and of its decoder", within=_COUNT)
     queries: int = key(300, "boxes per image that it proposes", within=_COUNT)

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_decodepos.settings import CommandParser
+from modeling_decodepos.outputs import refuse_unwritable
+from modeling_decodepos.settings import CommandParser, number
 from training.export.layouts import LAYOUTS, PIXEL_FORMS, READABLE
 
 FORMATS = ("backbone", *LAYOUTS, "onnx", "torch_export", "pretraining")
@@ -28,26 +29,26 @@ def build_parser() -> CommandParser:
     add("--stride_in", choices=["1x1", "3x3"], help="with --from detectron2")
     add("--pixels", choices=tuple(PIXEL_FORMS), help="with --from detectron2")
     size = "size that the preprocessor asks for, and that graphs take"
-    add("--size_px", "--image_size_px", type=int, default=224, help=size)
+    add("--size_px", "--image_size_px", type=number(int, 8, 16_384), default=224, help=size)
     return parser
 
 
 def run(args: argparse.Namespace) -> str:
     """Export a model or import a checkpoint; returns what to print."""
     # These take seconds, and --help needs none of them.
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining
     from training.export.folders import export_pretraining, new_folder
-    from training.export.loading import check_finite, load_foreign, load_network
+    from training.export.loading import load_foreign, load_network, load_pretraining
     from training.export.writing import export
 
+    refuse_unwritable(args.output, folder=True)
     disable_progress_bar()
+    set_verbosity_error()  # what it would say of weights is an error here
     if args.format == "pretraining":
         if args.layout is not None or args.network == "teacher":
             raise ValueError("--format pretraining holds student, teacher and heads: leave out --from and --network.")
-        model = DecodePosForPreTraining.from_pretrained(args.model)
-        check_finite(model.state_dict(), args.model)
+        model = load_pretraining(args.model)
         with new_folder(args.output) as folder:
             export_pretraining(model, folder, args.size_px)
         return f"wrote {args.output}"
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     try:
         print(run(args))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

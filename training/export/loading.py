@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
-from transformers import AutoConfig
+from torch import Tensor, nn
 
 from dataset_scripts.files import file_sha256
 from modeling_decodepos.configuration_decodepos import DecodePosConfig
 from modeling_decodepos.imagenet import IMAGE_MEAN, IMAGE_STD
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
+from modeling_decodepos.stored_models import load_whole, read_config, unusable_if_it_fails
 from training.export.layouts import PIXEL_FORMS, STEM, from_layout, suggest_layout
 from training.export.resnets import NAMED, adapt_stem, build_resnet, infer_config
 
@@ -51,10 +51,10 @@ def load_network(name: str, network: Network) -> LoadedNetwork:
     if path.is_file():
         raise ValueError(f"{name} is a file. {_guess_layout(path)}")
     try:
-        config: Any = AutoConfig.from_pretrained(name)
+        config = read_config(name)
     except (OSError, ValueError) as error:
-        hint = _guess_layout(find_weights(path)) if path.is_dir() else "Expected a folder or a reachable Hub id."
-        raise ValueError(f"{name} has no configuration ({str(error).splitlines()[0]}). {hint}") from error
+        hint = _hint_of(path) if path.is_dir() else "Expected a folder or a reachable Hub id."
+        raise ValueError(f"{name} has no configuration ({_first_line(error)}). {hint}") from error
     if isinstance(config, DecodePosConfig):
         extractor = _load_ours(name, network)
     elif network == "teacher":
@@ -64,7 +64,44 @@ def load_network(name: str, network: Network) -> LoadedNetwork:
     check_finite(extractor.state_dict(), name)
     # The name alone: paths of this machine are not published.
     origin = {"model": path.resolve().name if path.exists() else name, "network": network}
-    return LoadedNetwork(extractor.eval(), origin)
+    return LoadedNetwork(extractor.eval(), origin, untrained_note(extractor))
+
+
+def load_pretraining(name: str) -> DecodePosForPreTraining:
+    """Student, teacher and heads of a folder or Hub id that holds every weight of them."""
+    try:
+        config = read_config(name)
+        if not isinstance(config, DecodePosConfig):
+            raise ValueError(f"its config.json is of a {config.model_type} model")
+        model: DecodePosForPreTraining = load_whole(DecodePosForPreTraining, name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{name} holds no whole pre-training model ({_first_line(error)}). --format pretraining takes what a run "
+            "wrote to export/pretraining, or one of its checkpoints; a backbone alone: --format backbone."
+        ) from error
+    check_finite(model.state_dict(), name)
+    return model
+
+
+def untrained_note(model: nn.Module) -> list[str]:
+    """A note where every batch norm of a model has the values that it begins with."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms or not all(_is_initial(norm) for norm in norms):
+        return []
+    return [
+        "all batch norms have the values they begin with (mean 0, variance 1, no scale or shift of their own): this "
+        "network was never trained, or the file has lost them"
+    ]
+
+
+def _is_initial(norm: nn.BatchNorm2d) -> bool:
+    mean, variance = norm.running_mean, norm.running_var
+    begun: list[bool] = [bool((norm.bias == 0).all()), len(norm.weight.unique()) == 1]
+    return all(begun) and mean is not None and variance is not None and not mean.any() and bool((variance == 1).all())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def load_foreign(
@@ -85,7 +122,8 @@ def load_foreign(
     stride_in, pixels = _check_conventions(layout, is_bottleneck, stride_in, pixels)
     weights[STEM] = adapt_stem(weights[STEM], PIXEL_FORMS[pixels])
     model = build_resnet(weights, stride_in_1x1=stride_in == "1x1")
-    notes = [f"left out: {count} tensors of {name}" for name, count in sorted(left_out.items())]
+    notes = untrained_note(model)
+    notes += [f"left out: {count} tensors of {name}" for name, count in sorted(left_out.items())]
     if beside:
         notes.append(f"left out beside the weights: {', '.join(beside)}")
     if counters := len(model.state_dict()) - len(weights):
@@ -186,16 +224,17 @@ def _describe(loaded: Any) -> str:
 
 def _load_ours(name: str, network: Network) -> DecodePosModel:
     """The student or the teacher of a pre-training checkpoint, or the one network of a feature extractor's."""
-    prefix = {"student": "decodepos.", "teacher": "teacher.decodepos."}[network]
-    loaded: Any = DecodePosForPreTraining.from_pretrained(name, output_loading_info=True)
+    if network == "student":
+        student: DecodePosModel = load_whole(DecodePosModel, name)
+        return student
+    with unusable_if_it_fails(f"the weights of {name}"):
+        loaded: Any = DecodePosForPreTraining.from_pretrained(name, output_loading_info=True)
     model, report = loaded
-    missing = sorted(key for key in report["missing_keys"] if key.startswith(prefix))
-    if missing and network == "teacher":
-        raise ValueError(f"{name} holds no whole teacher: it lacks {missing[0]}. Leave out --network teacher.")
+    missing = sorted(key for key in report["missing_keys"] if key.startswith("teacher.decodepos."))
     if missing:
-        raise ValueError(f"{name} lacks {len(missing)} weights of its backbone, first {missing[0]}.")
-    extractor: DecodePosModel = model.decodepos if network == "student" else model.teacher["decodepos"]
-    return extractor
+        raise ValueError(f"{name} holds no whole teacher: it lacks {missing[0]}. Leave out --network teacher.")
+    teacher: DecodePosModel = model.teacher["decodepos"]
+    return teacher
 
 
 def _check_conventions(
@@ -236,6 +275,14 @@ def _check_timm(config_file: Path) -> None:
         theirs = config.get("pretrained_cfg", {}).get(key, ours)
         if tuple(theirs) != ours:
             raise ValueError(f"{config_file}: this network takes pixels with {key} {theirs}, ours have {list(ours)}.")
+
+
+def _hint_of(folder: Path) -> str:
+    """What a folder without a config is, or why nobody can tell."""
+    try:
+        return _guess_layout(find_weights(folder))
+    except ValueError as error:
+        return str(error)
 
 
 def _guess_layout(file: Path) -> str:

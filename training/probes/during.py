@@ -151,7 +151,7 @@ class OnlineMeasures:
         return NearestRegions(tuple(chosen), tuple(tuple(row) for row in nearest.tolist()))
 
 
-def build_online(data: DataArguments, run: RunArguments, view_size_px: int) -> OnlineMeasures | None:
+def build_online(data: DataArguments, run: RunArguments, size_px: int) -> OnlineMeasures | None:
     """The measures of a run; None where the recipe wants none.
 
     Half of the images are the gallery, half the queries. Queries come from the `validation` split; without one, they
@@ -175,8 +175,8 @@ def build_online(data: DataArguments, run: RunArguments, view_size_px: int) -> O
     else:
         query_order = rng.permutation(len(held_out))
     half = run.measure_images // 2
-    gallery = _read_images(name, source, order, half, view_size_px, rng)
-    queries = _read_images(query_name, held_out, query_order, half, view_size_px, rng)
+    gallery = _read_images(name, source, order, half, size_px, rng)
+    queries = _read_images(query_name, held_out, query_order, half, size_px, rng)
     # The largest region of each image, with its surroundings, its content, or surroundings and place exchanged.
     regions = largest_regions(queries)
     exchanges = draw_swaps(queries, regions, move_before_next(queries, regions), rng) if len(regions) > 1 else None

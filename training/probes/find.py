@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_decodepos.settings import CommandParser
+from modeling_decodepos.outputs import refuse_unwritable
+from modeling_decodepos.settings import CommandParser, number
 
 
 def build_parser() -> CommandParser:
@@ -19,10 +20,10 @@ def build_parser() -> CommandParser:
     parser.add_argument("model", help="an export of ours or any backbone of transformers: folder, Hub id, random:NAME")
     parser.add_argument("--before", help="the network that training began with; without it, untrained twins")
     parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
-    parser.add_argument("--count", type=int, default=100, help="objects to search")
-    parser.add_argument("--size_px", type=int, default=96, help="side of the scenes")
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes")
-    parser.add_argument("--untrained", type=int, default=3, help="untrained twins")
+    parser.add_argument("--count", type=number(int, 4, 1_000_000), default=100, help="objects to search")
+    parser.add_argument("--size_px", type=number(int, 32, 16_384), default=96, help="side of the scenes")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the scenes")
+    parser.add_argument("--untrained", type=number(int, 1, 1000), default=3, help="untrained twins")
     parser.add_argument(
         "--centre_cells", action="store_true", help="read a plain ResNet's regions where its cells have their centres"
     )
@@ -32,11 +33,6 @@ def build_parser() -> CommandParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Search, print the shares, draw the first searches."""
     args = build_parser().parse_args(arguments)
-    if args.count < 4 or args.untrained < 1 or args.size_px < 32:
-        sys.exit(
-            f"error: --count is {args.count}, --untrained {args.untrained} and --size_px {args.size_px}; expected at "
-            "least 4, 1 and 32."
-        )
     # These take seconds, and --help needs none of them.
     from tqdm import tqdm
     from transformers.utils import logging
@@ -45,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     logging.disable_progress_bar()
     try:
+        refuse_unwritable(args.output)
         model, *others = (load(name, args.centre_cells) for name in (args.model, args.before) if name)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
@@ -56,7 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     shares = zip(names, (share_found(*controls), share_found(own)), strict=True)
     notes = {name: f"finds {s.value:.0%} ({s.low:.0%} to {s.high:.0%})" for name, s in shares}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     columns = [(name, notes[name], found) for name, found in zip(names, (controls[0], own), strict=True)]
     draw_searches(columns).quantize(256).save(args.output, optimize=True)
     for name, note in notes.items():

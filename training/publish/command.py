@@ -17,7 +17,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 from transformers.utils import logging as transformers_logging
 
-from dataset_scripts.hub.release import Repository, Snapshot, Upload, publish_all
+from dataset_scripts.hub.release import Repository, Snapshot, Upload, check_repo_name, publish_all
 from training.publish.about import ABOUT_NAME, About, load_about
 from training.publish.checks import refuse_unfit
 from training.publish.folders import (
@@ -92,9 +92,8 @@ def _put_there_earlier(held: Snapshot) -> set[str]:
 def publish(args: argparse.Namespace) -> None:
     """Build, check and upload the release of a run."""
     transformers_logging.disable_progress_bar()
-    organisation, _, name = args.repo.partition("/")
-    if not organisation or not name or "/" in name:
-        raise ValueError(f"--repo is {args.repo!r}, expected ORG/NAME.")
+    check_repo_name(args.repo, f"{args.repo}-pretraining")
+    name = args.repo.partition("/")[2]
     if name.endswith("-pretraining"):
         raise ValueError(
             f"--repo is {args.repo!r}: leave out -pretraining, which the second repository gets by itself."

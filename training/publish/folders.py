@@ -24,7 +24,7 @@ import yaml
 from huggingface_hub import eval_result_entries_to_yaml
 from safetensors import SafetensorError, safe_open
 
-from dataset_scripts.files import file_sha256
+from dataset_scripts.files import file_sha256, read_json
 from dataset_scripts.hub.release import LocalFile
 from model_cards.cards import eval_entries, render_card
 from modeling_decodepos.backbones import BACKBONES
@@ -136,7 +136,7 @@ def diagnosis_files(run: RunFiles, about: About) -> list[str]:
     folder = run.folder / DIAGNOSIS
     if not (folder / _NUMBERS).is_file():
         return []
-    drawn = json.loads((folder / _NUMBERS).read_text(encoding="utf-8")).get("settings", {}).get("data") == "scenes"
+    drawn = read_json(folder / _NUMBERS).get("settings", {}).get("data") == "scenes"
     return [
         name for name in (_NUMBERS, _PAGE) if (folder / name).is_file() and (name != _PAGE or drawn or about.pictures)
     ]
@@ -211,7 +211,7 @@ def _loss_picture(run: RunFiles) -> str:
 
 
 def _network(exported: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    config = json.loads((exported / "config.json").read_text(encoding="utf-8"))
+    config = read_json(exported / "config.json")
     try:
         with safe_open(exported / WEIGHTS, framework="pt") as weights:
             shapes = [weights.get_slice(key).get_shape() for key in weights.keys()]  # noqa: SIM118  no mapping

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dataset_scripts.files import sync_to_disk
+from dataset_scripts.files import read_json, sync_to_disk
 from training.errors import RunStopped
 from training.export.folders import bring_back_replaced, new_folder
 from training.run.log import count_things
@@ -140,19 +140,23 @@ def load_checkpoint(
     With `other_processes` their number may differ. What a process draws on its own (a backbone's stochastic depth)
     then does too; data order and views do not depend on it.
     """
-    state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    try:
+        state = read_json(path / STATE_FILE)
+        numbers = (state.get("step"), state.get("processes"))
+        if not isinstance(state.get("recipe", {}), dict) or not all(isinstance(number, int) for number in numbers):
+            raise ValueError(f"{STATE_FILE} does not say its step, processes and recipe")
+        weights, moments, random = (load_file(path / f"{n}.safetensors") for n in ("model", "optimizer", "random"))
+        _refuse_foreign(model, weights, moments, random)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint {path} is damaged ({error}). Delete that folder; the same command then continues from the "
+            "checkpoint before it."
+        ) from error
     if state["processes"] != accelerator.num_processes and not other_processes:
         raise ValueError(
             f"{path} was written by {count_things(state['processes'], 'process', 'es')}, this run has "
             f"{accelerator.num_processes}. Use as many again, or allow the change by name: --allow_change processes"
         )
-    try:
-        weights, moments, random = (load_file(path / f"{n}.safetensors") for n in ("model", "optimizer", "random"))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"checkpoint {path} is damaged ({error}). Delete that folder; the same command then continues from the "
-            "checkpoint before it."
-        ) from error
     model.load_state_dict(weights, strict=True)
     _restore_optimizer(model, optimizer, moments)
     number = accelerator.process_index
@@ -163,6 +167,22 @@ def load_checkpoint(
     else:
         torch.manual_seed(state["step"] + number)
     return state
+
+
+def _refuse_foreign(
+    model: nn.Module, weights: dict[str, Tensor], moments: dict[str, Tensor], random: dict[str, Tensor]
+) -> None:
+    """Raises ValueError where what was saved is of another network than the model."""
+    own, parameters = model.state_dict(), dict(model.named_parameters())
+    other = sorted(own.keys() ^ weights.keys()) or [name for name in own if own[name].shape != weights[name].shape]
+    if other:
+        raise ValueError(f"its weights are of another network: {other[0]} differs")
+    for name, value in moments.items():
+        parameter = parameters.get(name.rpartition(".")[0])
+        if parameter is None or value.shape not in ((), parameter.shape):
+            raise ValueError(f"its optimiser state is of another network: {name} differs")
+    if "cpu" not in random:
+        raise ValueError("it has no random numbers")
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

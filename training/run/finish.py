@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from dataset_scripts.files import write_json
+from safetensors import SafetensorError, safe_open
+
+from dataset_scripts.files import read_json, write_json
 from modeling_decodepos.modeling_decodepos import DecodePosModel
+from modeling_decodepos.stored_models import load_whole
 from training.export.folders import export_backbone, export_pretraining
 from training.probes.before_after import ProbeResult, draw_probe, probe_model
 from training.probes.during import NearestRegions, OnlineMeasures, build_online
@@ -25,6 +27,8 @@ from training.run.gains import DIAGNOSIS, MOST_IMAGES, diagnose_both, name_of
 from training.run.log import count_things
 from training.run.report import write_report
 from training.run.setup import Data, Run
+
+T = TypeVar("T")
 
 
 def describe(run: Run, dataset: Data, online: OnlineMeasures | None = None) -> dict[str, Any]:
@@ -61,29 +65,28 @@ def look_before(run: Run, online: OnlineMeasures | None, output_dir: Path) -> No
 
 def probe(run: Run) -> ProbeResult:
     """How much of a region's feature is the object, on exactly re-rendered scenes; see `before_after`."""
-    size = run.recipe.views.view_size_px
+    size = run.recipe.measured_size_px
     return probe_model(run.net.decodepos, seed=run.recipe.run.seed, count=run.recipe.run.probe_count, size_px=size)
 
 
 def compare_probes(run: Run, output_dir: Path) -> None:
     """Probe the trained network, and draw it beside the one the run began with."""
     path = output_dir / "probe.json"
-    if results := _read(path):
-        results["after"] = probe(run).to_dict()
-        write_json(path, results)
-        before, after = (ProbeResult.from_dict(results[name]) for name in ("before", "after"))
+    before = _before(path, ProbeResult)
+    if before is not None:
+        after = probe(run)
+        write_json(path, _read(path) | {"after": after.to_dict()})
         draw_probe(before, after).save(output_dir / "probe.png")
 
 
 def compare_neighbours(run: Run, online: OnlineMeasures | None, output_dir: Path) -> None:
     """What is near what now, drawn beside what was near when the run began."""
     path = output_dir / "neighbours.json"
-    results = _read(path)
+    results, before = _read(path), _before(path, NearestRegions)
     # Since then --allow_change may have changed what is measured on.
-    if online is not None and results.get("measured_on") == online.describe():
-        results["after"] = online.neighbours(run.net.decodepos).to_dict()
-        write_json(path, results)
-        before, after = (NearestRegions.from_dict(results[name]) for name in ("before", "after"))
+    if before is not None and online is not None and results.get("measured_on") == online.describe():
+        after = online.neighbours(run.net.decodepos)
+        write_json(path, results | {"after": after.to_dict()})
         draw_neighbours(online, before, after).save(output_dir / "neighbours.jpg", quality=88)
 
 
@@ -92,7 +95,7 @@ def compare_similarity(run: Run, online: OnlineMeasures | None, output_dir: Path
     if online is None or not run.continues_weights:
         return
     start, after = (
-        DecodePosModel.from_pretrained(output_dir / folder).to(run.accelerator.device)
+        load_whole(DecodePosModel, output_dir / folder).to(run.accelerator.device)
         for folder in (START_FOLDER, "export/pretraining")
     )
     drawn = draw_similarity(online, start, after)
@@ -120,7 +123,7 @@ def compare_diagnoses(run: Run, online: OnlineMeasures | None, output_dir: Path)
             output_dir / "export" / "backbone",
             output_dir / DIAGNOSIS,
             name=name_of(run.recipe.model.backbone),
-            size_px=run.recipe.views.view_size_px,
+            size_px=run.recipe.measured_size_px,
             seed=run.recipe.run.seed,
             device=str(run.accelerator.device),
         )
@@ -135,7 +138,7 @@ def compare_diagnoses(run: Run, online: OnlineMeasures | None, output_dir: Path)
 def finish(run: Run, dataset: Data, output_dir: Path) -> None:
     """Export the weights, compare both ends of the run, and write the report."""
     size = run.recipe.views.view_size_px
-    online = build_online(run.recipe.data, run.recipe.run, size)
+    online = build_online(run.recipe.data, run.recipe.run, run.recipe.measured_size_px)
     with run.as_it_leaves():
         export = {
             "backbone": str(export_backbone(run.net, output_dir / "export" / "backbone", size)),
@@ -174,14 +177,38 @@ def record_stop(output_dir: Path, reason: str) -> None:
 def is_finished(output_dir: Path) -> bool:
     """Whether an earlier call already left everything that `finish` leaves."""
     description = _read(output_dir / "run.json")
-    left = [*description.get("export", {}).values(), output_dir / "report.html"]
-    return description.get("status") == "finished" and all(Path(path).exists() for path in left)
+    if description.get("status") != "finished" or not (output_dir / "report.html").is_file():
+        return False
+    return all(_is_whole(output_dir / "export" / kind) for kind in description.get("export", {}))
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether an exported folder still has its config and its weights."""
+    try:
+        with safe_open(folder / "model.safetensors", framework="pt"):  # which compares its length with its header
+            return (folder / "config.json").is_file()
+    except (OSError, SafetensorError):
+        return (folder / "model.safetensors.index.json").is_file()
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a JSON file of the run folder holds; empty if there is none."""
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return values
+    """What a JSON file of the run folder holds; empty if there is none, or if it is damaged."""
+    try:
+        return read_json(path) if path.is_file() else {}
+    except ValueError as error:
+        print(f"{error} The run goes on without.", flush=True)
+        return {}
+
+
+def _before(path: Path, kind: type[T]) -> T | None:
+    """What a file says of the start of a run; None if there is no such file, or if it is damaged."""
+    values = _read(path)
+    try:
+        found: Any = values and kind.from_dict(values["before"])  # type: ignore[attr-defined]
+    except (KeyError, TypeError, ValueError) as error:
+        print(f"{path} says nothing of the start ({error!r}); what came of it is not compared.", flush=True)
+        return None
+    return found or None
 
 
 def how_to_load(output_dir: Path) -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from dataset_scripts.files import read_json, read_json_lines
 from modeling_decodepos.losses import OBJECTIVES, Objective
 from training.probes.before_after import ProbeResult
 from training.recipe import GROUPS
 from training.run.gains import DIAGNOSIS, Gain, find_gains
-from training.run.log import count_things, read_log
+from training.run.log import count_things
 
 DEFAULTS: dict[str, Any] = {item.name: item.default for group in GROUPS for item in dataclasses.fields(group)}
 """Of every key of a recipe."""
@@ -115,7 +115,7 @@ def read_run(folder: Path, diagnosis: Path | None = None) -> RunFiles:
     run = RunFiles(folder)
     run.description = _read_json(folder / "run.json", run.problems, required=True)
     log_file = folder / "log.jsonl"
-    run.log = [line for line in read_log(log_file) if isinstance(line, dict)]
+    run.log = read_json_lines(log_file)
     written = log_file.read_text(encoding="utf-8", errors="replace").splitlines() if log_file.is_file() else []
     unread = sum(1 for line in written if line.strip()) - len(run.log)
     if unread > 0:
@@ -142,9 +142,8 @@ def read_run(folder: Path, diagnosis: Path | None = None) -> RunFiles:
         else:
             kind = "PNG" if name.endswith(".png") else "JPEG"
             run.problems.append(f"{name} is not a {kind} file; it is left out.")
-    for line in read_log(folder / "broken_images.jsonl"):
-        if isinstance(line, dict):
-            run.broken.setdefault(str(line.get("image_id")), str(line.get("reason")))
+    for line in read_json_lines(folder / "broken_images.jsonl"):
+        run.broken.setdefault(str(line.get("image_id")), str(line.get("reason")))
     return run
 
 
@@ -159,8 +158,8 @@ def _read_json(path: Path, problems: list[str], required: bool = False) -> dict[
             problems.append(f"{path.name} is missing: recipe, data and versions are unknown.")
         return {}
     try:
-        return _dictionary(json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return read_json(path)
+    except ValueError as error:
         problems.append(f"{path.name} cannot be read ({error}); what it holds is left out.")
         return {}
 

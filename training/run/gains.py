@@ -16,6 +16,7 @@ from modeling_decodepos.diagnosis.report.verdicts import TITLES, write_estimate
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate, overlap
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from modeling_decodepos.page import MINUS, NO_NUMBER, PERCENT
+from modeling_decodepos.stored_models import load_whole
 from training.export.folders import export_backbone, new_folder
 from training.probes.during import OnlineMeasures
 
@@ -59,7 +60,7 @@ def diagnose_both(
 
     Both are read as plain backbones, on the pictures of the run's own measures; the first ones, where they are many.
     """
-    net = DecodePosModel.from_pretrained(start)
+    net = load_whole(DecodePosModel, start)
     reading = "known" if net.config.centre_cells else "own"
     with tempfile.TemporaryDirectory() as folder:
         ends = {START: export_backbone(net, Path(folder) / START, size_px), AFTER: after}

@@ -168,7 +168,7 @@ class Watch:
         self.online: OnlineMeasures | None = None
         self.measure_seconds = 0.0  # that measuring took last
         if main_process:
-            self.online = build_online(run.recipe.data, settings, run.recipe.views.view_size_px)
+            self.online = build_online(run.recipe.data, settings, run.recipe.measured_size_px)
         self.collapse = CollapseWatch(
             run.embedding_size,
             settings.collapse_warn,

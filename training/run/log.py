@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dataset_scripts.files import write_text
+from dataset_scripts.files import read_json_lines, write_text
 from training.data.batches import Broken, RegionBatch
 
 
@@ -24,26 +25,14 @@ class RunLog:
         self.path = path
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # A resumed run repeats the steps after its checkpoint; their old lines go. A new one keeps none.
-        kept = [line for line in read_log(path) if first_step > 0 and line["step"] <= first_step]
+        lines = read_json_lines(path) if first_step > 0 else []
+        kept = [line for line in lines if line.get("step", math.inf) <= first_step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, **values: Any) -> None:
         """Append one line."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; a last line cut off by a crash is left out."""
-    if not path.is_file():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
 
 
 class Meter:

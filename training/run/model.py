@@ -12,6 +12,7 @@ from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.configuration_decodepos import DecodePosConfig
 from modeling_decodepos.losses import OBJECTIVES, Objective
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
+from modeling_decodepos.stored_models import unusable_if_it_fails
 from training.recipe import ModelArguments, Recipe
 from training.run import batch_norms
 from training.views.sampling import VIEW_RULES, view_side_px
@@ -52,7 +53,9 @@ def _build_network(args: ModelArguments, seed: int, start: Path | None) -> Decod
                 f"teacher is frozen, but backbone {args.backbone!r} starts untrained: it would teach nothing. Set "
                 "teacher to ema, or give a Hub id or a folder with weights as the backbone."
             )
-        return DecodePosForPreTraining(DecodePosConfig(backbone_config=BACKBONES[args.backbone](), **heads))
+        with unusable_if_it_fails(f"backbone {args.backbone}"):
+            config = DecodePosConfig(backbone_config=BACKBONES[args.backbone](), **heads)
+        return DecodePosForPreTraining(config)
     try:
         return DecodePosForPreTraining.from_backbone(start or args.backbone, **heads)
     except OSError as error:
@@ -67,12 +70,13 @@ def check_view_sizes(net: DecodePosForPreTraining, recipe: Recipe, objective: Ob
     views = recipe.views
     sizes = {view_side_px(VIEW_RULES[name], views) for name in objective.views}
     try:
-        for size in sorted(sizes):
+        for size in sorted(sizes | {recipe.measured_size_px}):
             net.decodepos.check_map_covers(torch.empty((1, 3, size, size), device="meta"))
     except ValueError as error:
         raise ValueError(
             f"view_size_px {views.view_size_px} gives views of {views.view_size_px} and, with small_view_scale, "
-            f"{views.small_view_px} pixels, alone_size_px {views.alone_size_px} pictures of regions: {error}"
+            f"{views.small_view_px} pixels, alone_size_px {views.alone_size_px} pictures of regions, "
+            f"measure_size_px {recipe.run.measure_size_px}: {error}"
         ) from None
 
 

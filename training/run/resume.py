@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from modeling_decodepos.settings import nearest
+from dataset_scripts.files import read_json
 from training.data.sources import ImageSource
 from training.data.streaming import ImageStream
 from training.recipe import Recipe, build_recipe
@@ -21,9 +20,9 @@ FREE_KEYS = frozenset(
 
 def refuse_other_recipe(place: Path, before: dict[str, Any], recipe: Recipe) -> None:
     """A run folder, and a checkpoint, belong to one recipe, but for the changes that were allowed by name."""
-    free = FREE_KEYS | allowed_changes(recipe)
+    free = FREE_KEYS | recipe.allowed_changes
     if recipe.data.streaming:  # the images are dealt out to the workers
-        free -= {"num_workers"} - allowed_changes(recipe)
+        free -= {"num_workers"} - recipe.allowed_changes
     defaults, after = build_recipe({}).values(), recipe.values()
     changed = [k for k in after if k not in free and before.get(k, defaults[k]) != after[k]]
     if changed:
@@ -37,7 +36,7 @@ def refuse_other_recipe(place: Path, before: dict[str, Any], recipe: Recipe) -> 
 
 def refuse_other_data(checkpoint: Path, before: str | None, source: ImageSource | ImageStream, recipe: Recipe) -> None:
     """A path may hold other images than it did; `before` is what told them apart then, None if it was not noted."""
-    if before not in (None, source.fingerprint) and "data" not in allowed_changes(recipe):
+    if before not in (None, source.fingerprint) and "data" not in recipe.allowed_changes:
         raise ValueError(
             f"{source.name} is not what {checkpoint} was trained on:\n  data: {before} there, {source.fingerprint} now"
             "\nGive this run its own --output_dir, put the images back as they were, or go on with these: "
@@ -48,20 +47,12 @@ def refuse_other_data(checkpoint: Path, before: str | None, source: ImageSource 
 def read_recipe(known: Path) -> dict[str, Any]:
     """The recipe of a run folder, from its run.json."""
     try:
-        recipe: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))["recipe"]
+        recipe = read_json(known)["recipe"]
+        if not isinstance(recipe, dict):
+            raise TypeError(f"its recipe is a {type(recipe).__name__}")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{known} is damaged ({error!r}). Delete that file; the checkpoints know their recipe, and the same "
             "command goes on from them."
         ) from error
     return recipe
-
-
-def allowed_changes(recipe: Recipe) -> set[str]:
-    """Keys that a continued run may change. `processes` stands for the number of processes."""
-    named = {name.strip() for name in recipe.run.allow_change.split(",") if name.strip()}
-    known = recipe.values().keys()
-    if unknown := sorted(named - known):
-        hint = nearest(unknown[0], known)
-        raise ValueError(f"allow_change names {', '.join(unknown)}, which is no key of a recipe.{hint}")
-    return named

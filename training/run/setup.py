@@ -22,6 +22,7 @@ from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.imagenet import mean_colour
 from modeling_decodepos.losses import OBJECTIVES, Objective
 from modeling_decodepos.modeling_decodepos import DecodePosForPreTraining, DecodePosModel
+from modeling_decodepos.stored_models import load_whole
 from training.data.batches import RegionDataset, StepBatches
 from training.data.cache import cache_folder, load_cached
 from training.data.kept_aside import LEAST, OtherImages, has_validation, kept_aside
@@ -34,7 +35,7 @@ from training.run.checkpoints import find_checkpoint, load_checkpoint, saved_ste
 from training.run.log import count_things
 from training.run.model import build_model, check_view_sizes, compile_stages
 from training.run.optimisation import build_optimizer, learning_rate_at, teacher_momentum_at, weight_decay_at
-from training.run.resume import allowed_changes, read_recipe, refuse_other_data, refuse_other_recipe
+from training.run.resume import read_recipe, refuse_other_data, refuse_other_recipe
 
 Data = RegionDataset | RegionStream
 # How long processes wait for one another. The main process alone prepares a data set, measures, writes checkpoints and
@@ -189,7 +190,7 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         save_start(net.decodepos, start, accelerator, resumed=checkpoint is not None)
     anchor = None
     if recipe.model.anchor_weight > 0:
-        held = DecodePosModel.from_pretrained(start).to(accelerator.device)
+        held = load_whole(DecodePosModel, start).to(accelerator.device)
         anchor = FeatureAnchor(held, objective, recipe.model.anchor_weight)
         if batch_norms.are_held(recipe.model):
             batch_norms.hold(held)
@@ -216,10 +217,8 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
         torch.manual_seed(recipe.run.seed + accelerator.process_index)
     accelerator.print(describe_plan(run, batches, dataset.source))
     if checkpoint is not None:
-        run.state = load_checkpoint(
-            checkpoint, net, run.optimizer, accelerator, "processes" in allowed_changes(recipe)
-        )
-        refuse_other_recipe(checkpoint, run.state["recipe"], recipe)
+        run.state = load_checkpoint(checkpoint, net, run.optimizer, accelerator, "processes" in recipe.allowed_changes)
+        refuse_other_recipe(checkpoint, run.state.get("recipe", {}), recipe)
         refuse_other_data(checkpoint, run.state.get("data"), dataset.source, recipe)
         run.step = run.state["step"]
         accelerator.print(f"continuing from {checkpoint} at step {run.step}")
@@ -242,10 +241,10 @@ def build_dataset(
     options: Any = {"seed": seed, "image_level": objective.level == "image", "mean_colour": colour}
     if data.streaming:
         with accelerator.main_process_first():
-            files = open_stream(data.data, data.split, data.region_source, seed)
+            files = open_stream(data.data, data.split, data.region_source, seed, data.strict_jpeg)
         return RegionStream(files, recipe.views, views, block=data.stream_block, **options)
     with accelerator.main_process_first():
-        source = open_images(data.data, data.split, data.region_source, seed)
+        source = open_images(data.data, data.split, data.region_source, seed, data.strict_jpeg)
     if isinstance(source, ParquetImages) and source.unusable_boxes:
         accelerator.print(
             f"{count_things(source.unusable_boxes, 'box', 'es')} left out: a side below 1 pixel, or over half of it "

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_decodepos.settings import CommandParser
+from modeling_decodepos.outputs import refuse_unwritable
+from modeling_decodepos.settings import CommandParser, number
 from training.errors import EXIT_INTERRUPTED
 
 
@@ -16,9 +17,14 @@ def build_parser(prog: str = "python -m training.sweep") -> CommandParser:
     add = parser.add_argument
     add("sweep", type=Path, help="YAML file: base recipe, arms, seeds, measures; see training/sweeps/")
     add("--output", type=Path, required=True, help="folder; what is done in it is not done again")
-    add("--budget_minutes", type=float, default=0, help="stop then; the same command goes on (default: no end)")
-    add("--jobs", type=int, default=1, help="rows at a time")
-    add("--threads", type=int, default=1, help="threads of each")
+    add(
+        "--budget_minutes",
+        type=number(float, 0),
+        default=0,
+        help="stop then; the same command goes on (default: no end)",
+    )
+    add("--jobs", type=number(int, 1, 1000), default=1, help="rows at a time")
+    add("--threads", type=number(int, 1, 1000), default=1, help="threads of each")
     add("--results", type=Path, help="also write what is shown, arm by arm, to model_cards/results/NAME.json")
     add("--only", nargs="+", metavar="ARM", help="these arms only, the baseline among them")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="recipe keys for all arms")
@@ -33,6 +39,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m training
     from training.sweep.queue import run_sweep  # torch takes seconds, --help needs none
 
     try:
+        refuse_unwritable(args.output, folder=True)
         left = run_sweep(args)
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error

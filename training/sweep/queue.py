@@ -30,13 +30,12 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from dataset_scripts.files import lock_folder, write_json
+from dataset_scripts.files import lock_folder, read_json_lines, write_json
 from model_cards.comparison import find_value, measure_name
 from modeling_decodepos.settings import read_value
 from training.errors import EXIT_INTERRUPTED
 from training.evaluation.results import Measured, build_rows, load_results
 from training.provenance import commit, now
-from training.run.log import read_log
 from training.run.model import build_model
 from training.run.resume import read_recipe, refuse_other_recipe
 from training.sweep.results import write_results
@@ -273,7 +272,7 @@ def refuse_other_run(row: Row) -> None:
 
 def _trained_seconds(run: Path) -> float:
     """From the run's own log, so that an interrupted row counts what it really took; its first line is warming up."""
-    return sum([line["seconds"] for line in read_log(run / "log.jsonl") if line.get("images_per_second")][1:])
+    return sum([line["seconds"] for line in read_json_lines(run / "log.jsonl") if line.get("images_per_second")][1:])
 
 
 def _summary(row: Row) -> str:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dataset_scripts.files import read_json
 from modeling_decodepos.settings import fields, from_values, nearest, read_yaml
 from training.recipe import Recipe, build_recipe, load_recipe
 
@@ -135,8 +136,8 @@ class Row:
     def load(self) -> dict[str, Any] | None:
         """What is stored of it once it is finished; one of another recipe is not finished."""
         try:
-            values: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+            values = read_json(self.file)
+        except (OSError, ValueError):
             return None
         return values if values.get("fingerprint") == self.fingerprint else None
 

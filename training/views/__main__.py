@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_decodepos.settings import CommandParser, add_flags, from_values, given
+from modeling_decodepos.outputs import refuse_unwritable
+from modeling_decodepos.settings import CommandParser, add_flags, from_values, given, number
 from training.errors import UnusableData
 from training.recipe import DataArguments, ViewArguments, load_recipe
 
@@ -17,9 +18,9 @@ def build_parser() -> CommandParser:
         prog="python -m training.views", description="Draw the views of one sample with their regions."
     )
     add_flags(parser, DataArguments, only=("data", "split", "region_source"))
-    parser.add_argument("--index", type=int, default=0, help="which image")
-    parser.add_argument("--epoch", type=int, default=0, help="the views of another epoch")
-    parser.add_argument("--seed", type=int, default=0, help="the views of another run")
+    parser.add_argument("--index", type=number(int, 0), default=0, help="which image")
+    parser.add_argument("--epoch", type=number(int, 0), default=0, help="the views of another epoch")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="the views of another run")
     parser.add_argument("--recipe", help="take the view settings from this recipe (default: the defaults, 224 pixels)")
     add_flags(parser, ViewArguments, only=("repositioning",))
     parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from training.views.sampling import VIEW_RULES
 
     try:
+        refuse_unwritable(args.output)
         data = from_values(DataArguments, given(args, DataArguments), "the command line")
         views = load_recipe(args.recipe).views if args.recipe else ViewArguments()
         views = dataclasses.replace(views, **given(args, ViewArguments))
@@ -47,7 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(2, f"{error}\n")
     for image_id, reason in dataset.known_broken.values():
         print(f"image {image_id} {reason}; the next one takes its place")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     picture.save(args.output)
     print(f"wrote {args.output}")
 

@@ -67,7 +67,7 @@ def read_annotations(path: Path, only: Collection[int] | None = None) -> CocoCon
     try:
         with path.open(encoding="utf-8-sig") as file:
             content = json.load(file, object_hook=shortened)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(
             f"{path} is no valid JSON ({error}). The file was cut short or edited; download it again."
         ) from None
@@ -120,7 +120,7 @@ def _images(content: Mapping[str, Any], path: Path) -> dict[int, CocoImage]:
 def _image(value: dict[str, Any], path: Path) -> CocoImage:
     image_id = _whole(value, "id", path, "images")
     sides = [value.get(side) for side in ("width", "height")]
-    if any(side is not None and (not isinstance(side, int) or side < 1) for side in sides):
+    if any(side is not None and (type(side) is not int or side < 1) for side in sides):
         raise ValueError(f"{path}, image {image_id}: width and height are {sides}, expected whole positive numbers.")
     license_id, url = value.get("license"), value.get("flickr_url") or value.get("coco_url")
     return CocoImage(
@@ -156,7 +156,7 @@ def _listed(content: Mapping[str, Any], key: str, path: Path, kind: type = dict)
 
 def _whole(value: Mapping[str, Any], field: str, path: Path, where: str) -> int:
     number = value.get(field)
-    if not isinstance(number, int) or abs(number) >= 2**63:
+    if not isinstance(number, int) or isinstance(number, bool) or abs(number) >= 2**63:
         raise ValueError(
             f"{path}, {where}: {field} is {number!r}, expected a whole number; it has {', '.join(value)}."
         )

@@ -27,7 +27,7 @@ def load_ids(path: Path) -> Ids:
         raise ValueError(f"--ids {path} is {'no file' if path.exists() else 'not there'}, {_EXPECTED}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
-    except ValueError as error:  # of bytes that are no text, too
+    except (ValueError, RecursionError) as error:  # of bytes that are no text, too
         raise ValueError(f"--ids {path} is no valid JSON ({error}), {_EXPECTED}.") from None
     if not isinstance(content, dict):
         raise ValueError(f"--ids {path} holds {type(content).__name__}, {_EXPECTED}.")

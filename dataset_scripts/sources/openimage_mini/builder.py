@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from modeling_decodepos.settings import add_flags, from_values, given, read_yaml
+from modeling_decodepos.settings import add_flags, from_values, given, number, read_yaml
 
 from ...build.parquet import DatasetPlan
 from ...build.work_folder import WorkFolder, holds_something
@@ -97,8 +97,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--masks", type=Path, help="folder of mask zips or PNG files (default: SOURCE/masks)")
     parser.add_argument("--missing", type=Path, help="leave out the ids in this file, and no others")
-    parser.add_argument("--connections", type=int, default=16, help="photos fetched at the same time")
-    parser.add_argument("--requests_per_second", type=float, default=50.0, help="at most, over all connections")
+    parser.add_argument("--connections", type=number(int, 1, 1000), default=16, help="photos fetched at the same time")
+    parser.add_argument(
+        "--requests_per_second", type=number(float, 0.01, 10_000), default=50.0, help="at most, over all connections"
+    )
     parser.set_defaults(proposals="none")
 
 
@@ -150,7 +152,8 @@ def _open_index(
                 "Give a folder of tables as --source, or leave these keys out."
             )
         return read_index(arguments.source)
-    rule = from_values(Rule, values, "the selection rule")
+    place = f"the selection rule of {arguments.recipe}" if arguments.recipe else "the selection rule"
+    rule = from_values(Rule, values, place)
     folders, without = (arguments.source, downloads), set(arguments.without)
     tables = _collect_tables(folders, arguments.metadata_url, without, with_masks, downloader)
     state = {name: [path.name, path.stat().st_size, path.stat().st_mtime_ns] for name, path in tables.items()}

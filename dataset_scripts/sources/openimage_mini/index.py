@@ -150,7 +150,7 @@ def read_index(folder: Path) -> Index:
     path = folder / INDEX_NAME
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}). Write the ids again.") from error
     if not isinstance(facts, dict) or facts.get("format") != INDEX_FORMAT:
         raise ValueError(f"{path}: expected format {INDEX_FORMAT}. It was written by another program.")

@@ -36,17 +36,17 @@ class Rule:
     Our choices: as large as COCO's train2017 and val2017, a class map that fits into 8 bits.
     """
 
-    train_images: int = key(118_287, "images for training", within=(1, None))
-    small_images: int = key(20_000, "of them, images of the small tier", within=(0, None))
-    validation_images: int = key(5_000, "images for validation", within=(0, None))
-    least_train_boxes: int = key(500, "a class needs so many usable training boxes", within=(0, None))
-    least_validation_boxes: int = key(20, "a class needs so many usable validation boxes", within=(0, None))
+    train_images: int = key(118_287, "images for training", within=(1, 10_000_000))
+    small_images: int = key(20_000, "of them, images of the small tier", within=(0, 10_000_000))
+    validation_images: int = key(5_000, "images for validation", within=(0, 10_000_000))
+    least_train_boxes: int = key(500, "a class needs so many usable training boxes", within=(0, 10_000_000))
+    least_validation_boxes: int = key(20, "a class needs so many usable validation boxes", within=(0, 10_000_000))
     most_classes: int = key(254, "keep at most so many classes; 255 means ignore in a map", within=(1, 254))
-    least_boxes: int = key(2, "an image needs so many boxes", within=(1, None))
-    least_classes: int = key(2, "an image needs boxes of so many classes", within=(1, None))
+    least_boxes: int = key(2, "an image needs so many boxes", within=(1, 10_000_000))
+    least_classes: int = key(2, "an image needs boxes of so many classes", within=(1, 10_000_000))
     least_side: float = key(0.1, "an image needs a box with a sqrt(area) of at least this …", within=(0, 1))
     greatest_side: float = key(0.8, "… and at most this share of the image", within=(0, 1))
-    cap_step: int = key(20, "images per class in one round of the greedy choice", within=(1, None))
+    cap_step: int = key(20, "images per class in one round of the greedy choice", within=(1, 10_000_000))
     hand_drawn: bool = key(False, "only boxes drawn by hand (Source is xclick)")
     salt: str = key("openimage-mini", "of the SHA-1 that orders images")
 

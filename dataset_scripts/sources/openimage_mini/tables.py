@@ -287,7 +287,7 @@ def read_parents(path: Path) -> set[str]:
     """The `LabelName`s that have a subcategory anywhere in a hierarchy file; parts ("wheel of a car") do not count."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}), expected nested LabelName / Subcategory.") from error
     if not isinstance(tree, dict) or "LabelName" not in tree:
         raise ValueError(f"{path}: no LabelName at the top, expected nested LabelName / Subcategory.")

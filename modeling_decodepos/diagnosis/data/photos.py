@@ -94,6 +94,8 @@ def build_photo_data(source: str, images: int, size_px: int, seed: int, objects:
 
 def _open(source: str) -> dict[str, list[Path]]:
     """Files of every split."""
+    if not source:
+        raise ValueError("data is empty. Give a folder or a Hub id, or leave it out for scenes.")
     return open_folder(source) if Path(source).exists() else _split(_download(source), source)
 
 
@@ -182,7 +184,10 @@ def open_table(file: Path) -> Any:
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise ImportError("Parquet files need pyarrow: pip install 'decodepos[data]'.") from error
-    return parquet.ParquetFile(file)
+    try:
+        return parquet.ParquetFile(file)
+    except (ValueError, OSError) as error:  # Arrow's errors are of both kinds
+        raise ValueError(f"{file} cannot be read as Parquet: {error}") from error
 
 
 def _read_group(file: Path, group: int, wanted: tuple[str, ...]) -> Any:

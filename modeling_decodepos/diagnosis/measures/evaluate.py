@@ -57,7 +57,7 @@ class StageResult:
     name: str
     grid: tuple[int, int] = (0, 0)  # h and w of the cells that were looked at
     channels: int = 0
-    verdict: str = "ok"  # or collapsed, or content-blind
+    verdict: str = "ok"  # or a key of `report.verdicts.EMPTY_STAGES`
     numbers: dict[str, Estimate] = field(default_factory=dict)  # by key of `metrics.METRICS`, and a few beside
     border: list[Estimate] = field(default_factory=list)  # outermost ring first
     energy: list[float] = field(default_factory=list)  # share of each positional direction, cumulative
@@ -392,5 +392,7 @@ def pool_results(repeats: list[list[StageResult]], *, another: bool = False) -> 
         rings = [other.border for other in others]
         result.border = [pool_seeds(list(ring), another=another) for ring in zip(*rings, strict=True)]
         verdicts = {other.verdict for other in others}
-        result.verdict = next((verdict for verdict in ("collapsed", "content-blind") if verdict in verdicts), "ok")
+        result.verdict = next(
+            (verdict for verdict in ("collapsed", "content-blind", "faded") if verdict in verdicts), "ok"
+        )
     return first

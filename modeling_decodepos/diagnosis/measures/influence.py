@@ -27,24 +27,34 @@ def measure_influence(
     inside = _inside(boxes, model.size_px)
     for start in range(0, len(pixels), BATCH):
         part = slice(start, start + BATCH)
-        images = model.prepare(pixels[part]).requires_grad_(True)
-        with torch.enable_grad():
-            found = model.maps(images)
-            pooled = pool_stages(model, [feature_map.float() for feature_map in found], list(boxes[part, None]))
-            for number, features in enumerate(pooled):
-                away = (features - features.mean(0)).detach()
-                direction = F.normalize(away, dim=1, eps=torch.finfo(away.dtype).tiny)
-                if not features.requires_grad:
-                    return [nothing("no gradient reaches the pixels")] * len(model.stages), torch.zeros(0)
-                (gradient,) = torch.autograd.grad((features * direction).sum(), images, retain_graph=True)
-                energy = gradient.square().sum(1).double().cpu()
-                if number == len(found) - 1:
-                    maps.append(energy.float())
-                outside = (energy * ~inside[part]).sum((1, 2))
-                rows[number].append(torch.stack([outside, energy.sum((1, 2))], 1))
+        energies = gradient_energies(model, pixels[part], boxes[part])
+        if energies is None:
+            return [nothing("no gradient reaches the pixels")] * len(model.stages), torch.zeros(0)
+        for number, energy in enumerate(energies):
+            outside = (energy * ~inside[part]).sum((1, 2))
+            rows[number].append(torch.stack([outside, energy.sum((1, 2))], 1))
+        maps.append(energies[-1].float())
     reason = "the features do not answer to the pixels at all"
     shares = [estimate(torch.cat(part).numpy(), ratio, seed=seed, reason=reason) for part in rows]
     return shares, torch.cat(maps)
+
+
+def gradient_energies(model: FeatureModel, pixels: Tensor, boxes: Tensor) -> list[Tensor] | None:
+    """Of each stage (I, s, s) energy of the gradient of every pixel, as `measure_influence` takes it, of one batch.
+
+    None where no gradient reaches the pixels.
+    """
+    images, energies = model.prepare(pixels).requires_grad_(True), []
+    with torch.enable_grad():
+        maps = [feature_map.float() for feature_map in model.maps(images)]
+        for features in pool_stages(model, maps, list(boxes[:, None])):
+            if not features.requires_grad:
+                return None
+            away = (features - features.mean(0)).detach()
+            direction = F.normalize(away, dim=1, eps=torch.finfo(away.dtype).tiny)
+            (gradient,) = torch.autograd.grad((features * direction).sum(), images, retain_graph=True)
+            energies.append(gradient.square().sum(1).double().cpu())
+    return energies
 
 
 def _inside(boxes: Tensor, size_px: int) -> Tensor:

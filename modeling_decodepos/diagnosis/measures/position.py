@@ -31,6 +31,9 @@ WIDEST_LINE = 1.05
 CONTENT_BLIND = 1e-4
 """Share of the variance that pictures must explain for the features to be about pictures at all."""
 
+FADED = 1e-8
+"""Deviation of all features below which a float32 network has lost the picture: trained ones give 1e-3 and more."""
+
 ROUNDING = 1e-6
 """A feature that varies by less than this share of its size holds the rounding of 32-bit numbers and nothing else."""
 
@@ -146,7 +149,8 @@ class Variance:
     """How the variance of cells divides, and what follows."""
 
     place: Estimate  # share of the variance that the place alone explains, whatever the picture
-    verdict: str  # ok, collapsed (all features alike, or on one line), or content-blind (pictures change nothing)
+    # ok, collapsed (all features alike, or on one line), content-blind (pictures change nothing), or faded (all tiny)
+    verdict: str
 
 
 @torch.no_grad()
@@ -158,6 +162,8 @@ def divide_variance(cells: Tensor, *, seed: int = 0) -> Variance:
     centred = (flat - flat.mean(0)).double()
     if _line_rank(centred) < WIDEST_LINE and cells.shape[2] > 1:
         return Variance(nothing("collapsed: all features lie on one line"), "collapsed")
+    if float(centred.square().sum(1).mean().sqrt()) < FADED:
+        return Variance(nothing("faded: features of next to nothing"), "faded")
     if len(cells) < 2:
         return Variance(nothing("fewer than two pictures"), "ok")
     total = centred.square().sum(1).view(len(cells), -1).mean(1)

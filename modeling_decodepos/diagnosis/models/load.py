@@ -27,11 +27,11 @@ from .cells import Cells, find_cells
 from .networks import (
     Network,
     Spec,
-    call_maps,
     every_stage,
     has_backbone_class,
     keep_signal,
     load_network,
+    maps_of,
     padded_convolutions,
     vision_part,
 )
@@ -272,14 +272,9 @@ def _wrap_callable(network: Network, size_px: int, layers: int, device: torch.de
     if module is not None:
         module.eval().to(device)
 
-    def maps(pixels: Tensor) -> list[Tensor]:
-        return call_maps(call, pixels, name)
-
-    try:
-        with torch.no_grad():
-            found = maps(torch.zeros(1, 3, size_px, size_px, device=device))
-    except RuntimeError as error:
-        raise ValueError(f"{name} cannot take pictures of {size_px} x {size_px} pixels: {error}") from error
+    maps = maps_of(call, name)
+    with torch.no_grad():
+        found = maps(torch.zeros(1, 3, size_px, size_px, device=device))
     stages = tuple(f"map{k + 1}" for k in range(len(found))) if len(found) > 1 else ("map",)
 
     def fresh(seed: int) -> FeatureModel:

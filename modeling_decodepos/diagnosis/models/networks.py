@@ -18,7 +18,7 @@ import copy
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from ...backbones import BACKBONES
 from ...configuration_decodepos import DecodePosConfig
 from ...feature_maps import patch_size
 from ...imagenet import IMAGE_MEAN, IMAGE_STD, pixel_statistics
-from ...modeling_decodepos import DecodePosModel, is_map_norm
+from ...modeling_decodepos import DecodePosModel
 from ...scenes import render_scene, sample_scene
+from ...stored_models import load_whole, read_config, refuse_incomplete
 
 RANDOM = "random:"
 
@@ -116,7 +117,7 @@ def every_stage(model: PreTrainedModel) -> PreTrainedModel:
     found, report = builder.from_pretrained(
         None, config=config, state_dict=model.state_dict(), output_loading_info=True, dtype=model.dtype
     )
-    _refuse_missing(type(model).__name__, found, report["missing_keys"])
+    refuse_incomplete(type(model).__name__, found, report)
     return found
 
 
@@ -164,7 +165,7 @@ def keep_signal(model: PreTrainedModel) -> PreTrainedModel:
 def load_config(name: str) -> Any:
     """The config of a folder or a Hub id."""
     try:
-        return AutoConfig.from_pretrained(name)
+        return read_config(name)
     except (OSError, ValueError) as error:
         where = "has no readable config.json" if Path(name).is_dir() else "is neither a folder nor a model on the Hub"
         raise FileNotFoundError(
@@ -186,15 +187,45 @@ def padded_convolutions(module: nn.Module | None) -> list[nn.Conv2d]:
 # --------------------------------------------------------------------------------------------------------------- maps
 
 
-def call_maps(call: Any, pixels: Tensor, name: str) -> list[Tensor]:
-    """The maps (B, C, h, w) that anything callable gives."""
-    output = call(pixels)
-    found = [output] if isinstance(output, Tensor) else list(output)
-    for part in found:
-        if not isinstance(part, Tensor) or part.ndim != 4 or len(part) != len(pixels):
-            shape = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
-            raise ValueError(f"{name} gives no feature maps: it returned {shape}, expected (B, C, h, w) or a list.")
-    return found
+def maps_of(call: Any, name: str) -> Callable[[Tensor], list[Tensor]]:
+    """Anything callable as a function to maps (B, C, h, w), as many and as wide each time; ValueError otherwise."""
+    widths: list[int] = []
+
+    def maps(pixels: Tensor) -> list[Tensor]:
+        try:
+            output = call(pixels)
+        except Exception as error:
+            size = f"{pixels.shape[-1]} x {pixels.shape[-2]}"
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{name} cannot take pictures of {size} pixels: {reason}") from error
+        found = [output] if isinstance(output, Tensor) or not isinstance(output, list | tuple) else list(output)
+        for part in found or [None]:
+            if not isinstance(part, Tensor) or part.ndim != 4 or len(part) != len(pixels):
+                shape = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+                shape = shape if found else "an empty list"
+                raise ValueError(
+                    f"{name} gives no feature maps: it returned {shape} for {len(pixels)} pictures, expected "
+                    "(B, C, h, w) or a list."
+                )
+        now = [part.shape[1] for part in found]
+        widths[:] = widths or now
+        if now != widths:
+            raise ValueError(f"{name} gives maps of {now} channels, and before of {widths}; expected the same always.")
+        return found
+
+    return maps
+
+
+def usable_device(name: str) -> torch.device:
+    """A device by name, once it has given back a number; ValueError where it cannot."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        known = "cpu or cuda" if torch.cuda.is_available() else "cpu: PyTorch sees no GPU"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"--device {name} cannot be used here ({reason}). Expected {known}.") from error
+    return device
 
 
 # ------------------------------------------------------------------------------------------------------------- inside
@@ -214,24 +245,14 @@ def _known_config(name: str) -> Any:
 
 def _load_weights(name: str) -> PreTrainedModel:
     config = load_config(name)
-    if isinstance(config, DecodePosConfig):
-        return DecodePosModel.from_pretrained(name).eval()
+    kind: Any = DecodePosModel if isinstance(config, DecodePosConfig) else _backbone_class(config)
     try:
-        model, report = _backbone_class(config).from_pretrained(name, config=config, output_loading_info=True)
+        return load_whole(kind, name, config=config).eval()
     except OSError as error:
         raise FileNotFoundError(
             f"model {name!r} has a config.json but no weights that can be read ({str(error).splitlines()[0]}). For "
             f"the architecture with random weights, say {RANDOM}{name}."
         ) from error
-    _refuse_missing(name, model, report["missing_keys"])
-    return model
-
-
-def _refuse_missing(name: str, model: PreTrainedModel, keys: Iterable[str]) -> None:
-    # Norms of maps exist in backbone classes only, and poolers give no maps.
-    missing = sorted(key for key in keys if not is_map_norm(key) and "pooler" not in key)
-    if missing:
-        raise ValueError(f"{name} lacks {len(missing)} weights of its {type(model).__name__}, first {missing[0]}.")
 
 
 def _backbone_class(config: Any) -> Any:

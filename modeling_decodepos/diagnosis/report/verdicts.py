@@ -20,6 +20,8 @@ EMPTY_STAGES = {
     "it is empty; its numbers say nothing about it.",
     "content-blind": "Content-blind: its features are the same whatever is shown, and differ between places only. "
     "Everything they tell is position.",
+    "faded": "Faded: next to nothing is left of what is shown. Features of this size come of weights that were never "
+    "trained, or not loaded; its numbers say nothing about it.",
 }
 UNCLEAR = "no clear difference"
 

@@ -1,7 +1,9 @@
 import contextlib
 import io
+import os
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,50 @@ def test_every_kind_and_mode_has_pillows_pixels(kind: str, mode: str):
     pixels = decode_image(data, "x")
     assert pixels.dtype == np.uint8 and pixels.flags.c_contiguous
     np.testing.assert_array_equal(pixels, pillow(data))
+
+
+def damaged_inside(data: bytes) -> bytes:
+    """A JPEG with a block of its middle overwritten, both markers as they were."""
+    middle = len(data) // 2
+    return data[:middle] + bytes(200) + data[middle + 200 :]
+
+
+def test_a_jpeg_that_is_damaged_inside_is_broken_unless_told_otherwise(capfd: pytest.CaptureFixture):
+    noise = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
+    whole = encode(Image.fromarray(noise), "JPEG")
+    damaged = damaged_inside(whole)
+    with pytest.raises(BrokenImage, match="image x cannot be decoded.*Corrupt JPEG data"):
+        decode_image(damaged, "x")
+    assert capfd.readouterr().err == ""
+    assert decode_image(damaged, "x", strict=False).shape == (120, 160, 3)
+    np.testing.assert_array_equal(decode_image(whole, "x"), pillow(whole))  # what came before leaves no trace
+
+
+def test_what_others_write_meanwhile_is_not_swallowed(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    import training.data.decoding as decoding
+
+    data, decode = encode(photo(), "JPEG"), decoding._decode_whole_jpeg
+    monkeypatch.setattr(decoding, "_decode_whole_jpeg", lambda data: (os.write(2, b"a line\n"), decode(data))[1])
+    assert decode_image(data, "x") is not None
+    assert capfd.readouterr().err == "a line\n"
+
+
+def test_threads_hear_their_own_pictures_only():
+    noise = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
+    whole = encode(Image.fromarray(noise), "JPEG")
+    pictures = [whole, damaged_inside(whole)] * 20
+
+    def is_broken(data: bytes) -> bool:
+        try:
+            decode_image(data, "x")
+        except BrokenImage:
+            return True
+        return False
+
+    expected = [False, True] * 20
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(is_broken, pictures)) == expected
+    assert [is_broken(data) for data in pictures] == expected
 
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"quality": 20}])

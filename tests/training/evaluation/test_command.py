@@ -225,7 +225,7 @@ def test_pictures_without_annotations(measure: Measure, tmp_path: Path):
 
 
 def test_wrong_flags_and_files(measure: Measure, squares: Path, tmp_path: Path):
-    assert "size_px is 0; expected at least 1" in refused(measure, "object_knn", squares, "--size_px", "0")
+    assert "size_px is 0; expected at least 8" in refused(measure, "object_knn", squares, "--size_px", "0")
     assert "neighbours is (0,)" in refused(measure, "object_knn", squares, "--neighbours", "0")
     (tmp_path / "results.json").write_text("[1, 2]")
     assert "is no results file" in refused(measure, "object_knn", squares)

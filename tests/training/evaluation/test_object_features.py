@@ -108,9 +108,9 @@ def test_ragged_annotations_are_refused_by_name(tmp_path):
         rows[4]["objects"]["category"] = [1]
         return rows
 
-    images = AnnotatedImages(str(write_squares(tmp_path / "ragged", change)), "validation")
+    folder = str(write_squares(tmp_path / "ragged", change))
     with pytest.raises(ValueError, match="validation-004: the lists of objects differ in length: {'bbox': 2, 'ca"):
-        images.annotations(4)
+        AnnotatedImages(folder, "validation")
 
 
 def test_a_limit_takes_the_same_images_whatever_their_order(squares, tmp_path):

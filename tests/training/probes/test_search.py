@@ -73,8 +73,9 @@ def test_the_command_compares_with_the_untrained_twin(tmp_path: Path, capsys: py
     main([str(folder), "--before", str(folder), "--output", str(output), "--count", "4"])
     before, after = capsys.readouterr().out.splitlines()[:2]
     assert before.split() == ["before", *after.split()[1:]] and after.split()[0] == "after"
-    with pytest.raises(SystemExit, match="at least 4"):
+    with pytest.raises(SystemExit):
         main([str(folder), "--output", str(output), "--count", "1"])
+    assert "at least 4" in capsys.readouterr().err
     centred = {name: load(f"random:{name}", True).config.centre_cells for name in ("resnet_tiny", "vit_tiny")}
     assert centred == {"resnet_tiny": True, "vit_tiny": False}
     with pytest.raises(SystemExit, match="error: "):

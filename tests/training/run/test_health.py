@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dataset_scripts.files import read_json_lines
 from tests.training.runs import run_command, small_run
 from training.errors import RunStopped
 from training.run.health import CollapseWatch, KnnWatchdog, Watch, measure_spread
-from training.run.log import read_log
 
 SIZE = 64  # a perfect spread is 1 / 8
 FULL = 64.0
@@ -201,6 +201,13 @@ def test_a_resumed_run_goes_on_counting_samples_that_could_not_move(make_recipe,
         second.observe({}, [False], [])
 
 
+def test_measures_are_taken_at_the_size_that_is_asked_for(make_recipe):
+    for asked, side in ((0, 64), (96, 96)):
+        run, data = small_run(make_recipe(measure_steps=2, measure_images=8, measure_size_px=asked))
+        online = Watch(run, data.source, stop=None).online
+        assert online is not None and online.queries.pixels.shape[-2:] == (side, side)
+
+
 def test_the_spread_of_valid_rows_is_measured():
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(200, 4, 16, generator=generator)
@@ -225,7 +232,7 @@ def test_a_run_that_collapses_is_stopped_and_says_so(recipe_values, tmp_path: Pa
     assert "the embeddings have become narrow" in done.stdout
     assert "the embeddings have collapsed" in done.stderr
     assert "Traceback" not in done.stderr
-    assert read_log(folder / "log.jsonl")[-1]["step"] < 60
+    assert read_json_lines(folder / "log.jsonl")[-1]["step"] < 60
     assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
     assert not (folder / "export").exists(), "weights that began at chance have no better state to go back to"
     page = (folder / "report.html").read_text()

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from training.run.log import Meter, Pace, RunLog, minutes_to_go, read_log
+from dataset_scripts.files import read_json_lines
+from training.run.log import Meter, Pace, RunLog, minutes_to_go
 
 
 def test_a_pause_leaves_the_time_before_it_in(monkeypatch: pytest.MonkeyPatch):
@@ -37,12 +38,12 @@ def test_a_resumed_log_is_not_lost_on_a_full_disk(tmp_path: Path, monkeypatch: p
         full.setattr(Path, "write_text", fill_up)
         with pytest.raises(OSError, match="No space"):
             RunLog(path, 2)
-    assert [line["step"] for line in read_log(path)] == [1, 2, 3]
+    assert [line["step"] for line in read_json_lines(path)] == [1, 2, 3]
     assert list(tmp_path.iterdir()) == [path]
     RunLog(path, 2).write(step=3)
-    assert [line["step"] for line in read_log(path)] == [1, 2, 3]
+    assert [line["step"] for line in read_json_lines(path)] == [1, 2, 3]
     RunLog(path, 0)
-    assert read_log(path) == []
+    assert read_json_lines(path) == []
 
 
 def test_the_pace_is_that_of_the_second_step_to_the_fifth():

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoModel, MobileNetV2Model
 
+from dataset_scripts.files import read_json_lines
 from modeling_decodepos.diagnosis.models.load import load_model as diagnosis_model
 from modeling_decodepos.diagnosis.models.networks import load_network
 from modeling_decodepos.modeling_decodepos import FEATURE_MEAN_MOMENTUM, DecodePosModel
@@ -21,7 +22,6 @@ from training import pretrain
 from training.evaluation.models import load_model as evaluation_model
 from training.recipe import DEFAULT_RECIPE, load_recipe
 from training.run.batch_norms import batch_norms
-from training.run.log import read_log
 from training.run.setup import build_run
 from training.views.normalise import normalise
 
@@ -102,7 +102,7 @@ def test_the_first_and_the_last_line_say_what_was_measured(values: dict[str, Any
         re.search(rf"^at the {when}, on 4 pictures \(validation\): (.*)$", said, re.M) for when in ("start", "end")
     )
     assert start and end and start.start() < end.start()
-    log = [line for line in read_log(Path(values["output_dir"]) / "log.jsonl") if "object_knn" in line]
+    log = [line for line in read_json_lines(Path(values["output_dir"]) / "log.jsonl") if "object_knn" in line]
     first, last = log[0], log[-1]
     assert (first["step"], last["step"]) == (0, 2)
     for name, words in (("object_knn_moved", "moved"), ("context_leak", "context leak")):
@@ -212,7 +212,7 @@ def test_student_and_teacher_see_pixels_as_the_network_wants_them(
     batch, seen = data.__getitems__([(0, index) for index in range(4)]), []
     for model in (run.net.decodepos, run.net.teacher["decodepos"]):
         go_on = model.feature_map
-        monkeypatch.setattr(model, "feature_map", lambda pixels, go_on=go_on: (seen.append(pixels), go_on(pixels))[1])
+        monkeypatch.setattr(model, "feature_map", lambda x, _=None, go_on=go_on: (seen.append(x), go_on(x))[1])
     pretrain.training_step(run, [batch])
     assert [part.shape[-1] for part in seen] == [32, 64, 64, 32]  # the teacher once more, for the first centre
     shown = batch.views["plain"].pixel_values.float() / 255

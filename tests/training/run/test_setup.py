@@ -22,6 +22,10 @@ from training.run.setup import build_accelerator, build_run
         ({"backbone": "/no/such/folder"}, ["backbone", "/no/such/folder", "resnet18"]),
         ({"global_batch_size": 25}, ["global_batch_size is 25", "24 images", "at most 24"]),
         ({"backbone": "vit_tiny"}, ["view_size_px 64", "64 and, with small_view_scale, 32 pixels", "multiples of 12"]),
+        (
+            {"backbone": "vit_tiny", "view_size_px": 96, "cut_grid_px": 12, "measure_size_px": 100},
+            ["measure_size_px 100", "multiples of 12"],
+        ),
         ({"accumulation_steps": 3}, ["8 is not divisible by 3", "take 6"]),
         ({"data": "/no/such/photos"}, ["data", "/no/such/photos"]),
     ],
