@@ -8,7 +8,7 @@ DATA   := data/scenes
 RUN    := runs/scenes_smoke
 
 .DEFAULT_GOAL := help
-.PHONY: help pretrain test test-slow test-upstream quality style bench clean
+.PHONY: help pretrain test test-slow test-upstream quality style docs dist bench clean
 
 help:
 	@echo "make pretrain    train a small network on procedural scenes: data, run, weights, report"
@@ -17,6 +17,8 @@ help:
 	@echo "make test-upstream   transformers' own common tests on our classes; fetches them first"
 	@echo "make quality     linter, formatter (check only), type checker"
 	@echo "make style       let the formatter and the linter repair what they can"
+	@echo "make docs        the pages as a site, into build/site; a broken link fails it"
+	@echo "make dist        sdist and wheel, into dist/, checked as an index would"
 	@echo "make bench       the benchmarks of benchmarks/"
 
 $(READY): pyproject.toml constraints.txt
@@ -51,6 +53,18 @@ style: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: export DECODEPOS_REPOSITORY ?= $(if $(GITHUB_REPOSITORY),$(GITHUB_SERVER_URL)/$(GITHUB_REPOSITORY))
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m docs.assemble
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+dist: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[release]'
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
 bench: $(READY)
 	$(BIN)/python -m benchmarks.roi_align
 	$(BIN)/python -m benchmarks.step
@@ -62,4 +76,4 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.object_knn
 
 clean:
-	rm -rf $(VENV) $(DATA) $(RUN)
+	rm -rf $(VENV) $(DATA) $(RUN) build dist

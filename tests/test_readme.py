@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import modeling_decodepos.__main__
 from modeling_decodepos import DecodePosConfig, DecodePosForPreTraining
 from modeling_decodepos.backbones import BACKBONES
 from tests.image_processors import needs_auto_image_processor
@@ -20,6 +21,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 CONCEPTS = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
 DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+MORE = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("docs/start.md", "docs/remedy.md", "SKILL.md"))
 WITH_SUBCOMMANDS = {"dataset_scripts.prepare", "training.evaluation"}
 
 
@@ -29,8 +31,8 @@ def blocks(language: str, text: str = README) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    """Every command line in the blocks and the inline code of the README and three pages of docs/."""
-    text = README + TRAINING + CONCEPTS + DATA
+    """Every command line in the blocks and the inline code of the README, of SKILL.md and of five pages of docs/."""
+    text = README + TRAINING + CONCEPTS + DATA + MORE
     inline = re.findall(r"`((?:make|python -m|accelerate launch|ACCELERATE_USE_CPU=true torchrun)[^`]*)`", text)
     lines = [line for block in blocks("bash", text) for line in block.splitlines()] + inline
     return [shlex.split(line.split("  #")[0].split(" | ")[0], comments=True) for line in lines if line.strip()]
@@ -59,6 +61,16 @@ def test_training_commands_parse(monkeypatch: pytest.MonkeyPatch):
                 parse_command_line(arguments)
             found += 1
     assert found >= 2
+
+
+def test_commands_of_the_library_parse():
+    found = []
+    for words in commands():
+        if words[0] == "decodepos" and words[1] in modeling_decodepos.__main__.COMMANDS:
+            place = modeling_decodepos.__main__.COMMANDS[words[1]][0]
+            importlib.import_module(f"modeling_decodepos.{place}").build_parser().parse_args(words[2:])
+            found.append(words[1])
+    assert set(found) == {"diagnose", "embed", "look"} and len(found) >= 8
 
 
 def test_modules_take_the_flags_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

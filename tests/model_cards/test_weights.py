@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
+from dataset_scripts.hub.release import card_problems
 from modeling_decodepos.diagnosis import diagnose
+from training.publish import checks
 
 WEIGHTS = sorted((Path(__file__).parents[2] / "model_cards" / "weights").iterdir())
 LOAD = """
@@ -44,6 +47,17 @@ def test_it_loads_without_our_code(folder):
         [sys.executable, "-c", LOAD, str(folder)], capture_output=True, text=True, cwd=folder, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_it_may_be_pushed_as_it_lies(folder):
+    """`hf upload` sends what is there: what `training.publish` asks of a release holds of it too."""
+    here = str(Path(__file__).parents[2])
+    assert list(checks._file_problems(folder, [here, str(Path.home())])) == []
+    assert list(checks._weight_problems(folder / "model.safetensors")) == []
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card_problems(card, ModelCard) == [] and "nothing was published" not in card
+    named = re.findall(r"\]\(((?!https?:)[^)]+)\)", card)
+    assert named and all((folder / name).is_file() for name in named)
 
 
 def test_the_lines_of_its_card_run_as_they_are_printed(folder, monkeypatch):
