@@ -343,6 +343,17 @@ def start_tracker(run: Run) -> None:
         ) from error
 
 
+def measure_start(run: Run, watch: Watch, log: RunLog | None, output_dir: Path) -> None:
+    """Measure what the first step begins with, and keep what the end is compared with."""
+    if run.accelerator.is_main_process:
+        look_before(run, watch.online, output_dir)
+    if run.recipe.run.measure_steps:
+        measures = watch.measure()
+        record(run, log, {"step": 0, **measures})
+        watch.tell_measures()
+        watch.judge(measures)
+
+
 def run_training(run: Run, dataset: Data, batches: StepBatches, watch: Watch, output_dir: Path) -> None:
     """Everything between a built model and its last checkpoint."""
     main_process = run.accelerator.is_main_process
@@ -350,14 +361,10 @@ def run_training(run: Run, dataset: Data, batches: StepBatches, watch: Watch, ou
     start_tracker(run)
     if main_process:
         note_start(run, dataset, watch.online, output_dir)
-        if run.step == 0:
-            look_before(run, watch.online, output_dir)
         draw_sample(dataset).quantize(256).save(output_dir / "views.png", optimize=True)
-    if run.step == 0 and run.recipe.run.measure_steps:
-        measures = watch.measure()
-        record(run, log, {"step": 0, **measures})
-        watch.tell_measures()
-        watch.judge(measures)
+    if run.step == 0:
+        with run.as_it_starts():
+            measure_start(run, watch, log, output_dir)
     batches = dataclasses.replace(batches, first_step=run.step, last_step=run.total_steps)
     workers, pin_memory = run.recipe.data.num_workers, run.accelerator.device.type == "cuda"
     if isinstance(dataset, RegionStream):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..diagnosis.models.readings import READINGS
-from ..settings import CommandParser
+from ..settings import CommandParser, number
 from .choices import KINDS, REGIONS
 
 NAME = "decodepos embed"
@@ -26,14 +26,20 @@ def build_parser(name: str = NAME) -> CommandParser:
     add("--output", type=Path, required=True, help="file to write: NAME.parquet, or NAME.safetensors")
     add("--features", default="image,regions", help=f"comma-separated: {_named(KINDS)} (default: image,regions)")
     add("--regions", choices=REGIONS, default="auto", help=f"{_named(REGIONS)} (default: auto)")
-    add("--grid", type=int, default=3, help="boxes per side, where regions are a grid")
+    add("--grid", type=number(int, 1, 64), default=3, help="boxes per side, where regions are a grid")
     add("--stage", default="", help="name of the stage that is read (default: the last)")
     add("--split", default="", help="one split of the data (default: all)")
-    add("--size_px", "--size", type=int, default=224, help="side of the square that pictures are resized to")
+    add(
+        "--size_px",
+        "--size",
+        type=number(int, 8, 16_384),
+        default=224,
+        help="side of the square that pictures are resized to",
+    )
     add("--reading", choices=READINGS, default="own", help=f"where cells of maps lie: {_named(READINGS)}")
     add("--fp16", action="store_true", help="write features in half precision, and on a GPU compute in it")
-    add("--batch_size", type=int, help="pictures at a time (default: 8 on a CPU, else 64)")
-    add("--workers", type=int, default=2, help="threads that decode pictures")
+    add("--batch_size", type=number(int, 1, 100_000), help="pictures at a time (default: 8 on a CPU, else 64)")
+    add("--workers", type=number(int, 0, 1000), default=2, help="threads that decode pictures")
     add("--device", default="cpu", help="where the model runs: cpu, cuda, mps")
     return parser
 

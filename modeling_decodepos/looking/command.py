@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..diagnosis.models.readings import READINGS
-from ..settings import CommandParser
+from ..settings import CommandParser, number
 
 NAME = "decodepos look"
 _EXAMPLE = ("0.3", "0.3", "0.7", "0.7")
@@ -42,7 +42,13 @@ def build_parser(name: str = NAME) -> CommandParser:
         help="the region whose leak is shown, in [0, 1] of the square (default: its middle; of a scene, an object)",
     )
     add("--output", type=Path, default=Path("look"), help="writes OUTPUT.png and OUTPUT.html")
-    add("--size_px", "--size", type=int, default=320, help="side of the square; more gives a finer map")
+    add(
+        "--size_px",
+        "--size",
+        type=number(int, 8, 16_384),
+        default=320,
+        help="side of the square; more gives a finer map",
+    )
     add("--reading", choices=READINGS, default="own", help="where cells of maps lie, as for decodepos diagnose")
     add("--device", default="cpu", help="where the models run: cpu, cuda, mps")
     return parser

@@ -21,7 +21,7 @@ def test_the_tutorial_goes_from_nothing_to_a_number(tmp_path: Path):
     assert len(printed) >= 3 and all(path.exists() for path in printed)
     said = dict(re.findall(r"^(loaded|regions|context leak) +(.*)$", done.stdout, re.MULTILINE))
     assert said["loaded"] == "ResNetModel, and DecodePosModel around the same weights"
-    assert re.fullmatch(r"[2-7] objects, 256 numbers each", said["regions"])
+    assert re.fullmatch(r"[2-7] objects, 128 numbers each", said["regions"])
     leaks = [float(value) for value in re.findall(r"stage\d (\d\.\d\d)", said["context leak"])]
     assert len(leaks) == 4 and all(0 <= leak <= 1 for leak in leaks)
     assert leaks[0] < leaks[-1]  # a cell of the first stage sees little beyond its region, one of the last nearly all

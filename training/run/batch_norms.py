@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -62,3 +63,20 @@ def recalibrate(model: DecodePosModel, pictures: Iterable[Tensor]) -> None:
         model(normalise(pixels.to(device), *statistics_of(model)))
     for norm, (training, momentum) in zip(norms, before, strict=True):
         norm.train(training).momentum = momentum
+
+
+@contextmanager
+def fitted(model: DecodePosModel, pictures: Iterable[Tensor]) -> Iterator[None]:
+    """The model with batch norms that saw these pictures, as long as this is open; then it is as it was, bit for bit.
+
+    What an untrained network must be measured with: norms that saw nothing make it look worse than its weights are.
+    """
+    kept = [[buffer.clone() for buffer in norm.buffers()] for norm in batch_norms(model)]
+    if kept:
+        recalibrate(model, pictures)
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(batch_norms(model), kept, strict=True):
+            for buffer, before in zip(norm.buffers(), buffers, strict=True):
+                buffer.copy_(before)

@@ -57,6 +57,7 @@ class Run:
     peak_learning_rate: float
     anchor: FeatureAnchor | None = None
     clean_pictures: Callable[[], Iterator[Tensor]] | None = None  # that batch norms see in the end
+    start_pictures: Callable[[], Iterator[Tensor]] | None = None  # that those of fresh weights see to be measured
     step: int = 0
     state: dict[str, Any] = field(default_factory=dict)  # what else a checkpoint keeps, as JSON
 
@@ -93,6 +94,15 @@ class Run:
             finally:
                 if kept:
                     torch._foreach_copy_(own, kept)
+
+    @contextmanager
+    def as_it_starts(self) -> Iterator[None]:
+        """The student as it is measured before the first step: fresh weights' batch norms fit the pictures."""
+        if self.start_pictures is None:
+            yield
+            return
+        with batch_norms.fitted(self.net.decodepos, self.start_pictures()):
+            yield
 
     def is_logged(self) -> bool:
         """Whether the schedule wants a log line after this step."""
@@ -213,6 +223,8 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
     )
     if recipe.model.batch_norm == "recalibrated" and isinstance(dataset, RegionDataset):
         run.clean_pictures = partial(batch_norms.clean_pictures, dataset)
+    if not run.continues_weights and not batch_norms.are_held(recipe.model) and isinstance(dataset, RegionDataset):
+        run.start_pictures = partial(batch_norms.clean_pictures, dataset)
     if accelerator.process_index:  # what networks draw (dropout, stochastic depth) must differ between processes
         torch.manual_seed(recipe.run.seed + accelerator.process_index)
     accelerator.print(describe_plan(run, batches, dataset.source))

@@ -48,6 +48,7 @@ def run_dir(scenes: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "tiny"
     values = {
         "data": scenes, "output_dir": folder, "view_size_px": 64, "backbone": "resnet_tiny", "region_bins": 4,
+        "mixed_precision": "no",
         "projector_hidden_size": 32, "projection_size": 16, "max_steps": 2, "global_batch_size": 8, "cpu": True,
         "base_learning_rate": 0.02, "optimizer": "adamw", "log_steps": 1, "measure_steps": 0, "probe_count": 4,
         "num_workers": 0,

@@ -78,7 +78,7 @@ def text_of(folder):
 def test_a_finished_run_is_told_in_full(run_dir):
     text = text_of(run_dir)
     for part in (
-        "resnet_tiny was trained for 100 of 100 steps on 4,000 images (3,200 seen, 0.80 passes)",
+        "resnet_mini was trained for 100 of 100 steps on 4,000 images (3,200 seen, 0.80 passes)",
         "loss −1.10 → −3 about 0 by chance, −8 at best",  # noqa: RUF001
         "a perfect spread is 0.0884",  # 1 / sqrt(128)
         "prefers the same object elsewhere in 81 % of 2 cases",

@@ -11,8 +11,10 @@ from torch import nn
 from dataset_scripts.files import write_json
 from tests.training.runs import Make, small_run
 from training.pretrain import training_step
+from training.run import batch_norms
 from training.run.model import compile_stages
 from training.run.setup import build_accelerator, build_run
+from training.views.normalise import normalise
 
 
 @pytest.mark.parametrize(
@@ -84,3 +86,25 @@ def test_a_folder_belongs_to_one_recipe_once_it_holds_a_checkpoint(make_recipe: 
 def test_short_runs_warm_up_too(make_recipe: Make, total: int, share: float, least: int, expected: int):
     run, _ = small_run(make_recipe(warmup_share=share, warmup_steps=least), total)
     assert run.warmup_steps == expected
+
+
+def test_fresh_weights_are_measured_with_batch_norms_that_fit(make_recipe: Make, tmp_path: Path):
+    run, data, _ = build_run(Accelerator(cpu=True), make_recipe(), tmp_path)
+    model = run.net.decodepos
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    pixels = torch.cat(list(batch_norms.clean_pictures(data)))
+
+    def spread() -> float:
+        """Mean variance of the normalised stem, 1 where its batch norm fits these pictures."""
+        with torch.no_grad():
+            stem = model.backbone.embedder.embedder
+            return float(stem.normalization(stem.convolution(normalise(pixels))).var((0, 2, 3)).mean())
+
+    model.eval()
+    assert abs(spread() - 1) > 0.1
+    with run.as_it_starts():
+        assert spread() == pytest.approx(1, abs=0.05)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    held, _, _ = build_run(Accelerator(cpu=True), make_recipe(batch_norm="frozen"), tmp_path / "held")
+    assert held.start_pictures is None
