@@ -1,6 +1,7 @@
 """What every test starts from: no network, and caches that end with the session."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -24,11 +25,15 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """Commands that are run in this process make transformers quiet; the next test may look for its warnings."""
-    before = transformers_logging.get_verbosity()
+def nothing_is_left_of_commands() -> Iterator[None]:
+    """What commands that are run in this process leave of themselves is gone for the next test.
+
+    They make transformers quiet, whose warnings it may look for, and fix the precision of every later `Accelerator`.
+    """
+    transformers_logging.set_verbosity_warning()
     yield
-    transformers_logging.set_verbosity(before)
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state()
 
 
 @pytest.fixture
