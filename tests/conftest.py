@@ -4,10 +4,11 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.hub_server import HubServer
+from tests.hub_server import TOKEN, HubServer
 
 # Read by the Hugging Face libraries when they are imported, which the test modules do after this file.
 # `HF_HUB_OFFLINE=0 pytest -m hub` reaches the real Hub.
@@ -17,7 +18,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests are small: a second thread costs more than it brings, above all where other programs share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from transformers import logging as transformers_logging  # noqa: E402  after the settings that it reads
+from huggingface_hub import constants  # noqa: E402  after the settings that it reads
+from transformers import logging as transformers_logging  # noqa: E402
 
 
 def pytest_unconfigure() -> None:
@@ -42,3 +44,14 @@ def hub() -> Iterator[HubServer]:
     with HubServer() as server:
         yield server
         assert [line for line in server.log if line.status == 501] == []  # a client wanted what the server lacks
+
+
+@pytest.fixture
+def reachable_hub(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """The same, for code of this process, which may then talk to the Hub."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return hub

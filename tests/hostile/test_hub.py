@@ -7,29 +7,24 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 
 from dataset_scripts import publish as publishing
 from dataset_scripts.hub import release
 from tests.hostile.running import run
-from tests.hub_server import TOKEN, HubServer, Reply
+from tests.hub_server import HubServer, Reply
 
 PAGE = Reply(body=b"<!doctype html><title>Sign in</title>", headers={"Content-Type": "text/html"})
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
 
 
 @pytest.fixture
-def online(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+def online(reachable_hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     """This process may talk to the Hub on loopback, and waits a hundredth of what people wait."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(publishing, "HfApi", partial(HfApi, endpoint=hub.url))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(publishing, "HfApi", partial(HfApi, endpoint=reachable_hub.url))
     for name in ("PAUSE_S", "LONGEST_S", "SILENCE_S"):
         monkeypatch.setattr(release, name, getattr(release, name) / 100)
-    return hub
+    return reachable_hub
 
 
 def publish(data: Path) -> tuple[int, str]:

@@ -57,16 +57,11 @@ def run_dir(finished: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def online(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+def online(reachable_hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     """This process may talk to the Hub on loopback, and nobody waits."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(publishing, "HfApi", partial(HfApi, endpoint=hub.url))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(publishing, "HfApi", partial(HfApi, endpoint=reachable_hub.url))
     monkeypatch.setattr(hub_release, "PAUSE_S", 0.01)
-    return hub
+    return reachable_hub
 
 
 @pytest.fixture
