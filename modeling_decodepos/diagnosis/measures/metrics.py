@@ -150,6 +150,9 @@ METRICS = (
 
 BY_KEY = {metric.key: metric for metric in METRICS}
 
+BENCHMARK_TASKS = ("context_leak", "position_regions", "same_recontextualised", "same_repositioned")
+"""What a data set of exact pairs scores: ids of tasks in its `eval.yaml`, and of entries in `.eval_results`."""
+
 EXTRA_PROTOCOLS = {
     "border_profile": "border-profile/1",
     "padding": "padding-exchange/1",
