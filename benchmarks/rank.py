@@ -22,6 +22,7 @@ from benchmarks.networks import Row, table_rows
 from benchmarks.real_backbones import efficientnet_lite
 from benchmarks.timing import print_machine, print_result, print_table
 from dataset_scripts.build.parquet import build_dataset
+from dataset_scripts.files import read_json, write_json
 from dataset_scripts.sources.pairs import pairs_source
 from modeling_decodepos.diagnosis.data.pairs import build_pair_data
 from modeling_decodepos.diagnosis.data.photos import open_splits
@@ -71,14 +72,23 @@ class Seen:
     def score(self, count: int) -> list[float]:
         """The tasks, in the order of `BENCHMARK_TASKS`, on the first objects."""
         as_is, surroundings, content, moved, centres = (rows[:count] for rows in vars(self).values())
-        owners = torch.arange(count)
         found = (
             measure_leak(as_is, surroundings, content)["context_leak"],
             probe_regions(moved, centres),
-            find_itself(as_is, surroundings, owners),
-            find_itself(as_is, moved, owners),
+            find_itself(as_is, moved, torch.arange(count)),
         )
         return [float("nan") if one.value is None else one.value for one in found]
+
+
+def draw(pairs: int, seeds: Sequence[int]) -> list[ProbeData]:
+    """The benchmark of every seed, built and read as anybody does."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in seeds:
+            output = Path(folder) / str(seed)
+            build_dataset(output, pairs_source(pairs, train=2, seed=seed))
+            found.append(build_pair_data(str(output), open_splits(str(output))))
+    return found
 
 
 def spearman(one: Tensor, other: Tensor) -> float:
@@ -91,28 +101,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Build, score, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", type=Path, required=True, help="folder that benchmarks.real_backbones has made")
-    parser.add_argument("--pairs", type=int, nargs="+", default=[32, 64, 128, 256], help="objects, rising")
+    parser.add_argument("--output", type=Path, required=True, help="folder for scores; what is there is not measured")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[64, 128, 256, 512], help="objects, rising")
     parser.add_argument("--seeds", type=int, nargs=2, default=[0, 1], help="of the benchmark")
+    parser.add_argument("--only", nargs="+", choices=[*TRAINED, *RANDOM], help="measure these, and print no table")
     args = parser.parse_args(arguments)
     os.environ[efficientnet_lite.FOLDER_VARIABLE] = str(args.networks)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     print_machine()
-    draws = []
-    with tempfile.TemporaryDirectory() as folder:
-        for seed in args.seeds:
-            output = Path(folder) / str(seed)
-            build_dataset(output, pairs_source(args.pairs[-1], train=2, seed=seed))
-            draws.append(build_pair_data(str(output), open_splits(str(output))))
-    rows = chosen(args.networks)
-    scores = torch.zeros(len(args.pairs), len(draws), len(rows), len(BENCHMARK_TASKS), dtype=torch.float64)
-    for number, row in enumerate(rows):
-        model = load_model(row.spec, size_px=draws[0].size_px)
-        for place, data in enumerate(draws):
-            seen = Seen(model, data)
-            for size, count in enumerate(args.pairs):
-                scores[size, place, number] = torch.tensor(seen.score(count))
-        print(f"{row.name} scored", flush=True)
+    rows = [row for row in chosen(args.networks) if row.name in (args.only or [row.name])]
+    asked = "-".join(map(str, [*args.pairs, "seeds", *args.seeds]))
+    files = [args.output / f"{row.name.replace(':', '-')}-{asked}.json" for row in rows]
+    if missing := [pair for pair in zip(rows, files, strict=True) if not pair[1].is_file()]:
+        draws = draw(args.pairs[-1], args.seeds)
+        for row, file in missing:
+            model = load_model(row.spec, size_px=draws[0].size_px)
+            seen = [Seen(model, data) for data in draws]
+            write_json(file, {"scores": [[one.score(count) for one in seen] for count in args.pairs]})
+            print(f"{row.name} scored", flush=True)
+    if args.only:
+        return
+    scores = torch.tensor([read_json(file)["scores"] for file in files], dtype=torch.float64).permute(1, 2, 0, 3)
     seeds = " / ".join(map(str, args.seeds))
     print(f"\n{args.pairs[-1]} objects, seeds {seeds}; the batch norms of random:resnet18 saw no picture")
     table = scores[-1].permute(1, 2, 0).tolist()
@@ -123,16 +133,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for row, tasks in zip(rows, table, strict=True)
         ],
     )
-    ranks = [
+    alike = [
         [spearman(scores[size, 0, :, task], scores[size, 1, :, task]) for task in range(len(BENCHMARK_TASKS))]
         for size in range(len(args.pairs))
     ]
     print("\nSpearman's correlation of the ranks of the two seeds")
     print_table(
         ("objects", "rows", *BENCHMARK_TASKS),
-        [(count, 4 * count, *(f"{value:.3f}" for value in own)) for count, own in zip(args.pairs, ranks, strict=True)],
+        [(count, 4 * count, *(f"{value:.3f}" for value in own)) for count, own in zip(args.pairs, alike, strict=True)],
     )
-    least = min(ranks[-1])
+    least = min(alike[-1])
     print_result("rank", f"wanted {WANTED}", least / WANTED, least, WANTED, "Spearman", rows=4 * args.pairs[-1])
 
 

@@ -64,7 +64,7 @@ def pair_row(split: str, number: int, seed: int, size_px: int) -> Row:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `prepare pairs`."""
-    parser.add_argument("--pairs", type=number(int, 16, 1_000_000), default=256, help="probed objects, four rows each")
+    parser.add_argument("--pairs", type=number(int, 16, 1_000_000), default=512, help="probed objects, four rows each")
     parser.add_argument("--train", type=number(int, 2, 1_000_000), default=128, help="other scenes, for read-outs")
     parser.add_argument(
         "--size_px", type=number(int, LEAST_SIDE, 16_384), default=160, help="side of the square images"
@@ -78,7 +78,7 @@ def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan:
     return pairs_source(arguments.pairs, arguments.train, arguments.size_px, arguments.seed)
 
 
-def pairs_source(pairs: int = 256, train: int = 128, size_px: int = 160, seed: int = 0) -> DatasetPlan:
+def pairs_source(pairs: int = 512, train: int = 128, size_px: int = 160, seed: int = 0) -> DatasetPlan:
     """The data set of these settings, to be handed to `build_dataset`."""
     tasks = [{"id": key, "config": "default", "split": PAIRS_SPLIT} for key in BENCHMARK_TASKS]
     about = {"name": TITLE, "description": f"{SUMMARY}\n\n{describe_tasks()}\n", "tasks": tasks}

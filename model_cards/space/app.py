@@ -15,7 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import gradio as gr
+try:
+    import gradio as gr
+except ImportError:
+    sys.exit("This page needs gradio: pip install -r requirements.txt (beside app.py), in an environment of its own.")
 from markupsafe import Markup
 from PIL import Image
 from torch import Tensor

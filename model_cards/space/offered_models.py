@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel
 from visitor_pictures import SCENES, VIEW_PX
 
 from modeling_decodepos.batch_norms import fit_batch_norms
-from modeling_decodepos.diagnosis.models.load import FeatureModel, load_model
+from modeling_decodepos.diagnosis.models.load import FeatureModel, load_model, with_reading
 from modeling_decodepos.diagnosis.models.networks import RANDOM
 from modeling_decodepos.looking.views import scene_view
 
@@ -35,6 +35,8 @@ WEIGHTS = next(
     _HERE / "weights",
 )
 """The released weights: beside this file in the Space, and in the checkout with the other weights."""
+AS_TRAINED = "known"
+"""Where regions were read when the released weights were trained: where a padded network's cells lie."""
 FITTED_ON = 64
 """Scenes whose statistics the batch norms of the untrained network have; ones that saw nothing would hide the rest."""
 
@@ -80,13 +82,13 @@ def check_id(text: str) -> str:
 @lru_cache(maxsize=1)
 def _trained() -> FeatureModel:
     """The released weights."""
-    return load_folder(WEIGHTS, "trained on scenes")
+    return with_reading(load_folder(WEIGHTS, "trained on scenes"), AS_TRAINED)
 
 
 @lru_cache(maxsize=1)
 def _untrained() -> FeatureModel:
     """Fresh weights of the same network, its batch norms as pictures want them."""
-    fresh = load_model(f"{RANDOM}{WEIGHTS}", size_px=VIEW_PX, name="untrained, batch norms fitted")
+    fresh = load_model(f"{RANDOM}{WEIGHTS}", size_px=VIEW_PX, reading=AS_TRAINED, name="untrained, batch norms fitted")
     scenes = torch.stack([scene_view(number, VIEW_PX)[0] for number in range(SCENES, SCENES + FITTED_ON)])
     assert fresh.module is not None
     fit_batch_norms(fresh.module, fresh, scenes.split(16))

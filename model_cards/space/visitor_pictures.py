@@ -16,7 +16,7 @@ from modeling_decodepos.pictures import BrokenImage, decode_picture, read_size
 
 VIEW_PX = 160
 PHOTO = Path(__file__).with_name("coffee.jpg")
-PHOTO_BOX = (0.19, 0.03, 0.81, 0.65)  # the cup
+PHOTO_BOX = (0.52, 0.58, 0.8, 0.86)  # the spoon
 LARGEST_FILE = 8 * 2**20
 LARGEST_PIXELS = 40_000_000
 FORMATS = ("JPEG", "PNG", "WEBP")

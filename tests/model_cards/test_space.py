@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -216,7 +217,7 @@ print(json.dumps(said))
 def test_before_and_after_are_one_network_with_other_weights():
     before, after = models.find_model(models.BEFORE, ""), models.find_model(models.AFTER, "")
     assert before.stages == after.stages and type(before.module) is type(after.module)
-    released = load_model(str(ROOT / "model_cards" / "weights" / "decodepos-scenes-tiny"), size_px=S)
+    released = load_model(str(ROOT / "model_cards" / "weights" / "decodepos-scenes-tiny"), size_px=S, reading="known")
     pixels = pictures.photo_view()[0][None]
     assert all(torch.equal(a, b) for a, b in zip(after(pixels), released(pixels), strict=True))
     norms = batch_norms(before.module)
@@ -235,12 +236,17 @@ def test_a_token_of_the_operators_reaches_no_request(hub: HubServer, tmp_path: P
     env = hub.env(tmp_path / "home", token=None if stored else TOKEN)
     if stored:
         (tmp_path / "home" / "token").write_text(TOKEN)
+    space = tmp_path / "space"  # as its README uploads it
+    shutil.copytree(SPACE, space)
+    shutil.copytree(ROOT / "model_cards" / "weights" / "decodepos-scenes-tiny", space / "weights")
+    (space / "modeling_decodepos").symlink_to(ROOT / "modeling_decodepos")
     code = f"""
 import sys
-sys.path[:0] = {[str(SPACE), str(ROOT)]!r}
+sys.path.insert(0, {str(space)!r})
 import offered_models as models
 from huggingface_hub import get_token
 assert get_token() == {TOKEN!r}
+assert models.find_model(models.AFTER, "").stages and str(models.WEIGHTS).startswith({str(tmp_path)!r})
 print(len(models.find_model(models.TYPED, "org/open").stages))
 try:
     models.find_model(models.TYPED, "org/secret")

@@ -150,8 +150,12 @@ METRICS = (
 
 BY_KEY = {metric.key: metric for metric in METRICS}
 
-BENCHMARK_TASKS = ("context_leak", "position_regions", "same_recontextualised", "same_repositioned")
-"""What a data set of exact pairs scores: ids of tasks in its `eval.yaml`, and of entries in `.eval_results`."""
+BENCHMARK_TASKS = ("context_leak", "position_regions", "same_repositioned")
+"""What a data set of exact pairs scores: ids of tasks in its `eval.yaml`, and of entries in `.eval_results`.
+
+Numbers whose rank of networks is the same with other objects (benchmarks/rank.py); that of `same_recontextualised` is
+not.
+"""
 
 EXTRA_PROTOCOLS = {
     "border_profile": "border-profile/1",
