@@ -37,8 +37,10 @@ def build_pair_data(source: str, splits: Mapping[str, list[Path]]) -> ProbeData:
         last,
         torch.arange(len(queries)),
         queries.every_box[last],
-        *(pictures[role] for role in PAIR_ROLES[1:]),
-        moved_boxes=torch.stack([boxes[-1] for _, boxes, _ in shown["moved"]]),
+        pictures["other_surroundings"],
+        pictures["other_content"],
+        pictures["moved"],
+        torch.stack([boxes[-1] for _, boxes, _ in shown["moved"]]),
     )
     return ProbeData(
         name=source,
