@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None, name: str = NAME) -> int:
     try:
         choose_measures(args.measures)
         refuse_unwritable(args.output, folder=True)
-        if args.eval_results:
+        if args.eval_results is not None:
             from .report.eval_results import find_folders
 
             folders = find_folders(args.eval_results, args.data, args.models)
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None, name: str = NAME) -> int:
             if measure in found.measures:
                 print(f"not measured: {measure}, because {reason}")
         print(f"\nwrote {save_report(found, args.output)}")
-        if args.eval_results:
+        if args.eval_results is not None:
             from .report.eval_results import write_scores
 
             for written in write_scores(found, folders, args.eval_results):

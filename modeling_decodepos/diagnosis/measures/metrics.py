@@ -131,7 +131,8 @@ METRICS = (
     ),
     Metric(
         "same_repositioned", "same_object", "Finds itself in another place", "same-object-repositioned/1", None,
-        "higher", "The same somewhere else.",
+        "higher",
+        "Share of objects that in another place are nearer to themselves as they were than to any other object.",
     ),
     Metric(
         "same_alone", "same_object", "Finds itself alone", "same-object-alone/1", None, "higher",
