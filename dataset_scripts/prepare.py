@@ -20,7 +20,7 @@ from .build.engines import ENGINES, add_worker_flag, exit_code
 from .build.parquet import MANIFEST_NAME, DatasetPlan, RowFailed, build_dataset, load_manifest
 from .build.work_folder import WorkFolder
 from .proposals import PROVIDERS, Proposals
-from .sources import folder, imagefolder, regions, scenes, voc
+from .sources import folder, imagefolder, pairs, regions, scenes, voc
 from .sources.coco import builder as coco
 from .sources.openimage_mini import builder as openimage_mini
 
@@ -39,6 +39,7 @@ class Builder(Protocol):
 
 BUILDERS: dict[str, Builder] = {
     "scenes": scenes,
+    "pairs": pairs,
     "openimage-mini": openimage_mini,
     "coco": coco,
     "folder": folder,

@@ -177,6 +177,7 @@ class Exchange:
     path: str
     status: int
     byte_range: str | None
+    headers: str  # of the request, all of them
 
 
 JSON_HEADERS = {"Content-Type": "application/json; charset=utf-8"}
@@ -275,7 +276,11 @@ class HubServer:
                     reply = replace(reply, missing=spoiled.missing, delay_s=spoiled.delay_s)
             except Refusal as refusal:
                 reply = refusal.reply
-            self.log.append(Exchange(request.method, request.path, reply.status, request.headers.get("Range")))
+            self.log.append(
+                Exchange(
+                    request.method, request.path, reply.status, request.headers.get("Range"), str(request.headers)
+                )
+            )
             return reply
 
     def _raise_planned_fault(self, request: Request) -> Reply | None:

@@ -16,11 +16,14 @@ import benchmarks.diagnose
 import benchmarks.loader
 import benchmarks.object_features
 import benchmarks.object_knn
+import benchmarks.rank
 import benchmarks.remedy_layer
 import benchmarks.views
 from benchmarks.photos import Photo, decode_each_time, decode_once, random_boxes, synthetic_jpeg
 from benchmarks.pil_views import PilViews
+from modeling_decodepos.diagnosis import diagnose
 from modeling_decodepos.diagnosis.data.scenes import build_scene_data
+from modeling_decodepos.diagnosis.measures.metrics import BENCHMARK_TASKS
 from modeling_decodepos.region_cutout import sample_grid_boxes, sample_region_cut
 from tests.dataset_scripts.small_sources import annotation_entry, coco, image_entry
 from training.evaluation.models import load_model
@@ -100,6 +103,30 @@ def test_the_remedy_benchmark_prints_every_layer(monkeypatch: pytest.MonkeyPatch
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("centred", "projection", "whitening", "remedy", "fitted on"))
     assert "knn_recontextualised" in printed and "±" in printed
+
+
+@pytest.mark.slow
+def test_the_rank_benchmark_scores_as_the_diagnosis_does(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path):
+    monkeypatch.setattr(benchmarks.rank, "TRAINED", ())
+    monkeypatch.setattr(benchmarks.rank, "RANDOM", ("random:resnet_tiny", "random:vit_tiny"))
+    options = f"--networks {tmp_path} --output {tmp_path} --pairs 16 24"
+    printed, result = run(benchmarks.rank.main, options, monkeypatch, capsys)
+    assert result["name"] == "rank" and result["rows"] == 96 and -1 <= result["ours"] <= 1
+    (data, _) = benchmarks.rank.draw(24, (0, 1))
+    last = diagnose(["random:vit_tiny"], data, size_px=160, random_seeds=1, measures="position,context,same_object")
+    for task in BENCHMARK_TASKS:
+        assert f"{last.models[0].last.numbers[task].value:.3f} /" in printed
+    monkeypatch.setattr(benchmarks.rank, "load_model", None)  # what is there is not measured again
+    again, _ = run(benchmarks.rank.main, options, monkeypatch, capsys)
+    assert again.splitlines()[1:] == [line for line in printed.splitlines()[1:] if "scored" not in line]
+
+
+def test_equal_values_share_a_rank():
+    values = torch.tensor([3.0, 1.0, 2.0, 2.0])
+    assert benchmarks.rank.spearman(values, values) == pytest.approx(1)
+    assert benchmarks.rank.spearman(values, -values) == pytest.approx(-1)
+    # Ranks 4, 1, 2.5, 2.5 beside 3, 1, 2, 4.
+    assert benchmarks.rank.spearman(values, torch.tensor([30.0, 10.0, 20.0, 40.0])) == pytest.approx(0.6325, abs=1e-4)
 
 
 def test_the_neighbour_benchmark_ends_with_its_result(monkeypatch: pytest.MonkeyPatch, capsys):

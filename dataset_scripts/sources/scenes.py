@@ -5,7 +5,14 @@ from functools import partial
 
 import numpy as np
 
-from modeling_decodepos.scenes import CLASS_NAMES, FIRST_INDEX, SCENES_VERSION, render_scene, sample_scene
+from modeling_decodepos.scenes import (
+    CLASS_NAMES,
+    FIRST_INDEX,
+    SCENES_VERSION,
+    SceneSpec,
+    render_scene,
+    sample_scene,
+)
 from modeling_decodepos.schema import unit_xyxy_to_xywh
 from modeling_decodepos.settings import number
 
@@ -32,19 +39,23 @@ pixels of a data set made to measure position.
 
 def scene_row(split: str, number: int, seed: int, size_px: int) -> Row:
     """Row `number` of a split."""
-    index = FIRST_INDEX[split] + number
-    scene = render_scene(sample_scene(seed, index, size_px))
+    spec = sample_scene(seed, FIRST_INDEX[split] + number, size_px)
+    return row_of(spec, f"scenes-{seed}-{split}-{number:06d}")
+
+
+def row_of(spec: SceneSpec, image_id: str) -> Row:
+    """The row of one scene, its objects from the back to the front."""
+    scene = render_scene(spec)
     count = len(scene.classes)
-    boxes = np.rint(unit_xyxy_to_xywh(scene.boxes, size_px, size_px))  # their edges lie between pixels
+    boxes = np.rint(unit_xyxy_to_xywh(scene.boxes, spec.size_px, spec.size_px))  # their edges lie between pixels
     seen = np.bincount(scene.instances.ravel(), minlength=count + 1)[1:]
-    image_id = f"scenes-{seed}-{split}-{number:06d}"
     objects = {
         "bbox": boxes.tolist(),
         "category": scene.classes.tolist(),
         "area": seen.tolist(),
         "iscrowd": [False] * count,
     }
-    picture = EncodedPicture(encode_png(scene.pixels), f"{image_id}.png", (size_px, size_px), orientation=1)
+    picture = EncodedPicture(encode_png(scene.pixels), f"{image_id}.png", (spec.size_px, spec.size_px), orientation=1)
     return picture_row(picture, image_id, objects, encode_png(scene.segmentation))
 
 

@@ -1,7 +1,8 @@
-"""Models that a visitor may choose: random weights, the operator's checkpoint, or the safetensors of a Hub id.
+"""Models that a visitor may choose: one before and after training, the operator's, or the safetensors of a Hub id.
 
 What is typed is a Hub id and nothing else: never a local path, `module:function` or a file that can hold code. Of a
-repository only `FILES` are downloaded, after their sizes are known; code of a repository is never run.
+repository only `FILES` are downloaded, after their sizes are known; code of a repository is never run. The Hub is
+asked as anybody would ask it: a token of the operator's goes nowhere.
 """
 
 from __future__ import annotations
@@ -17,13 +18,27 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from transformers import AutoConfig, AutoModel
-from visitor_pictures import VIEW_PX
+from visitor_pictures import SCENES, VIEW_PX
 
-from modeling_decodepos.diagnosis.models.load import FeatureModel, load_model
+from modeling_decodepos.batch_norms import fit_batch_norms
+from modeling_decodepos.diagnosis.models.load import FeatureModel, load_model, with_reading
+from modeling_decodepos.diagnosis.models.networks import RANDOM
+from modeling_decodepos.looking.views import scene_view
 
-RANDOM, OURS, TYPED = "random weights", "trained on scenes", "another model of the Hub"
+BEFORE, AFTER, OWN, TYPED = "before: untrained", "after: trained", "the operator's", "another of the Hub"
 OPERATORS_MODEL = "DECODEPOS_MODEL"
-"""Environment variable: the Hub id or local folder of the checkpoint that is offered as `OURS`."""
+"""Environment variable: the Hub id or local folder of the checkpoint that is offered as `OWN`."""
+
+_HERE = Path(__file__).resolve().parent
+WEIGHTS = next(
+    (folder for folder in (_HERE / "weights", _HERE.parent / "weights" / "decodepos-scenes-tiny") if folder.is_dir()),
+    _HERE / "weights",
+)
+"""The released weights: beside this file in the Space, and in the checkout with the other weights."""
+AS_TRAINED = "known"
+"""Where regions were read when the released weights were trained: where a padded network's cells lie."""
+FITTED_ON = 64
+"""Scenes whose statistics the batch norms of the untrained network have; ones that saw nothing would hide the rest."""
 
 FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 LARGEST_WEIGHTS = 400 * 2**20
@@ -39,15 +54,17 @@ class NoSuchModel(ValueError):
 
 def choices() -> list[str]:
     """What is offered here."""
-    return [RANDOM, *([OURS] if os.environ.get(OPERATORS_MODEL) else []), TYPED]
+    return [BEFORE, AFTER, *([OWN] if os.environ.get(OPERATORS_MODEL) else []), TYPED]
 
 
 def find_model(choice: str, typed: str) -> FeatureModel:
     """The model of a choice; `typed` is the Hub id, for the choice that needs one."""
-    if choice == RANDOM:
-        return _random_model()
-    if choice == OURS and (own := os.environ.get(OPERATORS_MODEL)):
-        return load_folder(Path(own), "trained on scenes") if Path(own).is_dir() else load_from_hub(check_id(own))
+    if choice == BEFORE:
+        return _untrained()
+    if choice == AFTER:
+        return _trained()
+    if choice == OWN and (own := os.environ.get(OPERATORS_MODEL)):
+        return load_folder(Path(own), OWN) if Path(own).is_dir() else load_from_hub(check_id(own))
     if choice == TYPED:
         return load_from_hub(check_id(typed))
     raise NoSuchModel(f"There is no choice {choice!r} here; expected one of {', '.join(choices())}.")
@@ -63,9 +80,19 @@ def check_id(text: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _random_model() -> FeatureModel:
-    """The network of the smoke recipe with fresh weights."""
-    return load_model("random:resnet_tiny", size_px=VIEW_PX, name=RANDOM)
+def _trained() -> FeatureModel:
+    """The released weights."""
+    return with_reading(load_folder(WEIGHTS, "trained on scenes"), AS_TRAINED)
+
+
+@lru_cache(maxsize=1)
+def _untrained() -> FeatureModel:
+    """Fresh weights of the same network, its batch norms as pictures want them."""
+    fresh = load_model(f"{RANDOM}{WEIGHTS}", size_px=VIEW_PX, reading=AS_TRAINED, name="untrained, batch norms fitted")
+    scenes = torch.stack([scene_view(number, VIEW_PX)[0] for number in range(SCENES, SCENES + FITTED_ON)])
+    assert fresh.module is not None
+    fit_batch_norms(fresh.module, fresh, scenes.split(16))
+    return fresh
 
 
 def load_from_hub(name: str) -> FeatureModel:
@@ -74,7 +101,7 @@ def load_from_hub(name: str) -> FeatureModel:
 
 
 def _download(name: str) -> Path:
-    api = HfApi()
+    api = HfApi(token=False)
     try:
         revision = api.model_info(name).sha
         found = api.get_paths_info(name, list(FILES), revision=revision)
@@ -90,7 +117,7 @@ def _download(name: str) -> Path:
                     f"{file} of {name} has {sizes[file] / 2**20:,.0f} MB; at most {most >> 20} MB are read here. Use "
                     "decodepos-diagnose on a machine of your own."
                 )
-        stored = [hf_hub_download(name, file, revision=revision) for file in FILES if file in sizes]
+        stored = [hf_hub_download(name, file, revision=revision, token=False) for file in FILES if file in sizes]
     except GatedRepoError as error:
         raise NoSuchModel(f"{name} is behind a form on the Hub, which this page cannot fill in.") from error
     except RepositoryNotFoundError as error:

@@ -11,6 +11,9 @@ STYLE = """
 .leaks .tile { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 10px 12px; }
 .leaks .value { font-size: 24px; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .leaks .views { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 10px; }
+.leaks:has(+ .leaks) { margin-bottom: 14px; }
+.leaks:has(+ .leaks) .views { grid-template-columns: repeat(3, 1fr); }
+.leaks pre { overflow-x: auto; font-size: 13px; }
 .leaks figure { margin: 0; }
 .leaks img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 6px; display: block;
   margin: 0 0 4px; }
@@ -22,5 +25,5 @@ STYLE = """
 .leaks .message { border: 1px solid var(--border-color-primary); border-left: 4px solid #c2410c; border-radius: 10px;
   padding: 10px 14px; }
 .leaks .scroll + .note { margin-top: 14px; }
-@media (max-width: 560px) { .leaks .views { grid-template-columns: 1fr 1fr; } }
+@media (max-width: 560px) { .leaks:not(:has(+ .leaks)) .views { grid-template-columns: 1fr 1fr; } }
 """

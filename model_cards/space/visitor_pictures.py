@@ -15,6 +15,8 @@ from modeling_decodepos.looking.views import LARGEST_SIDE, middle_square, scene_
 from modeling_decodepos.pictures import BrokenImage, decode_picture, read_size
 
 VIEW_PX = 160
+PHOTO = Path(__file__).with_name("coffee.jpg")
+PHOTO_BOX = (0.52, 0.58, 0.8, 0.86)  # the spoon
 LARGEST_FILE = 8 * 2**20
 LARGEST_PIXELS = 40_000_000
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -45,6 +47,12 @@ def read_view(path: str | Path) -> Tensor:
             f"This file cannot be read as a picture. Please take a whole {', '.join(FORMATS)} file."
         ) from error
     return middle_square(pixels, VIEW_PX)
+
+
+@lru_cache(maxsize=1)
+def photo_view() -> tuple[Tensor, Tensor]:
+    """The photo to begin with, and a box in it."""
+    return read_view(PHOTO), torch.tensor(PHOTO_BOX)
 
 
 @lru_cache(maxsize=SCENES)

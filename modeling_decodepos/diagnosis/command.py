@@ -37,7 +37,7 @@ def build_parser(name: str = NAME) -> CommandParser:
         "--data",
         default="scenes",
         help="scenes (drawn in memory), a folder of Parquet files in our contract or of pictures, or a "
-        "Hub id of a data set",
+        "Hub id of a data set; of exact pairs (a benchmark) every row is shown as it is",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument(
@@ -70,6 +70,12 @@ def build_parser(name: str = NAME) -> CommandParser:
         "--centre_cells", action="store_const", const="known", dest="reading", help="the same as --reading known"
     )
     parser.add_argument("--measures", help="comma-separated names of measures (default: all)")
+    parser.add_argument(
+        "--eval_results",
+        metavar="ORG/NAME",
+        help="of a benchmark: its id on the Hub; its scores go into .eval_results/NAME.yaml of each MODEL that is a "
+        "folder",
+    )
     parser.add_argument("--device", default="cpu", help="where the models run: cpu, cuda, mps")
     parser.add_argument(
         "--quick", action="store_true", help=f"{QUICK_IMAGES} pictures of {QUICK_SIZE} pixels: a first look"
@@ -84,6 +90,10 @@ def main(arguments: Sequence[str] | None = None, name: str = NAME) -> int:
     try:
         choose_measures(args.measures)
         refuse_unwritable(args.output, folder=True)
+        if args.eval_results is not None:
+            from .report.eval_results import find_folders
+
+            folders = find_folders(args.eval_results, args.data, args.models)
         import transformers
 
         from .run import diagnose
@@ -113,6 +123,11 @@ def main(arguments: Sequence[str] | None = None, name: str = NAME) -> int:
             if measure in found.measures:
                 print(f"not measured: {measure}, because {reason}")
         print(f"\nwrote {save_report(found, args.output)}")
+        if args.eval_results is not None:
+            from .report.eval_results import write_scores
+
+            for written in write_scores(found, folders, args.eval_results):
+                print(f"wrote {written}")
         for reason in found.failed.values():
             print(f"{name}: {reason}", file=sys.stderr)
     except (ValueError, FileNotFoundError, ImportError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -16,8 +15,10 @@ import transformers
 from tqdm.auto import tqdm
 
 from .data.exchange import draw_changes, largest_regions
-from .data.photos import build_photo_data
+from .data.pairs import build_pair_data
+from .data.photos import build_photo_data, open_splits
 from .data.probe import ObjectProbe, ProbeData, RegionImages
+from .data.scene_pairs import PAIRS_SPLIT
 from .data.scenes import build_scene_data
 from .measures.debias import (
     LinearLayer,
@@ -73,7 +74,7 @@ def diagnose(
     Models are what `load_model` takes: names and instances. One that cannot be read or measured is named in `failed`
     of the result; if there is no other, that is an error. One that cannot take pictures of `size_px` gets them
     resized. Each of the `seeds` repeats all with other data (of photos, another draw) and other random weights; there
-    are `random_seeds` of those at least.
+    are `random_seeds` of those at least. Of a data set of exact pairs all rows are shown, at their own size.
     `decodepos-diagnose --help` explains the rest.
     """
     if images < 4 or min(seeds, random_seeds) < 1:
@@ -82,6 +83,9 @@ def diagnose(
         )
     usable_device(device)
     chosen, reading = choose_measures(measures), choose_reading(reading, centre_cells)
+    draws = _draw(data, images, size_px, seed, seeds) if not isinstance(data, ProbeData) else [data]
+    if draws[0].is_benchmark:
+        size_px = draws[0].size_px
     wanted = list(models) if isinstance(models, Sequence) and not isinstance(models, str) else [models]
     failures = _Failures()
     loaded = []
@@ -89,11 +93,6 @@ def diagnose(
         with failures.of(spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)):
             loaded.append(load_model(spec, size_px=size_px, layers=layers, device=device, reading=reading))
     failures.refuse_all(loaded)
-    if isinstance(data, ProbeData):
-        draws = [data]
-    else:
-        build = build_scene_data if data == "scenes" else functools.partial(build_photo_data, data)
-        draws = [build(images, size_px, seed + k) for k in range(seeds)]
     settings = {
         "data": draws[0].name,
         "images": len(draws[0].queries),
@@ -131,6 +130,18 @@ def diagnose(
     diagnosis.failed = {name: str(error) for name, error in failures.found.items()}
     settings["reading"] = [result.model.reading for result in diagnosis.models]
     return diagnosis
+
+
+def _draw(data: str, images: int, size_px: int, seed: int, seeds: int) -> list[ProbeData]:
+    """The data of every seed; of exact pairs, whose rows are fixed, all of them once."""
+    if data == "scenes":
+        return [build_scene_data(images, size_px, seed + k) for k in range(seeds)]
+    splits = open_splits(data)
+    if PAIRS_SPLIT not in splits:
+        return [build_photo_data(data, images, size_px, seed + k) for k in range(seeds)]
+    if seeds > 1:
+        raise ValueError(f"{data} is a benchmark, whose rows are fixed: seeds is {seeds}, expected 1.")
+    return [build_pair_data(data, splits)]
 
 
 def _weights_per_draw(random_seeds: int, draws: Sequence[ProbeData]) -> int:

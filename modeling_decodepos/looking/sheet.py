@@ -42,9 +42,7 @@ def draw_look(found: Look) -> Image.Image:
         shift = _shift(seen)
         sheet.put(row, 1, lay_cells(colors[network][picture], shift), f"{stage}, {height} by {width} cells")
         for column, point in enumerate(asked.points, start=2):
-            heat = colorize(_like(seen, picture, point), 0.0, 1.0)
-            side = below.shape[0]
-            sheet.put(row, column, over_grey(below, lay_cells(heat, shift, side)), f"{stage}, cosine from 0 to 1")
+            sheet.put(row, column, show_alike(seen, picture, below, point), f"{stage}, cosine from 0 to 1")
             sheet.dot(row, column, *point)
         for number, point in enumerate(asked.points, start=1):
             sheet.dot(row, 0, *point, str(number) if several else "")
@@ -61,6 +59,12 @@ def _note(seen: Seen, picture: int) -> str:
 
 def _shift(seen: Seen) -> tuple[float, float]:
     return cell_shift(seen.model, len(seen.model.stages) - 1, seen.features)
+
+
+def show_alike(seen: Seen, picture: int, below: np.ndarray, point: Point) -> np.ndarray:
+    """The picture's pixels, grey under the cosines of its cells with the one at a point."""
+    heat = colorize(_like(seen, picture, point), 0.0, 1.0)
+    return over_grey(below, lay_cells(heat, _shift(seen), below.shape[0]))
 
 
 def _like(seen: Seen, picture: int, point: Point) -> Tensor:

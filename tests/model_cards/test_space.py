@@ -5,8 +5,8 @@ import dataclasses
 import importlib
 import io
 import json
-import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,12 +26,14 @@ from markupsafe import escape
 from PIL import Image
 from torch import Tensor
 
+from modeling_decodepos.batch_norms import batch_norms
 from modeling_decodepos.diagnosis.measures.context import exchange_cosines
-from modeling_decodepos.diagnosis.models.load import FeatureModel
+from modeling_decodepos.diagnosis.models.load import FeatureModel, load_model
+from modeling_decodepos.embedding import load_features
 from modeling_decodepos.looking import leaks
 from modeling_decodepos.looking.found import results
 from tests.dataset_scripts.sources.test_openimage_mini_photos import huge_png_header
-from tests.hub_server import HubServer, run_python
+from tests.hub_server import TOKEN, HubServer, run_python
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "model_cards" / "space"
@@ -125,7 +127,7 @@ def test_nothing_but_an_id_is_taken(name: str):
 
 
 def test_a_folder_that_looks_like_an_id_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    models._random_model().module.save_pretrained(tmp_path / "org" / "name")
+    models._untrained().module.save_pretrained(tmp_path / "org" / "name")
     monkeypatch.chdir(tmp_path)
     assert models.load_folder(Path("org/name"), "x").stages  # it could be
     with pytest.raises(models.NoSuchModel, match="org/name cannot be downloaded from the Hub now"):
@@ -134,18 +136,18 @@ def test_a_folder_that_looks_like_an_id_is_not_read(tmp_path: Path, monkeypatch:
 
 def test_the_operators_checkpoint_is_offered_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(models.OPERATORS_MODEL, raising=False)
-    assert models.choices() == [models.RANDOM, models.TYPED]
+    assert models.choices() == [models.BEFORE, models.AFTER, models.TYPED]
     with pytest.raises(models.NoSuchModel, match="no choice"):
-        models.find_model(models.OURS, "")
-    models._random_model().module.save_pretrained(tmp_path / "mine")
+        models.find_model(models.OWN, "")
+    models._untrained().module.save_pretrained(tmp_path / "mine")
     monkeypatch.setenv(models.OPERATORS_MODEL, str(tmp_path / "mine"))
-    assert models.choices() == [models.RANDOM, models.OURS, models.TYPED]
-    own, fresh = models.find_model(models.OURS, ""), models.find_model(models.RANDOM, "")
+    assert models.choices() == [models.BEFORE, models.AFTER, models.OWN, models.TYPED]
+    own, fresh = models.find_model(models.OWN, ""), models.find_model(models.BEFORE, "")
     pixels = pictures.draw_scene(0)[0][None]
     assert all(torch.equal(a, b) for a, b in zip(own(pixels), fresh(pixels), strict=True))
     (tmp_path / "mine" / "model.safetensors").rename(tmp_path / "mine" / "pytorch_model.bin")
     with pytest.raises(models.NoSuchModel, match="has no model.safetensors"):
-        models.find_model(models.OURS, "")
+        models.find_model(models.OWN, "")
 
 
 def test_a_model_that_takes_no_such_pictures_is_named_without_advice_for_the_command_line(
@@ -154,7 +156,7 @@ def test_a_model_that_takes_no_such_pictures_is_named_without_advice_for_the_com
     def refuse(source: str, **options: Any) -> None:
         raise ValueError(f"{source}: no feature maps at 160 or 30 pixels. Give a --size that is a multiple of 14.")
 
-    models._random_model().module.save_pretrained(tmp_path)
+    models._untrained().module.save_pretrained(tmp_path)
     monkeypatch.setattr(models, "load_model", refuse)
     with pytest.raises(models.NoSuchModel) as refused:
         models.load_folder(tmp_path, "org/vit")
@@ -167,7 +169,7 @@ def test_of_a_repository_only_harmless_files_of_a_known_size_are_taken(hub: HubS
 
     def add(name: str, model: Any = None, drop: str = "", **config: Any) -> None:
         folder = tmp_path / name
-        (model or models._random_model().module).save_pretrained(folder)
+        (model or models._untrained().module).save_pretrained(folder)
         written = json.loads((folder / "config.json").read_text()) | config
         (folder / "config.json").write_text(json.dumps(written))
         (folder / "pytorch_model.bin").write_bytes(b"a pickle")
@@ -212,6 +214,50 @@ print(json.dumps(said))
     assert fetched <= set(models.FILES)
 
 
+def test_before_and_after_are_one_network_with_other_weights():
+    before, after = models.find_model(models.BEFORE, ""), models.find_model(models.AFTER, "")
+    assert before.stages == after.stages and type(before.module) is type(after.module)
+    released = load_model(str(ROOT / "model_cards" / "weights" / "decodepos-scenes-tiny"), size_px=S, reading="known")
+    pixels = pictures.photo_view()[0][None]
+    assert all(torch.equal(a, b) for a, b in zip(after(pixels), released(pixels), strict=True))
+    norms = batch_norms(before.module)
+    fresh = batch_norms(load_model(f"random:{models.WEIGHTS}", size_px=S).module)
+    assert norms and all(int(norm.num_batches_tracked) == 4 and not norm.training for norm in norms)
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(norms, fresh, strict=True))
+    assert not any(torch.equal(a.running_mean, b.running_mean) for a, b in zip(norms, fresh, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stored", [False, True], ids=["environment", "stored"])
+def test_a_token_of_the_operators_reaches_no_request(hub: HubServer, tmp_path: Path, stored: bool):
+    models._untrained().module.save_pretrained(tmp_path / "net")
+    hub.add_repo("org/open", tmp_path / "net")
+    hub.add_repo("org/secret", tmp_path / "net", private=True)
+    env = hub.env(tmp_path / "home", token=None if stored else TOKEN)
+    if stored:
+        (tmp_path / "home" / "token").write_text(TOKEN)
+    space = tmp_path / "space"  # as its README uploads it
+    shutil.copytree(SPACE, space)
+    shutil.copytree(ROOT / "model_cards" / "weights" / "decodepos-scenes-tiny", space / "weights")
+    (space / "modeling_decodepos").symlink_to(ROOT / "modeling_decodepos")
+    code = f"""
+import sys
+sys.path.insert(0, {str(space)!r})
+import offered_models as models
+from huggingface_hub import get_token
+assert get_token() == {TOKEN!r}
+assert models.find_model(models.AFTER, "").stages and str(models.WEIGHTS).startswith({str(tmp_path)!r})
+print(len(models.find_model(models.TYPED, "org/open").stages))
+try:
+    models.find_model(models.TYPED, "org/secret")
+except models.NoSuchModel as error:
+    print(error)
+"""
+    stages, refused = run_python(code, env).splitlines()[-2:]
+    assert stages == "4" and "There is no model org/secret on the Hub, or it is private" in refused
+    assert hub.log and not [line.path for line in hub.log if TOKEN in line.headers]
+
+
 # -------------------------------------------------------------------------------------------------------------- views
 
 
@@ -252,7 +298,7 @@ def test_networks_whose_leaks_are_known():
 
 
 def test_the_region_is_compared_as_one_more_among_the_references():
-    common = leaks.ask_common(models._random_model(), S)
+    common = leaks.ask_common(models._untrained(), S)
     view, box = pictures.draw_scene(2)
     found = leaks.ask(common, view, box)
     assert found.same_content.shape == (4, leaks.DONORS)
@@ -317,8 +363,8 @@ def test_its_requirements_are_the_librarys_and_it_belongs_to_no_extra():
 class Visitor:
     """Somebody who talks to the running page over HTTP, as its own script does."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, hub: HubServer) -> None:
+        self.url, self.hub = url, hub
 
     def read(self, path: str, body: bytes | None = None, kind: str = "application/json") -> str:
         request = urllib.request.Request(self.url + path, body, {"Content-Type": kind})
@@ -331,14 +377,21 @@ class Visitor:
             self.read("/gradio_api/upload", line + content + b"\r\n--b--\r\n", "multipart/form-data; boundary=b")
         )[0]
 
+    def call(self, name: str, *values: Any) -> Any:
+        """What a function of the page gives; None if it fails."""
+        event = json.loads(self.read(f"/gradio_api/call/{name}", json.dumps({"data": values}).encode()))["event_id"]
+        said = self.read(f"/gradio_api/call/{name}/{event}")
+        kind, content = re.findall(r"event: (complete|error)\ndata: (.*)\n", said)[0]
+        return json.loads(content) if kind == "complete" else None
+
     def look(self, source: str, path: str | None, model: str, typed: str = "") -> Any:
         file = None if path is None else {"path": path, "meta": {"_type": "gradio.FileData"}}
-        data = json.dumps({"data": [source, file, 50, 50, 40, model, typed]}).encode()
-        event = json.loads(self.read("/gradio_api/call/look", data))["event_id"]
-        kind, content = re.findall(
-            r"event: (complete|error)\ndata: (.*)\n", self.read(f"/gradio_api/call/look/{event}")
-        )[0]
-        return json.loads(content)[1] if kind == "complete" else None
+        found = self.call("look", source, file, 50, 50, 40, model, typed)
+        return found and found[1]
+
+    def fetch(self, file: dict[str, str]) -> bytes:
+        with urllib.request.urlopen(file["url"], timeout=120) as answer:
+            return answer.read()
 
 
 @pytest.fixture(scope="module")
@@ -348,25 +401,31 @@ def visitor(tmp_path_factory: pytest.TempPathFactory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("space")
-    env = os.environ | {
-        "PYTHONPATH": str(ROOT), "GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(folder),
-        "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False",
+    models._untrained().module.save_pretrained(folder / "net")
+    server = HubServer()
+    server.add_repo("org/open", folder / "net")
+    server.add_repo("org/secret", folder / "net", private=True)
+    env = server.env(folder / "home", token=TOKEN) | {
+        "GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False",
     }  # fmt: skip
-    with (folder / "log").open("w") as log:
-        running = subprocess.Popen([sys.executable, str(SPACE / "app.py")], env=env, stdout=log, stderr=log)
-    try:
-        someone = Visitor(f"http://127.0.0.1:{port}")
-        for _ in range(240):
-            assert running.poll() is None, (folder / "log").read_text()
-            try:
-                someone.read("/config")
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield someone
-    finally:
-        running.terminate()
-        running.wait(30)
+    with server, (folder / "log").open("w") as log:
+        running = subprocess.Popen([sys.executable, "app.py"], cwd=SPACE, env=env, stdout=log, stderr=log)
+        try:
+            yield _answering(running, Visitor(f"http://127.0.0.1:{port}", server), folder / "log")
+        finally:
+            running.terminate()
+            running.wait(30)
+
+
+def _answering(running: subprocess.Popen, someone: Visitor, log: Path) -> Visitor:
+    for _ in range(240):
+        assert running.poll() is None, log.read_text()
+        try:
+            someone.read("/config")
+            break
+        except OSError:
+            time.sleep(0.5)
+    return someone
 
 
 def jpeg(side: int = 120) -> bytes:
@@ -377,20 +436,42 @@ def jpeg(side: int = 120) -> bytes:
 
 @pytest.mark.slow
 def test_the_running_page_answers_and_refuses(visitor: Visitor):
-    drawn = visitor.look("scene 1", None, models.RANDOM)
+    drawn = visitor.look("scene 1", None, models.AFTER)
     assert "Context leak" in drawn and drawn.count("<img") >= 17
-    own = visitor.look("my picture", visitor.upload(jpeg(), "a.jpg"), models.RANDOM)
+    own = visitor.look("my picture", visitor.upload(jpeg(), "a.jpg"), models.AFTER)
     assert "Context leak" in own and own != drawn
     assert "cannot be read as a picture" in visitor.look(
-        "my picture", visitor.upload(b"<svg/>", "a.jpg"), models.RANDOM
+        "my picture", visitor.upload(b"<svg/>", "a.jpg"), models.BEFORE
     )
-    assert "Upload a picture first" in visitor.look("my picture", None, models.RANDOM)
+    assert "Upload a picture first" in visitor.look("my picture", None, models.BEFORE)
     assert "expected ORGANISATION/NAME" in visitor.look("scene 1", None, models.TYPED, "os:system")
     assert "&lt;b&gt;" in visitor.look("scene 1", None, models.TYPED, "<b>")
-    assert "cannot be downloaded from the Hub now" in visitor.look("scene 1", None, models.TYPED, "model_cards/space")
+    assert "There is no model model_cards/space" in visitor.look("scene 1", None, models.TYPED, "model_cards/space")
     assert (
-        visitor.look("my picture", str(ROOT / "docs" / "views.png"), models.RANDOM) is None
+        visitor.look("my picture", str(ROOT / "docs" / "views.png"), models.BEFORE) is None
     )  # no file of the machine
     assert visitor.look("scene 1", None, "module:function") is None
     with pytest.raises(urllib.error.HTTPError, match="413"):
         visitor.upload(bytes(pictures.LARGEST_FILE + 1), "a.jpg")
+
+
+@pytest.mark.slow
+def test_the_running_page_asks_the_hub_as_anybody_would(visitor: Visitor):
+    assert "org/open" in visitor.look("photo", None, models.TYPED, "org/open")
+    assert "There is no model org/secret" in visitor.look("photo", None, models.TYPED, "org/secret")
+    assert any("/org/secret" in line.path for line in visitor.hub.log)
+    assert not [line.path for line in visitor.hub.log if TOKEN in line.headers]  # which is in its environment
+
+
+@pytest.mark.slow
+def test_the_running_page_switches_diagnoses_and_embeds(visitor: Visitor, tmp_path: Path):
+    before, after = (visitor.look("photo", None, choice) for choice in (models.BEFORE, models.AFTER))
+    assert "trained on scenes" in after and "untrained, batch norms fitted" in before
+    verdicts, report = visitor.call("diagnose", models.AFTER, "")
+    assert "Context leak" in verdicts and b"Context leak" in visitor.fetch(report)
+    said, features = visitor.call("embed", "photo", None, models.AFTER, "")
+    (tmp_path / "features.safetensors").write_bytes(visitor.fetch(features))
+    table = load_features(tmp_path / "features.safetensors", "patches")
+    assert "26 features" in said and table.feature.shape == (25, 256) and table.box.shape == (25, 4)
+    refused, nothing = visitor.call("diagnose", models.TYPED, "os:system")
+    assert "expected ORGANISATION/NAME" in refused and nothing is None

@@ -22,17 +22,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from modeling_decodepos.diagnosis.data.scene_pairs import find_fitting, move_inside, sample_elsewhere, sample_other
+from modeling_decodepos.diagnosis.data.scene_pairs import sample_probed, show
 from modeling_decodepos.diagnosis.measures.context import exchange_cosines
 from modeling_decodepos.diagnosis.statistics.estimates import bootstrap_interval
-from modeling_decodepos.scenes import CLASS_NAMES, FIRST_INDEX, Scene, SceneSpec, render_scene, sample_scene
+from modeling_decodepos.scenes import CLASS_NAMES, Scene, SceneSpec, render_scene
 from modeling_decodepos.sheet import BOX, MUTED, SCALE, Sheet
 from training.probes.during import embed
 
 ROLES = ("anchor", "same", "other")
-# A stream of randomness beside the scenes' own [seed, index]. Above 1: that is the class stream of `scenes`.
-_PROBE_STREAM = 2
-_SCENES_PER_TRIPLET = 32
+_INTERVAL_STREAM = 2
 
 
 @dataclass(frozen=True)
@@ -83,22 +81,11 @@ class ProbeResult:
 
 def sample_triplet(seed: int, index: int, size_px: int = 64) -> ProbeTriplet:
     """Triplet number `index` of the probe `seed`, from scenes that no split for training or validation has."""
-    rng = np.random.default_rng([seed, index, _PROBE_STREAM])
-    first = FIRST_INDEX["probe"] + index * _SCENES_PER_TRIPLET
-    candidates = (sample_scene(seed, first + k, size_px) for k in range(1, _SCENES_PER_TRIPLET))
-    here, fitting = next((spec, found) for spec in candidates if (found := find_fitting(spec)))
-    there = sample_scene(seed, first, size_px)
-    number = int(rng.choice(fitting))
-    item = dataclasses.replace(here.objects[number], center=move_inside(here.objects[number], size_px))
-    other = sample_other(rng, item)
-    neighbours = here.objects[:number] + here.objects[number + 1 :]
-    # As many neighbours there as a scene has around one of its own objects.
-    others_there = there.objects[: len(there.objects) - 1]
-    moved = dataclasses.replace(item, center=sample_elsewhere(rng, item, size_px))
+    probed = sample_probed(seed, index, size_px)
     return ProbeTriplet(
-        anchor=dataclasses.replace(here, objects=(*neighbours, item)),
-        same=dataclasses.replace(there, objects=(*others_there, moved)),
-        other=dataclasses.replace(here, objects=(*neighbours, other)),
+        anchor=show(probed.here, probed.item),
+        same=show(probed.there, probed.moved),
+        other=show(probed.here, probed.other),
     )
 
 
@@ -142,7 +129,7 @@ def compare_triplets(embeddings: torch.Tensor, seed: int, size_px: int) -> Probe
     wins = np.where(cosines[0] == cosines[1], 0.5, cosines[0] > cosines[1])
     return ProbeResult(
         content_wins=float(wins.mean()),
-        interval=bootstrap_interval(wins, np.ones(len(wins)), seed=[seed, _PROBE_STREAM], rounds=2000),
+        interval=bootstrap_interval(wins, np.ones(len(wins)), seed=[seed, _INTERVAL_STREAM], rounds=2000),
         cosine_same=float(cosines[0].mean()),
         cosine_other=float(cosines[1].mean()),
         cosines_same=tuple(cosines[0].round(4).tolist()),

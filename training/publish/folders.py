@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import eval_result_entries_to_yaml
 from safetensors import SafetensorError, safe_open
 
 from dataset_scripts.files import file_sha256, read_json
 from dataset_scripts.hub.release import LocalFile
 from model_cards.cards import eval_entries, render_card
 from modeling_decodepos.backbones import BACKBONES
+from modeling_decodepos.diagnosis.report.eval_results import write_eval_results
 from modeling_decodepos.page import line_chart
 from training.export.folders import new_folder
 from training.publish.about import About, is_scenes
@@ -171,9 +171,7 @@ def _fill(folder: Path, run: RunFiles, facts: Mapping[str, Any], rows: Sequence[
     _write_json(folder / IDENTITY, facts)
     _write_json(folder / RESULTS_NAME, {"results": list(rows)})
     if entries := eval_entries(facts, rows):
-        (folder / ".eval_results").mkdir()
-        text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
-        (folder / ".eval_results" / "decodepos.yaml").write_text(text, encoding="utf-8")
+        write_eval_results(folder, "decodepos", entries)
     recipe = yaml.safe_dump(without_places(run.recipe), sort_keys=False)
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     for name in diagnosis_files(run, about):

@@ -6,10 +6,10 @@ import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modeling_decodepos.backbones import BACKBONES
+from modeling_decodepos.batch_norms import batch_norms, fit_batch_norms
 from modeling_decodepos.modeling_decodepos import DecodePosModel
 from training.data.batches import RegionDataset
 from training.recipe import ModelArguments
@@ -23,11 +23,6 @@ def are_held(args: ModelArguments) -> bool:
     if args.batch_norm == "auto":
         return args.backbone not in BACKBONES
     return args.batch_norm != "train"
-
-
-def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """The batch norms in a module."""
-    return [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
 
 
 def hold(*models: DecodePosModel) -> None:
@@ -47,22 +42,13 @@ def clean_pictures(dataset: RegionDataset) -> Iterator[Tensor]:
         yield plain.__getitems__(keys[start : start + BATCH_SIZE]).views["plain"].pixel_values
 
 
-@torch.no_grad()
 def recalibrate(model: DecodePosModel, pictures: Iterable[Tensor]) -> None:
     """Give batch norms the mean statistics of some batches of pictures; no weight changes.
 
     Every process that gets the same pictures comes to the same statistics.
     """
-    norms = batch_norms(model)
-    before = [(norm.training, norm.momentum) for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.train().momentum = None  # the mean over batches
     device = next(model.parameters()).device
-    for pixels in pictures:
-        model(normalise(pixels.to(device), *statistics_of(model)))
-    for norm, (training, momentum) in zip(norms, before, strict=True):
-        norm.train(training).momentum = momentum
+    fit_batch_norms(model, lambda pixels: model(normalise(pixels.to(device), *statistics_of(model))), pictures)
 
 
 @contextmanager

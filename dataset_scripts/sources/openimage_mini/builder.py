@@ -63,7 +63,13 @@ TABLES = {
     "train masks": Table("v5/train-annotations-object-segmentation.csv", "masks"),
     "validation masks": Table("v5/validation-annotations-object-segmentation.csv", "masks"),
 }
-GROUPS = tuple(dict.fromkeys(table.group for table in TABLES.values() if table.group))
+LOST = {
+    "hierarchy": "classes that contain other classes may be chosen",
+    "mask-classes": "classes that have no masks may be chosen",
+    "images": "author, licence and addresses of the photos are empty",
+    "masks": "there is no `segmentation`",
+}
+"""What a build lacks without the tables of a group."""
 SPLITS = ("train", "validation")
 
 
@@ -84,7 +90,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ids_only", action="store_true", help="write ids, boxes and rule, no pixels")
     parser.add_argument("--recipe", type=Path, help="YAML file with keys of the selection rule; flags win over it")
     add_flags(parser, Rule)
-    parser.add_argument("--without", nargs="*", choices=GROUPS, default=[], help="tables to do without")
+    parser.add_argument(
+        "--without",
+        nargs="*",
+        choices=tuple(LOST),
+        default=[],
+        help="tables to do without; then, " + "; ".join(f"{group}: {lost}" for group, lost in LOST.items()),
+    )
     parser.add_argument("--metadata_url", default=METADATA_URL, help="where absent tables come from")
     parser.add_argument(
         "--images", type=Path, help="folder of photos, complete or not; only read (default: SOURCE/images)"
@@ -170,32 +182,37 @@ def _collect_tables(
     """The tables of the source, or else of the downloads, fetched into these if absent; not all that nothing needs."""
     source, downloads = folders
     found: dict[str, Path] = {}
+    trouble: list[str] = []
     for name, table in TABLES.items():
         if table.group in without:
             continue
         paths = [folder / file for folder in folders for file in table.names]
         present = [path for path in paths if path.is_file()]
         if len(present) > 1 and present[0].parent == present[1].parent:
-            raise ValueError(f"{present[0]} and {present[1].name} are both the {name}: remove one of them.")
+            trouble.append(f"{name}: {present[0].name} and {present[1].name} are both there: remove one of them")
         if not present and table.group == "masks" and not with_masks:
             continue  # hundreds of megabytes that would serve for nothing
         path, url = downloads / table.names[0], f"{base_url.rstrip('/')}/{table.address}"
+        files = " or ".join(table.names)
         try:
-            if not present:
+            if not present and trouble:  # nothing will be built: gigabytes can wait, and so need nobody
+                downloader.ask(url)
+            elif not present:
                 downloader.fetch_file(url, path)
             found[name] = present[0] if present else path
         except GoneError as error:
             if not table.group:
-                raise ValueError(
-                    f"{source} has no {' or '.join(table.names)}, and {url} is gone ({error}). Put the {name} there."
-                ) from error
-            print(f"{name}: not in {source} and gone from {url}; going on without.")
+                trouble.append(f"{name}: {files}, gone from {url} ({error})")
+            else:
+                print(f"{name}: not in {source} and gone from {url}; going on without.")
         except FetchError as error:
-            hint = f" or say --without {table.group}" if table.group else ""
-            raise ValueError(
-                f"{source} has no {' or '.join(table.names)}, and it could not be fetched ({error}). Run the same "
-                f"command again, put the file there{hint}."
-            ) from error
+            hint = f", or say --without {table.group}: {LOST[table.group]}" if table.group else ""
+            trouble.append(f"{name}: {files}, not fetched ({error}){hint}")
+    if trouble:
+        raise ValueError(
+            f"{len(trouble)} tables of Open Images cannot be had. Put the files into {source}; where the server did "
+            "not answer, the same command may do:\n  " + "\n  ".join(trouble)
+        )
     return found
 
 

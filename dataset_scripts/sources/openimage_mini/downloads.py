@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,6 +95,14 @@ class Downloader:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._repeat(url, lambda: self._go_on(url, part))
         part.replace(path)
+
+    def ask(self, url: str) -> None:
+        """One request, whose answer is not read; raises as `fetch_file` where that would fail."""
+
+        def once() -> None:
+            self._open(url).close()
+
+        replace(self, attempts=1)._repeat(url, once)
 
     def _go_on(self, url: str, part: Path) -> None:
         have = part.stat().st_size if part.is_file() else 0

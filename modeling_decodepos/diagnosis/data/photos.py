@@ -18,6 +18,7 @@ from ...schema import xywh_to_unit_xyxy
 from .balance import Labels, shared_classes, take_balanced
 from .exchange import draw_objects, draw_swaps, has_surroundings, largest_regions, move_before_next, resize
 from .probe import LEAST_SIDE, Grid, ObjectProbe, ProbeData, RegionImages, frequent_groups
+from .scene_pairs import PAIRS_SPLIT
 
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _MOST_REGIONS = 16  # per image: one crowded photo must not decide
@@ -49,7 +50,7 @@ def build_photo_data(source: str, images: int, size_px: int, seed: int, objects:
     Queries come from a split called validation (or val, test); without one, from pictures that the gallery has not.
     """
     rng = np.random.default_rng([seed, _STREAM])
-    splits = _open(source)
+    splits = open_splits(source)
     first = splits.get("train") or next(iter(splits.values()))
     held_out = next((splits[name] for name in ("validation", "val", "test") if name in splits), None)
     notes = []
@@ -74,7 +75,7 @@ def build_photo_data(source: str, images: int, size_px: int, seed: int, objects:
     swaps = grid = groups = None
     if len(regions) > 1:
         swaps = draw_swaps(queries, regions, move_before_next(queries, regions), rng)
-        grid = _paste_grid(queries, regions[:objects], size_px)
+        grid = paste_grid(queries, regions[:objects], size_px)
     else:
         reason = (
             "the data has no boxes"
@@ -92,7 +93,7 @@ def build_photo_data(source: str, images: int, size_px: int, seed: int, objects:
 # -------------------------------------------------------------------------------------------------------------- files
 
 
-def _open(source: str) -> dict[str, list[Path]]:
+def open_splits(source: str) -> dict[str, list[Path]]:
     """Files of every split."""
     if not source:
         raise ValueError("data is empty. Give a folder or a Hub id, or leave it out for scenes.")
@@ -123,14 +124,15 @@ def _split(files: list[Path], source: str) -> dict[str, list[Path]]:
 
 
 def _download(source: str) -> list[Path]:
-    """The first Parquet file of each split of a data set on the Hub."""
+    """The first Parquet file of each split of a data set on the Hub; of exact pairs, all of them."""
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
         names = [name for name in HfApi().list_repo_files(source, repo_type="dataset") if name.endswith(".parquet")]
         by_split = {Path(name).name.split("-")[0]: name for name in sorted(names, reverse=True)}
-        return [Path(hf_hub_download(source, name, repo_type="dataset")) for name in by_split.values()]
+        wanted = sorted(names) if PAIRS_SPLIT in by_split else by_split.values()
+        return [Path(hf_hub_download(source, name, repo_type="dataset")) for name in wanted]
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         raise FileNotFoundError(
             f"--data {source}: no such folder, and it cannot be had from the Hub as a data set "
@@ -163,10 +165,10 @@ def _file_rows(files: list[Path], rng: np.random.Generator) -> Iterator[tuple[st
 
 
 def _table_rows(files: list[Path], rng: np.random.Generator) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    groups = _row_groups(files)
+    groups = row_groups(files)
     for number in rng.permutation(len(groups)).tolist():
         file, group = groups[number]
-        part = _read_group(file, group, ("image", *_ANNOTATIONS))
+        part = read_group(file, group, ("image", *_ANNOTATIONS))
         for row in rng.permutation(len(part)).tolist():
             yield str(file), part.slice(row, 1).to_pylist()[0]
 
@@ -174,7 +176,8 @@ def _table_rows(files: list[Path], rng: np.random.Generator) -> Iterator[tuple[s
 _ANNOTATIONS = ("image_id", "width", "height", "objects", "regions")
 
 
-def _row_groups(files: list[Path]) -> list[tuple[Path, int]]:
+def row_groups(files: list[Path]) -> list[tuple[Path, int]]:
+    """The row groups of files, in order."""
     return [(file, group) for file in files for group in range(open_table(file).num_row_groups)]
 
 
@@ -190,7 +193,7 @@ def open_table(file: Path) -> Any:
         raise ValueError(f"{file} cannot be read as Parquet: {error}") from error
 
 
-def _read_group(file: Path, group: int, wanted: tuple[str, ...]) -> Any:
+def read_group(file: Path, group: int, wanted: tuple[str, ...]) -> Any:
     """Of a row group, the wanted columns that it has."""
     table = open_table(file)
     if "image" not in table.schema_arrow.names:
@@ -199,7 +202,7 @@ def _read_group(file: Path, group: int, wanted: tuple[str, ...]) -> Any:
 
 
 def _decode(file: str, row: Mapping[str, Any], size_px: int, rng: np.random.Generator) -> _Photo:
-    pixels = _pixels(file, row)
+    pixels = row_pixels(file, row)
     boxes, labels = read_regions(file, row, pixels.shape[2], pixels.shape[1])
     kept = _large_enough(boxes)
     if len(kept) > _MOST_REGIONS:
@@ -207,7 +210,7 @@ def _decode(file: str, row: Mapping[str, Any], size_px: int, rng: np.random.Gene
     return _Photo(resize(pixels, size_px, size_px), boxes[kept], None if labels is None else labels[kept])
 
 
-def _pixels(file: str, row: Mapping[str, Any]) -> Tensor:
+def row_pixels(file: str, row: Mapping[str, Any]) -> Tensor:
     """(3, H, W) of a row's image, upright."""
     data = (row["image"] or {}).get("bytes")
     if data is None:
@@ -297,11 +300,11 @@ def _only(row: _Annotated, kept: np.ndarray) -> _Annotated:
 
 def _read_annotations(files: list[Path], rng: np.random.Generator) -> list[_Annotated]:
     """Rows with the objects that are large enough, either in a random order; no pixels are read."""
-    groups = _row_groups(files)
+    groups = row_groups(files)
     found: list[_Annotated] = []
     for number in rng.permutation(len(groups)).tolist():
         file, group = groups[number]
-        for place, row in enumerate(_read_group(file, group, _ANNOTATIONS).to_pylist()):
+        for place, row in enumerate(read_group(file, group, _ANNOTATIONS).to_pylist()):
             if row.get("width") and row.get("height"):
                 annotated = _Annotated(file, group, place, *read_regions(str(file), row, 0, 0))
                 found.append(_only(annotated, rng.permutation(_large_enough(annotated.boxes))))
@@ -318,10 +321,10 @@ def _read_chosen(rows: list[_Annotated], chosen: list[Labels], size_px: int) -> 
             wanted.setdefault((row.file, row.group), []).append((number, _only(row, kept)))
     photos: dict[int, _Photo] = {}
     for (file, group), members in wanted.items():
-        part = _read_group(file, group, ("image", "width", "height"))
+        part = read_group(file, group, ("image", "width", "height"))
         for number, row in members:
             with suppress(BrokenImage):
-                pixels = _pixels(str(file), part.slice(row.row, 1).to_pylist()[0])
+                pixels = row_pixels(str(file), part.slice(row.row, 1).to_pylist()[0])
                 photos[number] = _Photo(resize(pixels, size_px, size_px), row.boxes, row.labels)
     return [photos[number] for number in sorted(photos)]
 
@@ -329,7 +332,7 @@ def _read_chosen(rows: list[_Annotated], chosen: list[Labels], size_px: int) -> 
 # ---------------------------------------------------------------------------------------------------------- exchanges
 
 
-def _paste_grid(images: RegionImages, regions: list[int], size_px: int) -> Grid:
+def paste_grid(images: RegionImages, regions: list[int], size_px: int) -> Grid:
     """Regions cut out, brought to one size and pasted in three by three places on ImageNet's mean colour."""
     boxes, owners = images.every_box, images.owners
     plain = torch.tensor(MEAN_COLOUR, dtype=torch.uint8).view(3, 1, 1).expand(3, size_px, size_px)

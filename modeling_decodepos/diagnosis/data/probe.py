@@ -90,6 +90,7 @@ class ProbeData:
     skipped: dict[str, str] = field(default_factory=dict)  # measures that this data does not allow, and why
     notes: tuple[str, ...] = ()  # what a reader should know about the data
     objects: ObjectProbe | None = None  # of their own, where those of gallery and swaps are too few or unbalanced
+    is_benchmark: bool = False  # exact pairs, all rows of a data set: its numbers compare with those of others
 
     @property
     def probed(self) -> ObjectProbe | None:

@@ -22,18 +22,16 @@ from ...scenes import (
 )
 from .exchange import draw_swaps
 from .probe import LEAST_SIDE, Grid, ProbeData, RegionImages
-from .scene_pairs import OBJECT_SHAPES, find_fitting, move_inside, sample_elsewhere
+from .scene_pairs import FIRST_GALLERY, OBJECT_SHAPES, find_fitting, move_inside, sample_elsewhere
 
 _STREAM = 5
-# Scenes of the probe split from here on are galleries; before, queries.
-_GALLERY = 500_000_000
 _GRID_OBJECT = 0.3  # diameter of a pasted object relative to the view
 
 
 def build_scene_data(images: int, size_px: int, seed: int, objects: int = 10) -> ProbeData:
     """`images` gallery scenes, `images` query scenes with one probed object each, and `objects` objects on a grid."""
     first = FIRST_INDEX["probe"]
-    gallery = [sample_scene(seed, first + _GALLERY + index, size_px) for index in range(images)]
+    gallery = [sample_scene(seed, FIRST_GALLERY + index, size_px) for index in range(images)]
     specs = _probed_scenes(seed, first, images, size_px)
     queries, last = _draw(specs)
     shown, _ = _draw(gallery)

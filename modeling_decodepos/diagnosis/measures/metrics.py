@@ -131,7 +131,8 @@ METRICS = (
     ),
     Metric(
         "same_repositioned", "same_object", "Finds itself in another place", "same-object-repositioned/1", None,
-        "higher", "The same somewhere else.",
+        "higher",
+        "Share of objects that in another place are nearer to themselves as they were than to any other object.",
     ),
     Metric(
         "same_alone", "same_object", "Finds itself alone", "same-object-alone/1", None, "higher",
@@ -149,6 +150,13 @@ METRICS = (
 )  # fmt: skip
 
 BY_KEY = {metric.key: metric for metric in METRICS}
+
+BENCHMARK_TASKS = ("context_leak", "position_regions", "same_repositioned")
+"""What a data set of exact pairs scores: ids of tasks in its `eval.yaml`, and of entries in `.eval_results`.
+
+Numbers whose rank of networks is the same with other objects (benchmarks/rank.py); that of `same_recontextualised` is
+not.
+"""
 
 EXTRA_PROTOCOLS = {
     "border_profile": "border-profile/1",

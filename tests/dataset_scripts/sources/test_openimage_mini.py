@@ -274,12 +274,50 @@ def test_a_table_that_cannot_be_had_is_named(server, tmp_path, capsys):
     source = write_tables(tmp_path / "source")
     (source / "train-annotations-bbox.csv").unlink()
     assert main(command(server, source, tmp_path / "mini", *RULE)) == 2
-    assert "has no oidv6-train-annotations-bbox.csv or train-annotations-bbox.csv" in capsys.readouterr().err
+    assert (
+        "train boxes: oidv6-train-annotations-bbox.csv or train-annotations-bbox.csv, gone" in capsys.readouterr().err
+    )
     source = write_tables(tmp_path / "other")
     server.faults["/openimages/2018_04/bbox_labels_600_hierarchy.json"] = ["503!"]
     assert main(command(server, source, tmp_path / "mini", *RULE)) == 2
     assert "say --without hierarchy" in capsys.readouterr().err
     build(server, source, tmp_path / "mini", "--without", "hierarchy")
+
+
+def test_all_tables_that_cannot_be_had_are_named_in_one_go(server, tmp_path):
+    source, output = write_tables(tmp_path / "source"), tmp_path / "mini"
+    for name in ("class-descriptions-boxable.csv", "validation-annotations-bbox.csv"):
+        (source / name).unlink()
+    (source / "oidv6-train-annotations-bbox.csv").write_text("another one")
+    (source / "validation-images-with-rotation.csv").unlink()
+    tables = openimage_mini.TABLES
+    there = f"/openimages/{tables['validation images'].address}"
+    server.files[there] = b"x" * 50_000_000  # it can be had, and is not fetched for a build that will not be
+    hierarchy = f"/openimages/{tables['hierarchy'].address}"
+    server.faults[hierarchy] = ["503!"]
+    arguments = command(server, source, output, *RULE)
+    ended = subprocess.run(
+        [sys.executable, "-m", "dataset_scripts.prepare", *arguments], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    first, *named = ended.stderr.strip().splitlines()
+    assert first.startswith("error: 4 tables of Open Images cannot be had.") and str(source) in first
+    assert [line.strip().partition(":")[0] for line in named] == [
+        "classes", "train boxes", "validation boxes", "hierarchy",
+    ]  # fmt: skip
+    assert "class-descriptions-boxable.csv or oidv7-class-descriptions-boxable.csv, gone from http" in named[0]
+    assert "are both there: remove one of them" in named[1]
+    assert "say --without hierarchy: classes that contain other classes may be chosen" in named[3]
+    assert server.requests[hierarchy] == server.requests[there] == 1
+    assert not list(output.rglob("*images-with-rotation*"))
+
+
+def test_the_docs_name_every_table():
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    for table in openimage_mini.TABLES.values():
+        assert f"`{table.address}`" in text and all(name in text for name in table.names)
+        assert not table.group or openimage_mini.LOST[table.group] in text
 
 
 def test_the_rule_comes_from_flags_and_from_a_recipe(server, tmp_path, capsys):

@@ -1,0 +1,27 @@
+"""Batch norms: which a network has, and statistics for them that fit some pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch norms in a module."""
+    return [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+
+
+@torch.no_grad()
+def fit_batch_norms(module: nn.Module, call: Callable[[Tensor], object], batches: Iterable[Tensor]) -> None:
+    """Give batch norms the mean statistics of what `call` shows the module; no weight changes."""
+    norms = batch_norms(module)
+    before = [(norm.training, norm.momentum) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train().momentum = None  # the mean over batches
+    for batch in batches:
+        call(batch)
+    for norm, (training, momentum) in zip(norms, before, strict=True):
+        norm.train(training).momentum = momentum
