@@ -44,7 +44,7 @@ from dataset_scripts.files import read_json_lines, write_json, write_text
 from modeling_decodepos.page import code_block, format_number, message, page, table
 
 if TYPE_CHECKING:  # each part imports what it needs: what is not installed costs no other
-    from training.data.batches import RegionDataset, StepBatches
+    from training.data.batches import RegionBatch, RegionDataset, StepBatches
     from training.run.setup import Run
 
 Finding = dict[str, Any]
@@ -60,6 +60,7 @@ CASES = (
     ("ResNet-50 at 224 px", "coco_r50_200ep", {"global_batch_size": 128}),
 )
 TINY = {"backbone": "resnet_tiny", "view_size_px": 64, "region_bins": 4, "global_batch_size": 4, "cache_px": 0}
+TINY |= {"projector_hidden_size": 64, "projection_size": 32}
 
 
 def attempt(name: str, call: Callable[..., Finding], *given: Any) -> Finding:
@@ -169,7 +170,8 @@ def throughput(options: argparse.Namespace) -> Iterator[Finding]:
     from benchmarks.step import matmul_rate
 
     if options.small:  # kernels of a CPU take minutes to compile: the small form traces them only
-        torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend="eager")  # type: ignore[method-assign]
+        traced = partialmethod(torch.nn.Module.compile, backend="eager")
+        setattr(torch.nn.Module, "compile", traced)  # noqa: B010
     peak = matmul_rate(torch.bfloat16, DEVICE, 256 if options.small else 8192)
     yield {"name": "matrix product alone", "gflops": peak}
     for compiled, case in itertools.product((False, True), CASES[: 1 if options.small else None]):
@@ -198,11 +200,10 @@ def time_steps(
 
     keys = {**case[2], **(TINY if options.small else {}), **keys, "mixed_precision": "bf16"}
     run, dataset, order = build(case[1], Path(options.work), keys)
-    if workers is None:
-        batches = itertools.repeat(dataset.__getitems__(next(iter(order))))
-    else:
+    batches: Iterator[RegionBatch] = itertools.repeat(dataset.__getitems__(next(iter(order))))
+    if workers is not None:
         batches = iter(build_loader(dataset, order, workers, pin_memory=DEVICE == "cuda"))
-    clock, waited, steps, first, most = time.perf_counter, 0.0, 0, 3, 2 if options.small else 12
+    clock, waited, steps, first, most = time.perf_counter, 0.0, 0, 3, 2 if options.small else 8
     began = clock()
     while True:
         asked = clock()
@@ -267,7 +268,7 @@ def train(options: argparse.Namespace, arm: str, seed: int) -> Finding:
 PARTS: dict[str, tuple[Callable[[argparse.Namespace], Iterator[Finding]], float]] = {
     "machine": (machine, 0.1),
     "parity": (parity, 0.12),
-    "throughput": (throughput, 0.35),
+    "throughput": (throughput, 0.4),
     "data_wait": (data_wait, 0.2),
     "seeds": (seeds, 1.0),
 }
@@ -289,11 +290,16 @@ def run_apart(options: argparse.Namespace, name: str, limit: float, part: Findin
     given = [f"--work={options.work}", f"--limit={limit}", f"--data={options.data}", f"--train={options.train}"]
     command = [sys.executable, "-m", "benchmarks.gpu", f"--part={name}", *given, *["--small"] * options.small]
     late = threading.Event()
+
+    def end_late() -> None:
+        late.set()
+        end_group(child.pid)
+
     with (
         log.open("w") as printed,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=printed, text=True, start_new_session=True) as child,
     ):
-        timer = threading.Timer(limit, lambda: (late.set(), end_group(child.pid)))
+        timer = threading.Timer(limit, end_late)
         timer.start()
         try:
             for line in cast("IO[str]", child.stdout):
@@ -367,7 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="decodepos-gpu-") as options.work:
         for name, (_, share) in PARTS.items():
             left = max(ends - time.monotonic() - 3, 1)  # the last seconds are the page's
-            part = report["parts"][name] = {}
+            report["parts"][name] = part = cast("Finding", {})
             run_apart(options, name, min(left, 60 * options.minutes * share), part, save)
             save()
             write_page(options.output / "gpu.html", report)
