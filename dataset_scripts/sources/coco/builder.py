@@ -173,7 +173,7 @@ def draw_map(
         outline = annotation.get("segmentation") or [[x, y, x + w, y, x + w, y + h, x, y + h]]
         try:
             outline = encode_outline(outline, height, width)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise ValueError(f"{where}: annotation {annotation.get('id')}: {error}.") from error
         ignore = annotation.get("iscrowd") or not annotation.get("segmentation")
         layers.append((outline, SEGMENTATION_IGNORE if ignore else categories[annotation["category_id"]] + 1))
