@@ -19,8 +19,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = CACHE.name
 
-from hypothesis import settings as property_settings  # noqa: E402  after the settings that it reads
-from huggingface_hub import constants  # noqa: E402
+from huggingface_hub import constants  # noqa: E402  after the settings that it reads
+from hypothesis import settings as property_settings  # noqa: E402
 from transformers import logging as transformers_logging  # noqa: E402
 
 # The same examples in every run, wherever it is; how long one takes says more of the machine than of the code.

@@ -29,6 +29,7 @@ from dataset_scripts.hub.release import LocalFile
 from model_cards.cards import eval_entries, render_card
 from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.page import line_chart
+from modeling_decodepos.settings import write_yaml
 from training.export.folders import new_folder
 from training.publish.about import About, is_scenes
 from training.publish.numbers import RESULTS_NAME, Row, objective, probe_sentence
@@ -174,8 +175,7 @@ def _fill(folder: Path, run: RunFiles, facts: Mapping[str, Any], rows: Sequence[
         (folder / ".eval_results").mkdir()
         text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
         (folder / ".eval_results" / "decodepos.yaml").write_text(text, encoding="utf-8")
-    recipe = yaml.safe_dump(without_places(run.recipe), sort_keys=False)
-    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    (folder / "recipe.yaml").write_text(write_yaml(without_places(run.recipe)), encoding="utf-8")
     for name in diagnosis_files(run, about):
         (folder / DIAGNOSIS).mkdir(exist_ok=True)
         shutil.copyfile(run.folder / DIAGNOSIS / name, folder / DIAGNOSIS / name)

@@ -116,7 +116,7 @@ def test_a_polygon_beyond_the_image_covers_what_is_inside():
     assert drawn([[-50, -50, 90, -50, 90, 90, -50, 90]], 5, 6).all()
 
 
-# --------------------------------------------------------------------------------------------------- any mask, any JSON
+# -------------------------------------------------------------------------------------------------- any mask, any JSON
 
 
 @given(st.tuples(st.integers(1, 20), st.integers(1, 20)), st.lists(st.integers(1, 40)))
@@ -149,7 +149,8 @@ def test_any_outline_is_a_mask_or_a_sentence(outline):
     try:
         encoded = encode_outline(outline, 5, 6)
     except ValueError as refused:
-        assert str(refused).startswith(("the outline is", "a polygon", "run lengths", "the counts", "compressed run"))
+        said = str(refused)
+        assert said.startswith(("the outline is", "a polygon", "run lengths", "the counts", "compressed run"))
         return
     covered = outline_mask(encoded)
     assert covered.shape == (5, 6) and covered.sum() == coco_mask.area(encoded)
