@@ -32,7 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import logging as transformers_logging
 
-from dataset_scripts.files import lock_folder, write_json
+from dataset_scripts.files import lock_folder, remove_unfinished, write_json
 from modeling_decodepos.imagenet import IMAGE_MEAN, IMAGE_STD
 from modeling_decodepos.losses import Objective
 from modeling_decodepos.regions import View
@@ -269,6 +269,7 @@ def run_recipe(recipe: Recipe, stop: StopRequest) -> None:
             accelerator = build_accelerator(recipe)
             if accelerator.is_main_process:
                 held.enter_context(lock_folder(output_dir))
+                remove_unfinished(output_dir)
             run, dataset, batches = build_run(accelerator, recipe, output_dir)
             watch = Watch(run, dataset.source, stop) if run.step < run.total_steps else None
         except (ValueError, OSError, SafetensorError, RunStopped) as error:  # a user can put it right: it says how
