@@ -1,8 +1,8 @@
 """Commands that are killed at a chosen place, each in a process of its own: forks of one that has imported everything.
 
 A place is a step of the command on its files (a file opened for writing, a rename, a folder made, a removal), told by
-Python's audit events. There it dies by SIGKILL; or the first file that grows beyond `CUT_BYTES` from there on stays cut
-at that length and the kernel kills the process, by SIGXFSZ.
+Python's audit events. There it dies by SIGKILL. Or the first file that grows beyond `CUT_BYTES` from there on is cut
+at that length, and the kernel kills the process with SIGXFSZ.
 """
 
 from __future__ import annotations

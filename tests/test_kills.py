@@ -75,6 +75,7 @@ class Command:
             self.failed.append(f"{place}: {again.text[-1500:]}")
         elif wrong := differences(expected, self.result()) - may_differ:
             self.failed.append(f"{place}: {sorted(wrong)}")
+        print("F" if self.failed and self.failed[-1].startswith(place) else ".", end="", flush=True)
 
 
 def place_of(step: tuple[str, str]) -> str:
@@ -129,14 +130,14 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 def test_a_run(forks: Forks, scenes: Path, tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "runs"
     words = [*SMALL_RUN, "--mixed_precision", "no", "--probe_count", 4, "--save_steps", 1, "--data", scenes]
-    words += ["--measure_steps", 1, "--measure_images", 8, "--max_steps", 3, "--output_dir", out / "run"]
-    kill_often(Command(forks, "training.pretrain", tuple(words), out), 40)
+    words += ["--measure_steps", 1, "--measure_images", 8, "--max_steps", 2, "--output_dir", out / "run"]
+    kill_often(Command(forks, "training.pretrain", tuple(words), out), 26)
 
 
 def test_a_build_of_scenes(forks: Forks, tmp_path: Path) -> None:
     out = tmp_path / "built"
     words = ("scenes", "--train", 6, "--validation", 3, "--size-px", 32, "--workers", 1, "--output", out / "scenes")
-    kill_often(Command(forks, "dataset_scripts.prepare", words, out), 12)
+    kill_often(Command(forks, "dataset_scripts.prepare", words, out), 20)
 
 
 def test_a_build_of_coco(forks: Forks, tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_a_build_of_coco(forks: Forks, tmp_path: Path) -> None:
     boxes = [annotation_entry(number, number, [3, 4, 20, 15]) for number in range(1, 5)]
     source, out = coco(tmp_path / "coco", images, boxes), tmp_path / "built"
     words = ("coco", "--source", source, "--workers", 1, "--output", out / "coco")
-    kill_often(Command(forks, "dataset_scripts.prepare", words, out), 12)
+    kill_often(Command(forks, "dataset_scripts.prepare", words, out), 20)
 
 
 def test_an_evaluation(forks: Forks, squares: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -15,6 +15,7 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
+from ..memory import named_shortage
 from .data.exchange import draw_changes, largest_regions
 from .data.photos import build_photo_data
 from .data.probe import ObjectProbe, ProbeData, RegionImages
@@ -84,16 +85,19 @@ def diagnose(
     chosen, reading = choose_measures(measures), choose_reading(reading, centre_cells)
     wanted = list(models) if isinstance(models, Sequence) and not isinstance(models, str) else [models]
     failures = _Failures()
+    enough = functools.partial(named_shortage, {"images": images, "size_px": size_px})
     loaded = []
     for spec in wanted:
-        with failures.of(spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)):
+        name = spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
+        with failures.of(name), enough():
             loaded.append(load_model(spec, size_px=size_px, layers=layers, device=device, reading=reading))
     failures.refuse_all(loaded)
     if isinstance(data, ProbeData):
         draws = [data]
     else:
         build = build_scene_data if data == "scenes" else functools.partial(build_photo_data, data)
-        draws = [build(images, size_px, seed + k) for k in range(seeds)]
+        with enough():
+            draws = [build(images, size_px, seed + k) for k in range(seeds)]
     settings = {
         "data": draws[0].name,
         "images": len(draws[0].queries),
@@ -124,7 +128,7 @@ def diagnose(
     with tqdm(total=shown * len(loaded), bar_format=count, disable=not progress, dynamic_ncols=True) as bar:
         for number, model in enumerate(loaded, start=1):
             bar.set_description(model.name[-24:])
-            with failures.of(model.name):
+            with failures.of(model.name), enough():
                 diagnosis.models.append(_diagnose_one(model, draws, weights, diagnosis, bar))
             bar.update(shown * number - bar.n)
     failures.refuse_all(diagnosis.models)
