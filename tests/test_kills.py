@@ -82,18 +82,21 @@ def place_of(step: tuple[str, str]) -> str:
     """A step without what is another in every run."""
     what, path = step
     name = re.sub(r"\.?([\w.-]+)\.[0-9a-f]{8}\.tmp", r"\1 (new)", path)
-    return f"{what.removeprefix('os.')} {re.sub(r'[0-9a-f]{12,}', '…', name)}"
+    return f"{what.removeprefix('os.')} {re.sub(r'(?<=_)[a-z0-9_]{8}(?=/|$)|[0-9a-f]{12,}', '…', name)}"
 
 
 def spread(steps: list[tuple[str, str]], count: int) -> Iterator[tuple[str, Kill]]:
-    """Steps to die at: each place once before any twice, every other one within the writing that follows."""
-    order = sorted(range(len(steps)), key=lambda n: (Counter(map(place_of, steps[:n]))[place_of(steps[n])], n))
-    first = order[:count]
-    chosen = sorted(first[:: max(1, len(first) // count)] if len(first) > count else first)
-    for number, step in enumerate(chosen):
-        yield place_of(steps[step]), Kill(step, within=bool(number % 2))
-    for step in chosen:  # and the other way
-        yield place_of(steps[step]), Kill(step, within=not chosen.index(step) % 2)
+    """Steps to die at, in turn before one and within the writing after it: evenly over all places, each once first."""
+    seen: Counter[str] = Counter()
+    firsts, others = [], []
+    for number, step in enumerate(steps):
+        (others if seen[place_of(step)] else firsts).append(number)
+        seen[place_of(step)] += 1
+    every = max(1, len(firsts) // count)
+    order = [*firsts[::every], *(number for number in firsts if number not in firsts[::every]), *others]
+    for turn in range(2):
+        for number, step in enumerate(order):
+            yield place_of(steps[step]), Kill(step, within=number % 2 != turn)
 
 
 def kill_often(command: Command, count: int) -> None:

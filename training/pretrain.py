@@ -28,6 +28,7 @@ if __name__ == "__main__":
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
@@ -372,7 +373,7 @@ def run_training(run: Run, dataset: Data, batches: StepBatches, watch: Watch, ou
     start_tracker(run)
     if main_process:
         note_start(run, dataset, watch.online, output_dir)
-        draw_sample(dataset).quantize(256).save(output_dir / "views.png", optimize=True)
+        draw_sample(dataset).quantize(256, Image.Quantize.FASTOCTREE).save(output_dir / "views.png", optimize=True)
     if run.step == 0:
         with run.as_it_starts():
             measure_start(run, watch, log, output_dir)
