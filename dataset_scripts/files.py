@@ -43,7 +43,7 @@ def whole_file(path: Path, sync: bool = True) -> Iterator[Path]:
 
 def unfinished(folder: Path, name: str = "*") -> list[Path]:
     """What a process that was killed in `whole_file` left beside files of this name, which may be a pattern."""
-    return list(folder.glob(f".{name}.{'[0-9a-f]' * 8}.tmp"))
+    return list(folder.glob(f".{name}.*.tmp"))
 
 
 def remove_unfinished(folder: Path, name: str = "*") -> None:
