@@ -424,7 +424,7 @@ class Recipe:
 
         if unknown := sorted(self.allowed_changes - self.values().keys()):
             hint = nearest(unknown[0], self.values().keys())
-            raise ValueError(f"allow_change names {', '.join(unknown)}, which is no key of a recipe.{hint}")
+            raise ValueError(f"allow_change names {unknown[0][:80]}, which is no key of a recipe.{hint}")
 
     @property
     def allowed_changes(self) -> set[str]:
