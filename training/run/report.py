@@ -126,7 +126,7 @@ CURVES = (
     Curve("Waiting for data", "share of the time", ("data_wait",), (0.0, 1.0)),
 )  # fmt: skip
 
-BEST_OF_PAIR = {"attract": -2.0, "repel": 0.0, "match": 0.0}
+BEST_OF_PAIR = {"attract": -2.0, "contrast": 0.0, "repel": 0.0, "match": 0.0}
 """The least loss of a pair of views, by the kind of its term."""
 
 
