@@ -45,4 +45,7 @@ def _asked(text: str) -> str:
     if not (found := _ASKED.search(text)):
         return ""
     number, unit = found.groups()
-    return f": {number} {unit} more" if unit not in (None, "bytes") else f": {float(number) / 2**30:.2f} GiB more"
+    if unit not in (None, "bytes"):
+        return f": {number} {unit} more"
+    gib = float(number) / 2**30
+    return f": {gib:.2f} GiB more" if gib >= 1 else f": {gib * 2**10:.3g} MiB more"

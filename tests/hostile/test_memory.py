@@ -62,7 +62,8 @@ def test_sizes_beyond_the_memory_are_named(scenes: Path, squares: Path, tmp_path
             "4.00 GiB",
         ),
         ("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.1 GiB", "20.00 GiB"),
-        ("(-4:Insufficient memory) Failed to allocate 805306368 bytes in function 'OutOfMemoryError'", "0.75 GiB"),
+        ("(-4:Insufficient memory) Failed to allocate 805306368 bytes in function 'OutOfMemoryError'", "768 MiB"),
+        ("alloc of size 1024 failed: out of memory", "0.000977 MiB"),
     ],
 )
 def test_every_library_says_it_in_its_own_words(text: str, amount: str) -> None:
