@@ -205,8 +205,8 @@ class ViewArguments:
                 raise ValueError(f"{name}_min is {low} and {name}_max {high}; expected min <= max.")
         if self.small_view_px < SIDE[0]:
             raise ValueError(
-                f"small_view_scale {self.small_view_scale:g} makes views of {self.small_view_px} pixels from view_size_px "
-                f"{self.view_size_px}; expected at least {SIDE[0]}."
+                f"small_view_scale {self.small_view_scale:g} makes views of {self.small_view_px} pixels from "
+                f"view_size_px {self.view_size_px}; expected at least {SIDE[0]}."
             )
         for size in (self.view_size_px, self.small_view_px):
             if size % self.cut_grid_px:
