@@ -41,6 +41,17 @@ def whole_file(path: Path, sync: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def unfinished(folder: Path, name: str = "*") -> list[Path]:
+    """What a process that was killed in `whole_file` left beside files of this name, which may be a pattern."""
+    return list(folder.glob(f".{name}.*.tmp"))
+
+
+def remove_unfinished(folder: Path, name: str = "*") -> None:
+    """Removes those; only whoever has the folder to itself may."""
+    for path in unfinished(folder, name):
+        path.unlink(missing_ok=True)
+
+
 def sync_to_disk(path: Path) -> None:
     """Makes a file, or the names in a folder, survive a crash of the machine."""
     opened = os.open(path, os.O_RDONLY)

@@ -33,19 +33,24 @@ DEPOSITIONING_PAIRS: Pairs = (("repositioned", "whole_cut"), ("repositioned", "c
 ISOLATED_PAIRS: Pairs = (("plain", "alone"), ("repositioned", "alone"))
 
 
+CONTRAST_TEMPERATURE = 0.2
+"""MoCo v3's."""
+
+
 @dataclass(frozen=True)
 class LossTerm:
     """A named, weighted sum of pair losses.
 
     Attributes:
-        kind: "attract": a region's prediction goes to the target of the same region. "repel": it keeps away from those
-            of the other regions of its image. "match": its feature, before any head, goes to the teacher's.
+        kind: "attract": a region's prediction goes to the target of the same region. "contrast": it must tell that
+            target from those of all other regions of the batch. "repel": it keeps away from those of the other regions
+            of its image. "match": its feature, before any head, goes to the teacher's.
     """
 
     name: str
     pairs: Pairs
     weight: float = 1.0
-    kind: Literal["attract", "repel", "match"] = "attract"
+    kind: Literal["attract", "contrast", "repel", "match"] = "attract"
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,11 @@ class Objective:
     def of_features(self) -> Objective:
         """The terms that compare features as they are."""
         return Objective(tuple(term for term in self.terms if term.kind == "match"), self.level)
+
+    def contrasted(self) -> Objective:
+        """The same table with contrast where it attracts."""
+        terms = (dataclasses.replace(t, kind="contrast") if t.kind == "attract" else t for t in self.terms)
+        return Objective(tuple(terms), self.level)
 
     def weighted(self, weights: Mapping[str, float]) -> Objective:
         """The same objective with other weights for the terms named."""
@@ -163,6 +173,25 @@ def region_similarity_loss(
     return -2.0 * total / torch.where(count > 0, count, 1)
 
 
+def region_contrast_loss(
+    prediction: Tensor, target: Tensor, valid_regions: Tensor | None = None, num_pairs: Tensor | float | None = None
+) -> Tensor:
+    """Mean over regions of the cross-entropy of finding their own target among all targets, times twice a temperature.
+
+    InfoNCE in the form of MoCo v3 (arXiv 2104.02057): equal directions are pulled as `region_similarity_loss` pulls
+    them, and 0 is the least. The other targets are those of the regions given here, of all images: of one process's
+    micro-batch. No gradient reaches the target. Arguments as in `region_similarity_loss`.
+    """
+    if valid_regions is None:
+        valid_regions = torch.ones(prediction.shape[:2], dtype=torch.bool, device=prediction.device)
+    rows = F.normalize(prediction[valid_regions].float(), dim=-1)
+    targets = F.normalize(target.detach()[valid_regions].float(), dim=-1)
+    own = torch.arange(len(rows), device=rows.device)
+    total = F.cross_entropy(rows @ targets.T / CONTRAST_TEMPERATURE, own, reduction="sum") if len(rows) else rows.sum()
+    count = torch.as_tensor(len(rows) if num_pairs is None else num_pairs, device=rows.device)
+    return 2.0 * CONTRAST_TEMPERATURE * total / torch.where(count > 0, count, 1)
+
+
 def region_repulsion_loss(
     prediction: Tensor, target: Tensor, valid_regions: Tensor | None = None, num_pairs: Tensor | float | None = None
 ) -> Tensor:
@@ -197,7 +226,12 @@ def feature_match_loss(
     return constant + region_similarity_loss(feature, target, valid_regions, num_pairs) / 2
 
 
-PAIR_LOSSES = {"attract": region_similarity_loss, "repel": region_repulsion_loss, "match": feature_match_loss}
+PAIR_LOSSES = {
+    "attract": region_similarity_loss,
+    "contrast": region_contrast_loss,
+    "repel": region_repulsion_loss,
+    "match": feature_match_loss,
+}
 """The loss of a pair of views by the kind of its term."""
 
 

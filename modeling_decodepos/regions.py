@@ -190,6 +190,14 @@ def flip_boxes(boxes: np.ndarray) -> np.ndarray:
     return flipped
 
 
+def turn_boxes(boxes: np.ndarray, quarters: int) -> np.ndarray:
+    """Unit boxes of the view turned counter-clockwise by so many quarters of a circle, as `numpy.rot90` does."""
+    for _ in range(quarters % 4):
+        x1, y1, x2, y2 = np.moveaxis(boxes, -1, 0)
+        boxes = np.stack([y1, 1 - x2, y2, 1 - x1], axis=-1)
+    return boxes
+
+
 def boxes_in_window(boxes: np.ndarray, window: np.ndarray) -> np.ndarray:
     """Unit boxes of the image, expressed in the unit coordinates of a window of it and clipped to that window."""
     origin, extent = window[:2], window[2:] - window[:2]

@@ -58,7 +58,7 @@ def check(settings: Any) -> None:
     for name, field in fields(settings).items():
         value, limits = getattr(settings, name), field.metadata
         if limits.get("choices") and value not in limits["choices"]:
-            raise ValueError(f"{name} is {value!r}; expected one of {', '.join(limits['choices'])}.")
+            raise ValueError(f"{name} is {_shown(value)}; expected one of {', '.join(limits['choices'])}.")
         if value in ("", ()) and field.default != value:
             raise ValueError(f"{name} is empty. Give a value, or leave it out for the default.")
         for item in value if isinstance(value, tuple) else (value,):
@@ -117,7 +117,10 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         raise ValueError(f"{name} is {_shown(value)} ({type(value).__name__}); expected {kind.__name__}.{hint}")
     if kind is Path and not str(value):
         raise ValueError(f"{name} is empty; expected a path.")
-    return kind(value)
+    try:
+        return kind(value)
+    except OverflowError:
+        raise ValueError(f"{name} is {_shown(value)}; expected at most {sys.float_info.max:.1e}.") from None
 
 
 def _has_no_default(field: dataclasses.Field[Any]) -> bool:
@@ -129,7 +132,7 @@ def _misfit(value: Any, least: float | None, most: float | None = None, above: f
     if not isinstance(value, int | float):
         return ""
     fits = (least is None or value >= least) and (most is None or value <= most) and (above is None or value > above)
-    if fits and math.isfinite(value):
+    if fits and (isinstance(value, int) or math.isfinite(value)):
         return ""
     words = {"at least": least, "more than": above, "at most": most}
     limits = " and ".join(f"{word} {limit}" for word, limit in words.items() if limit is not None)
@@ -141,8 +144,8 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 
 
 def _shown(value: Any) -> str:
-    """A value as a message can hold it; what is nested in YAML may be endless."""
-    return str(value) if isinstance(value, int | float) else _SHORT.repr(value)
+    """A value as a message can hold it: a number may have thousands of digits, and nested YAML no end."""
+    return str(value) if isinstance(value, float) else _SHORT.repr(value)
 
 
 # -------------------------------------------------------------------------------------------------------------- YAML
@@ -163,6 +166,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict | None):
         raise ValueError(f"{path} holds a {type(values).__name__}; expected lines of `key: value`.")
     return values or {}
+
+
+def write_yaml(values: Mapping[str, Any]) -> str:
+    """The text of a YAML file from which `read_yaml` gives these values; plain YAML leaves the word 1e3 unquoted."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False)
 
 
 def read_value(text: str) -> Any:
@@ -190,6 +198,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes the words that `_Loader`, or a reader of YAML 1.1, would take for numbers."""
+
+
 _NUMBERS = {
     "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9]*(_[0-9]{3})*)",
     "tag:yaml.org,2002:float": (
@@ -203,7 +215,8 @@ _Loader.yaml_implicit_resolvers = {
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _tag, _pattern in _NUMBERS.items():
-    _Loader.add_implicit_resolver(_tag, re.compile(f"^({_pattern})$"), list("-+.0123456789"))
+    for _kind in (_Loader, _Dumper):
+        _kind.add_implicit_resolver(_tag, re.compile(f"^({_pattern})$"), list("-+.0123456789"))
 
 
 # ------------------------------------------------------------------------------------------------------------- flags

@@ -17,9 +17,15 @@ os.environ["HF_HOME"] = CACHE.name
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests are small: a second thread costs more than it brings, above all where other programs share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = CACHE.name
 
 from huggingface_hub import constants  # noqa: E402  after the settings that it reads
+from hypothesis import settings as property_settings  # noqa: E402
 from transformers import logging as transformers_logging  # noqa: E402
+
+# The same examples in every run, wherever it is; how long one takes says more of the machine than of the code.
+property_settings.register_profile("suite", derandomize=True, deadline=None, database=None)
+property_settings.load_profile("suite")
 
 
 def pytest_unconfigure() -> None:

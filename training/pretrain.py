@@ -15,6 +15,7 @@ import traceback
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,14 +28,16 @@ if __name__ == "__main__":
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 from transformers import logging as transformers_logging
 
-from dataset_scripts.files import lock_folder, write_json
+from dataset_scripts.files import lock_folder, remove_unfinished, write_json
 from modeling_decodepos.imagenet import IMAGE_MEAN, IMAGE_STD
 from modeling_decodepos.losses import Objective
+from modeling_decodepos.memory import named_shortage
 from modeling_decodepos.regions import View
 from training.data.batches import RegionBatch, StepBatches, build_loader
 from training.data.broken_images import TooManyBroken
@@ -265,16 +268,20 @@ def run_recipe(recipe: Recipe, stop: StopRequest) -> None:
     """A run from its recipe to its report; what keeps it from either becomes a message and exit code 1."""
     output_dir = Path(recipe.run.output_dir)
     with contextlib.ExitStack() as held:
+        enough = partial(named_shortage, memory_keys(recipe), ", or accumulation_steps larger")
         try:
-            accelerator = build_accelerator(recipe)
-            if accelerator.is_main_process:
-                held.enter_context(lock_folder(output_dir))
-            run, dataset, batches = build_run(accelerator, recipe, output_dir)
-            watch = Watch(run, dataset.source, stop) if run.step < run.total_steps else None
+            with enough():
+                accelerator = build_accelerator(recipe)
+                if accelerator.is_main_process:
+                    held.enter_context(lock_folder(output_dir))
+                    remove_unfinished(output_dir)
+                run, dataset, batches = build_run(accelerator, recipe, output_dir)
+                watch = Watch(run, dataset.source, stop) if run.step < run.total_steps else None
         except (ValueError, OSError, SafetensorError, RunStopped) as error:  # a user can put it right: it says how
             sys.exit(f"{error}")
         try:
-            run_to_the_end(run, dataset, batches, watch)
+            with enough(kind=RunStopped):
+                run_to_the_end(run, dataset, batches, watch)
         except RunStopped as error:
             stop_here(run, dataset, error)
         except (OSError, SafetensorError) as error:
@@ -282,6 +289,11 @@ def run_recipe(recipe: Recipe, stop: StopRequest) -> None:
                 raise
             reason = f"{output_dir} cannot be written: {error}. Make room, then run the same command: it goes on."
             stop_here(run, dataset, RunStopped(reason))
+
+
+def memory_keys(recipe: Recipe) -> dict[str, int]:
+    """The keys of a recipe that decide how much memory a run takes."""
+    return {"global_batch_size": recipe.run.global_batch_size, "view_size_px": recipe.views.view_size_px}
 
 
 def stop_here(run: Run, dataset: Data, error: RunStopped) -> NoReturn:
@@ -361,7 +373,7 @@ def run_training(run: Run, dataset: Data, batches: StepBatches, watch: Watch, ou
     start_tracker(run)
     if main_process:
         note_start(run, dataset, watch.online, output_dir)
-        draw_sample(dataset).quantize(256).save(output_dir / "views.png", optimize=True)
+        draw_sample(dataset).quantize(256, Image.Quantize.FASTOCTREE).save(output_dir / "views.png", optimize=True)
     if run.step == 0:
         with run.as_it_starts():
             measure_start(run, watch, log, output_dir)

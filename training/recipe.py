@@ -147,6 +147,9 @@ class ViewArguments:
         OURS + " (SoCo flips each view on its own too; the paper's is unknown)",
         choices=("own", "shared", "none"),
     )
+    quarter_turns: bool = key(
+        False, "Whether each view is turned by a random number of quarters of a circle, on its own.", OURS
+    )
     cut_form: str = key(
         "collaborative", "Form of region cuts.", FOLLOW_UP, choices=("collaborative", "independent", "spilling")
     )
@@ -191,6 +194,7 @@ class ViewArguments:
     grayscale_probability: float = key(0.2, "Probability of dropping colour.", SOCO, within=SHARE)
     blur_probability_whole: float = key(1.0, "Probability of blur on views of the whole image.", SOCO, within=SHARE)
     blur_probability: float = key(0.1, "Probability of blur on the other views.", SOCO, within=SHARE)
+    invert_probability: float = key(0.0, "Probability of the negative of a view.", OURS, within=SHARE)
     solarize_probability: float = key(0.2, "Probability of solarisation on the other views.", SOCO, within=SHARE)
 
     def __post_init__(self) -> None:
@@ -201,12 +205,15 @@ class ViewArguments:
                 raise ValueError(f"{name}_min is {low} and {name}_max {high}; expected min <= max.")
         if self.small_view_px < SIDE[0]:
             raise ValueError(
-                f"small_view_scale {self.small_view_scale:g} makes views of {self.small_view_px} pixels from those of "
-                f"{self.view_size_px}; expected at least {SIDE[0]}."
+                f"small_view_scale {self.small_view_scale:g} makes views of {self.small_view_px} pixels from "
+                f"view_size_px {self.view_size_px}; expected at least {SIDE[0]}."
             )
         for size in (self.view_size_px, self.small_view_px):
             if size % self.cut_grid_px:
-                raise ValueError(f"cut_grid_px {self.cut_grid_px} does not divide the view size {size}.")
+                raise ValueError(
+                    f"cut_grid_px {self.cut_grid_px} does not divide the view size {size} (of view_size_px "
+                    f"{self.view_size_px} and small_view_scale {self.small_view_scale:g})."
+                )
 
     @property
     def small_view_px(self) -> int:
@@ -225,6 +232,13 @@ class ModelArguments:
         PAPER + " draws a C4 backbone; ResNet-50 is inferred",
     )
     objective: str = key("both", "Table of loss pairs; see modeling_decodepos/losses.py.", PAPER, choices=_OBJECTIVES)
+    pair_loss: str = key(
+        "attract",
+        "attract: a region's prediction goes to its target, as in BYOL; contrast: it must tell that target from those "
+        "of the other regions of the batch on its device.",
+        PAPER + "; contrast is ours, in the form of MoCo v3",
+        choices=("attract", "contrast"),
+    )
     depositioning_weight: float = key(
         1.0, "Weight of the de-positioning term (lambda).", OURS + "; paper's unknown", within=FROM_ZERO
     )
@@ -233,6 +247,9 @@ class ModelArguments:
         "Whether a ResNet's last stage runs on regions, or on the picture, as whoever loads the plain backbone reads "
         "it.",
         SOCO,
+    )
+    zero_init_residual: bool = key(
+        True, "Whether the blocks of a fresh ResNet start as the identity, which costs short runs of small ones.", SOCO
     )
     region_bins: int = key(14, "Bins per side of a pooled region in a full-size view.", SOCO, within=(1, 1000))
     projector_hidden_size: int = key(4096, "Width of projector and predictor.", SOCO, within=COUNT)
@@ -424,7 +441,7 @@ class Recipe:
 
         if unknown := sorted(self.allowed_changes - self.values().keys()):
             hint = nearest(unknown[0], self.values().keys())
-            raise ValueError(f"allow_change names {', '.join(unknown)}, which is no key of a recipe.{hint}")
+            raise ValueError(f"allow_change names {unknown[0][:80]}, which is no key of a recipe.{hint}")
 
     @property
     def allowed_changes(self) -> set[str]:

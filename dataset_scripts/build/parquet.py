@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from modeling_decodepos.schema import SCHEMA_VERSION, build_features
 
-from ..files import DISK_FULL, file_sha256, lock_folder, read_json, whole_file, write_text
+from ..files import DISK_FULL, file_sha256, lock_folder, read_json, remove_unfinished, whole_file, write_text
 from ..proposals import Proposals, add_regions, recipe_of
 from .engines import ENGINES, Count, Unfinished
 from .work_folder import MANIFEST_NAME, holds_something
@@ -197,8 +197,8 @@ def build_dataset(
             try:
                 return _complete(folder, source, manifest, shards, workers, engine)
             finally:  # of this build, or of one that was killed
-                for path in [*(folder / "data").glob(".*.tmp"), *folder.glob(".*.tmp")]:
-                    path.unlink(missing_ok=True)
+                remove_unfinished(folder / "data")
+                remove_unfinished(folder)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
-from ..files import LOCK_NAME, lock_folder
+from ..files import LOCK_NAME, lock_folder, unfinished
 
 WORK_NAME = ".work"
 MANIFEST_NAME = "manifest.json"
@@ -18,6 +18,9 @@ def holds_something(folder: Path, marks: Collection[str]) -> bool:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, expected a folder or nothing. Choose another --output.")
     names = {path.name for path in folder.iterdir()} - {LOCK_NAME, WORK_NAME} if folder.is_dir() else set()
+    if names and not names.intersection(marks):  # a kill while the first of them was written
+        names -= {path.name for mark in marks for path in unfinished(folder, mark)}
+        names -= {path.name for path in folder.iterdir() if path.is_dir() and not any(path.iterdir())}
     if names and not names.intersection(marks):
         raise ValueError(
             f"{folder} is not empty and has no {' or '.join(marks)}, so it was not written by this program. "

@@ -10,6 +10,7 @@ MALFORMED = "without four finite numbers as box"
 FLAT = "without area"
 OUTSIDE = "outside the image"
 BOX_FORMATS = ("xywh", "xyxy")
+FARTHEST = float(np.finfo(np.float32).max)  # they are stored as float32
 
 
 def box_faults(boxes: ArrayLike, width: ArrayLike, height: ArrayLike) -> NDArray[np.str_]:
@@ -33,11 +34,15 @@ def count_faults(faults: Iterable[str]) -> dict[str, int]:
 
 
 def as_box(value: object) -> tuple[float, float, float, float]:
-    """Four numbers as found in a file; NaN if they are not four numbers."""
-    if isinstance(value, list | tuple) and len(value) == 4 and all(isinstance(v, int | float) for v in value):
+    """Four numbers as found in a file; NaN if they are not four numbers that can be stored."""
+    if isinstance(value, list | tuple) and len(value) == 4 and all(map(_can_be_stored, value)):
         x, y, w, h = value
         return float(x), float(y), float(w), float(h)
     return (np.nan,) * 4
+
+
+def _can_be_stored(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= FARTHEST
 
 
 # ------------------------------------------------------------------------------------------------------------- formats

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
+from ..memory import named_shortage
 from .data.exchange import draw_changes, largest_regions
 from .data.pairs import build_pair_data
 from .data.photos import build_photo_data, open_splits
@@ -83,14 +85,17 @@ def diagnose(
         )
     usable_device(device)
     chosen, reading = choose_measures(measures), choose_reading(reading, centre_cells)
-    draws = _draw(data, images, size_px, seed, seeds) if not isinstance(data, ProbeData) else [data]
+    enough = functools.partial(named_shortage, {"images": images, "size_px": size_px})
+    with enough():
+        draws = _draw(data, images, size_px, seed, seeds) if not isinstance(data, ProbeData) else [data]
     if draws[0].is_benchmark:
         size_px = draws[0].size_px
     wanted = list(models) if isinstance(models, Sequence) and not isinstance(models, str) else [models]
     failures = _Failures()
     loaded = []
     for spec in wanted:
-        with failures.of(spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)):
+        name = spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
+        with failures.of(name), enough():
             loaded.append(load_model(spec, size_px=size_px, layers=layers, device=device, reading=reading))
     failures.refuse_all(loaded)
     settings = {
@@ -123,7 +128,7 @@ def diagnose(
     with tqdm(total=shown * len(loaded), bar_format=count, disable=not progress, dynamic_ncols=True) as bar:
         for number, model in enumerate(loaded, start=1):
             bar.set_description(model.name[-24:])
-            with failures.of(model.name):
+            with failures.of(model.name), enough():
                 diagnosis.models.append(_diagnose_one(model, draws, weights, diagnosis, bar))
             bar.update(shown * number - bar.n)
     failures.refuse_all(diagnosis.models)

@@ -12,6 +12,7 @@ from modeling_decodepos.losses import (
     Objective,
     feature_match_loss,
     pair_loss,
+    region_contrast_loss,
     region_repulsion_loss,
     region_similarity_loss,
 )
@@ -159,6 +160,59 @@ def test_repulsion_equals_a_reference_in_double_precision() -> None:
     assert found == pytest.approx(repulsion_reference(prediction, target, valid), rel=1e-5)
     halves = [region_repulsion_loss(prediction[s], target[s], valid[s], valid.sum()) for s in (slice(3), slice(3, 6))]
     assert sum(halves).item() == pytest.approx(found, rel=1e-5)
+
+
+def contrast_reference(prediction: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> float:
+    """0.4 times the cross-entropy at temperature 0.2, region by region in double precision."""
+    a = torch.nn.functional.normalize(prediction.double(), dim=-1)[valid].numpy()
+    b = torch.nn.functional.normalize(target.double(), dim=-1)[valid].numpy()
+    losses = []
+    for own, row in enumerate(a):
+        chances = [np.exp(np.dot(row, other) / 0.2) for other in b]
+        losses.append(-np.log(chances[own] / sum(chances)))
+    return 0.4 * float(np.mean(losses))
+
+
+def test_contrast_equals_a_reference_in_double_precision() -> None:
+    prediction, target = torch.randn(2, 6, 5, 32)
+    valid = torch.rand(6, 5) < 0.6
+    found = region_contrast_loss(prediction, target, valid)
+    assert found.item() == pytest.approx(contrast_reference(prediction, target, valid), rel=1e-5)
+    assert region_contrast_loss(prediction, target, valid, num_pairs=7).item() == pytest.approx(
+        found.item() * valid.sum().item() / 7, rel=1e-5
+    )
+
+
+def test_contrast_is_with_the_regions_of_all_images_and_with_no_padding() -> None:
+    prediction = torch.eye(4).reshape(2, 2, 4)
+    assert region_contrast_loss(prediction, prediction).item() == pytest.approx(0.4 * np.log(1 + 3 * np.exp(-5)))
+    valid = torch.tensor([[True, False], [True, False]])
+    assert region_contrast_loss(prediction, prediction, valid).item() == pytest.approx(0.4 * np.log(1 + np.exp(-5)))
+    # Other regions alike: of four that cannot be told apart, each is found by chance.
+    assert region_contrast_loss(torch.ones(2, 2, 4), torch.ones(2, 2, 4)).item() == pytest.approx(0.4 * np.log(4))
+
+
+def test_contrast_gives_no_gradient_to_targets_and_zero_without_any_region() -> None:
+    prediction, target = torch.randn(2, 2, 6, requires_grad=True), torch.randn(2, 2, 6, requires_grad=True)
+    region_contrast_loss(prediction, target).backward()
+    assert target.grad is None and prediction.grad is not None and prediction.grad.abs().sum() > 0
+    nothing = region_contrast_loss(prediction, target, torch.zeros(2, 2, dtype=torch.bool))
+    nothing.backward()
+    assert nothing.item() == 0
+
+
+def test_a_table_that_contrasts_has_the_same_pairs() -> None:
+    for objective in OBJECTIVES.values():
+        changed = objective.contrasted()
+        assert [term.pairs for term in changed.terms] == [term.pairs for term in objective.terms]
+        kinds = {"attract": "contrast"}
+        assert [t.kind for t in changed.terms] == [kinds.get(t.kind, t.kind) for t in objective.terms]
+    views = {name: torch.randn(3, 2, 8) for name in OBJECTIVES["both"].views}
+    valid = {name: torch.ones(3, 2, dtype=torch.bool) for name in views}
+    loss, terms = pair_loss(views, views, valid, OBJECTIVES["both"].contrasted())
+    expected = sum(region_contrast_loss(views[s], views[t]) for s, t in (*DECOUPLING_PAIRS, *DEPOSITIONING_PAIRS))
+    torch.testing.assert_close(loss, expected)
+    assert set(terms) == {"decoupling", "depositioning"}
 
 
 def test_repulsion_is_between_regions_of_one_image_and_not_with_itself() -> None:

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from modeling_decodepos.region_pooling import average_in_bins, cell_offset, pool_regions
+from modeling_decodepos.regions import flip_boxes
 
 # Written by `python -m benchmarks.golden_roi_align`.
 GOLDEN = Path(__file__).with_name("golden_roi_align.safetensors")
@@ -349,3 +352,64 @@ class TestAverageInBins:
         for region, (x, y, w, h) in enumerate([(6, 4, 24, 16), (0, 0, 36, 24), (12, 8, 12, 8)]):
             counted = masks[:, region, y : y + h, x : x + w].unflatten(1, (4, -1)).unflatten(3, (4, -1)).mean((2, 4))
             torch.testing.assert_close(covered[:, region], counted)
+
+
+# ------------------------------------------------------------------------------------------------------- any boxes
+
+
+@st.composite
+def any_boxes(draw: st.DrawFn, least_side: int = -30) -> Tensor:
+    """(1, R, 4) float64 boxes: over every border, without area, inverted, as large as the map.
+
+    Corners lie between the lines of a fine grid: a sample on the very edge of the map is within it or not by rounding.
+    """
+    sides = st.integers(least_side, 997)
+    boxes = []
+    for _ in range(draw(st.integers(1, 3))):
+        x, y, width, height = draw(st.tuples(st.integers(-900, 1200), st.integers(-900, 1200), sides, sides))
+        boxes.append([x, y, x + width, y + height])
+    return (torch.tensor([boxes], dtype=torch.float64) + 0.37) / 997
+
+
+sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+@settings(max_examples=120)
+@given(any_boxes(), sizes, st.integers(1, 4), st.integers(0, 3), st.integers(0, 99))
+def test_any_boxes_are_pooled_as_the_slow_version_does(
+    boxes: Tensor, size: tuple[int, int], bins: int, sampling_ratio: int, seed: int
+) -> None:
+    feature_map = random_map(1, 2, *size, seed=seed, dtype=torch.float64)
+    expected = reference_pool(feature_map, boxes, bins, sampling_ratio)
+    torch.testing.assert_close(pool_regions(feature_map, boxes, bins, sampling_ratio), expected, atol=1e-10, rtol=0)
+    mirrored = torch.from_numpy(flip_boxes(boxes.numpy()))
+    turned = pool_regions(feature_map.flip(-1), mirrored, bins, sampling_ratio).flip(-1)
+    torch.testing.assert_close(turned, expected, atol=1e-10, rtol=0)
+
+
+def slow_average(mask: Tensor, box: list[float], bins: int) -> Tensor:
+    """Cell by cell how much of each bin it covers."""
+    height, width = mask.shape
+    x1, y1, x2, y2 = box
+    covered = torch.zeros(bins, bins, dtype=torch.float64)
+    for i, j, row, column in itertools.product(range(bins), range(bins), range(height), range(width)):
+        top, bottom = (y1 + (y2 - y1) * edge / bins for edge in (i, i + 1))
+        left, right = (x1 + (x2 - x1) * edge / bins for edge in (j, j + 1))
+        high = max(0.0, min(bottom * height, row + 1) - max(top * height, row))
+        wide = max(0.0, min(right * width, column + 1) - max(left * width, column))
+        covered[i, j] += mask[row, column] * high * wide / ((bottom - top) * height * (right - left) * width)
+    return covered
+
+
+@settings(max_examples=60)
+@given(sizes, st.integers(1, 4), st.data())
+def test_any_masks_are_averaged_as_the_slow_version_does(
+    size: tuple[int, int], bins: int, data: st.DataObject
+) -> None:
+    cells = data.draw(st.lists(st.booleans(), min_size=size[0] * size[1], max_size=size[0] * size[1]))
+    mask = torch.tensor(cells, dtype=torch.float64).reshape(size)
+    x1, x2, y1, y2 = (
+        side / 997 for pair in "xy" for side in sorted(data.draw(st.sets(st.integers(0, 997), min_size=2, max_size=2)))
+    )
+    averages = average_in_bins(mask[None, None], torch.tensor([[[x1, y1, x2, y2]]], dtype=torch.float64), bins)
+    torch.testing.assert_close(averages[0, 0], slow_average(mask, [x1, y1, x2, y2], bins), atol=1e-10, rtol=0)

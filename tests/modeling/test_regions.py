@@ -6,6 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modeling_decodepos import View
 from modeling_decodepos.regions import (
@@ -213,3 +215,70 @@ def test_a_view_moves_as_a_whole() -> None:
         "meta"
     }
     assert view.to("cpu").rows.tolist() == [3]
+
+
+# ------------------------------------------------------------------------------------------------ any boxes and masks
+
+near = st.floats(-0.25, 1.25, width=32)
+corners = st.tuples(near, near, near, near)
+whatever = st.tuples(*[st.floats(width=32) | near] * 4)
+grids = st.tuples(st.integers(1, 40), st.integers(1, 40))
+
+
+@given(st.lists(st.lists(whatever | corners, max_size=3), min_size=1, max_size=3))
+def test_any_boxes_are_taken_as_they_are_or_named(images: list[list[tuple[float, ...]]]) -> None:
+    given_boxes = [torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) for boxes in images]
+
+    def sound(box: torch.Tensor) -> bool:
+        inside = bool(((box >= -1e-3) & (box <= 1 + 1e-3)).all())
+        x1, y1, x2, y2 = box.clamp(0, 1).tolist()
+        return inside and x1 < x2 and y1 < y2
+
+    faulty = [(image, row) for image, own in enumerate(given_boxes) for row, box in enumerate(own) if not sound(box)]
+    if faulty:
+        with pytest.raises(ValueError, match="^box") as refused:
+            check_regions(given_boxes, len(images))
+        named = re.match(r"box (\d+) of image (\d+) is \[.*\]: [^.]", str(refused.value))
+        assert named and (int(named[2]), int(named[1])) in faulty
+        return
+    checked = check_regions(given_boxes, len(images))
+    for boxes, found, valid in zip(given_boxes, checked.boxes, checked.valid, strict=True):
+        assert valid.tolist() == [True] * len(boxes) + [False] * (len(valid) - len(boxes))
+        assert torch.equal(found[valid], boxes.clamp(0, 1))
+
+
+@given(corners, grids)
+def test_any_box_covers_the_cells_that_lie_in_it(box: tuple[float, ...], size: tuple[int, int]) -> None:
+    height, width = size
+    ((left, top, right, bottom),) = boxes_to_pixels(np.array([box]), size).tolist()
+    x1, y1, x2, y2 = (min(max(side, 0.0), 1.0) * scale for side, scale in zip(box, (width, height) * 2, strict=True))
+    if x2 <= x1 or y2 <= y1:
+        assert left == right and top == bottom
+        return
+    assert 0 <= left < right <= width and 0 <= top < bottom <= height
+    for low, high, start, end in ((left, right, x1, x2), (top, bottom, y1, y2)):
+        for cell in range(max(width, height)):
+            if start <= cell and cell + 1 <= end:  # wholly inside
+                assert low <= cell < high
+            elif high - low > 1 and not start <= cell + 0.5 <= end:  # its centre is outside
+                assert not low <= cell < high
+    assert rasterise(np.array([[left, top, right, bottom]]), size).sum() == (right - left) * (bottom - top)
+
+
+@given(grids, st.data())
+def test_any_mask_has_the_box_of_its_cells(size: tuple[int, int], data: st.DataObject) -> None:
+    height, width = size
+    cells = data.draw(st.sets(st.tuples(st.integers(0, height - 1), st.integers(0, width - 1)), max_size=5))
+    mask = torch.zeros(1, 1, height, width, dtype=torch.bool)
+    for row, column in cells:
+        mask[0, 0, row, column] = True
+    if not cells:
+        with pytest.raises(ValueError, match="mask 0 of image 0 is empty; drop it"):
+            check_regions(mask, 1)
+        return
+    rows, columns = zip(*cells, strict=True)
+    expected = [min(columns), min(rows), max(columns) + 1, max(rows) + 1]
+    found = check_regions(mask, 1)
+    np.testing.assert_array_equal(boxes_to_pixels(found.boxes[0].numpy(), size), [expected])
+    mirrored = check_regions(mask.flip(-1), 1).boxes[0].numpy()
+    np.testing.assert_allclose(mirrored, flip_boxes(found.boxes[0].numpy()), atol=1e-6)

@@ -1,12 +1,16 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from modeling_decodepos.losses import OBJECTIVES
 from modeling_decodepos.region_cutout import CUT_FORMS
 from modeling_decodepos.repositioning import FOREGROUND_SCALES
+from modeling_decodepos.settings import fields, write_yaml
 from training.data.sources import COLUMNS, DRAWN
 from training.recipe import BRIEF, DEFAULT_RECIPE, GROUPS, build_recipe, load_recipe, origins, parse_command_line
 
@@ -131,3 +135,91 @@ def test_auto_precision_is_what_the_cpu_multiplies(
     recipe = parse_command_line(["--mixed_precision", "auto", "--cpu"])
     assert recipe.run.mixed_precision == expected  # what run.json tells, and a continued run is held to
     assert parse_command_line(["--mixed_precision", "bf16", "--cpu"]).run.mixed_precision == "bf16"
+
+
+# --------------------------------------------------------------------------------------------------------- any recipe
+
+KEYS = {
+    name: (kind, field)
+    for group in GROUPS
+    for kinds in [get_type_hints(group)]
+    for name, field in fields(group).items()
+    for kind in [kinds[name]]
+}
+# What is a word to people and may be something else to a parser.
+words = st.sampled_from(
+    ["010", "1e3", "1_000", "1:30", "0x10", "yes", "~", "null", ".inf", "2024-01-01", "a: b", "# a"]
+)
+words |= st.text("a1é☃.:/-_ \t\n'\"#{}[]&*!|>%@`\x00\x85\u2028\udc80", min_size=1, max_size=6)
+
+
+def values_of(name: str) -> st.SearchStrategy[Any]:
+    """Values of a key in its range."""
+    kind, field = KEYS[name]
+    least, most, above = (field.metadata[limit] for limit in ("minimum", "maximum", "above"))
+    if field.metadata["choices"]:
+        return st.sampled_from(field.metadata["choices"])
+    if kind is bool:
+        return st.booleans()
+    if kind is int:
+        return st.integers(least, most) if above is None else st.integers(above + 1, most)
+    if kind is float:
+        least = above if least is None else least
+        return st.floats(least, most, exclude_min=above is not None, allow_nan=False, allow_infinity=False)
+    assert kind is str
+    return words
+
+
+@given(
+    st.sets(st.sampled_from(sorted(KEYS)), max_size=5).flatmap(
+        lambda names: st.fixed_dictionaries({n: values_of(n) for n in sorted(names)})
+    )
+)
+def test_any_recipe_comes_back_from_its_file(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]):
+    try:
+        recipe = build_recipe(values)
+    except ValueError as error:  # keys that do not go together
+        said = str(error)
+        assert any(name in said for name in values)
+        return
+    assert {name: recipe.values()[name] for name in values if name != "mixed_precision"} == {
+        name: value for name, value in values.items() if name != "mixed_precision"
+    }
+    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    file.write_text(write_yaml(recipe.values()), encoding="utf-8")
+    assert load_recipe(file).values() == recipe.values()
+
+
+def meant(name: str, text: str) -> Any:
+    """What a text says as the value of a key; None where it is none."""
+    kind = KEYS[name][0]
+    if kind is str:
+        return text
+    if kind is bool:
+        return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}.get(
+            text.strip().lower()
+        )
+    try:
+        return kind(text.strip())
+    except ValueError:
+        return None
+
+
+numbers = st.from_regex(
+    r"[-+]?[0-9_]{1,6}(\.[0-9]{0,3})?([eE][-+]?[0-9]{1,3})?", fullmatch=True, alphabet="0123456789_.eE-+"
+)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(sorted(KEYS)), words | numbers | st.just("9" * 400) | st.just("9" * 5000))
+def test_any_text_is_the_value_that_it_says_or_refused_in_a_sentence(
+    capfd: pytest.CaptureFixture, name: str, text: str
+):
+    try:
+        recipe = parse_command_line([f"--{name}={text}"])
+    except SystemExit as stop:
+        said, code = capfd.readouterr().err, stop.code
+        assert code == 2 and name in said and said.count("\n") == 1, said
+        assert len(said) < 500 or KEYS[name][0] is str, said  # a path is as long as it is
+        return
+    assert recipe.values()[name] == meant(name, text)

@@ -33,6 +33,8 @@ DRAWN = {
     "grid": "the cells of a 2 x 2, a 3 x 3 and a 4 x 4 grid",
 }
 COLUMNS = {"regions": "proposals (column `regions`)", "objects": "annotations (column `objects`)"}
+_PER_BOX = ("bbox", "category", "iscrowd", "area")
+_BOXES = pa.list_(pa.list_(pa.float32()))
 _LAYOUT = "The expected layout is in modeling_decodepos/schema.py."
 
 
@@ -196,8 +198,8 @@ class ParquetImages:
     def _read_boxes(self, regions: pa.StructArray, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(N, 4) float32 boxes of rows from number `first` on, (N,) the row of each, and (N,) which are usable."""
         lists = regions.flatten()[regions.type.get_field_index("bbox")]
-        if pa.types.is_null(lists.type):
-            lists = lists.cast(pa.list_(pa.list_(pa.float32())))
+        if not lists.type.equals(_BOXES):  # another kind of list or number, or nothing but nulls
+            lists = lists.cast(_BOXES, safe=False)
         boxes = lists.flatten()
         counts, lengths = (pc.list_value_length(part).fill_null(0).to_numpy() for part in (lists, boxes))
         owners = np.repeat(np.arange(first, first + len(lists)), counts)
@@ -244,12 +246,18 @@ class ParquetImages:
             lists = {
                 field.name: part
                 for field, part in zip(chunk.type, chunk.flatten(), strict=True)
-                if field.name in ("bbox", "category", "iscrowd", "area") and _is_list(field.type)
+                if field.name in _PER_BOX and not pa.types.is_null(field.type)
             }
+            for name, part in lists.items():
+                if not _is_list(part.type) or (name == "iscrowd" and not _is_number(part.type.value_type)):
+                    raise ValueError(
+                        f"{self.name}: column objects has {name} as {part.type}; expected a list with one entry per "
+                        f"box. {_LAYOUT}"
+                    )
             lengths = {name: pc.list_value_length(part).fill_null(0).to_numpy() for name, part in lists.items()}
-            most = np.max(list(lengths.values()), axis=0)
+            boxes = lengths.get("bbox", np.zeros(len(chunk), dtype=int))
             # A list that is empty or null is one that nobody made.
-            wrong = np.any([(own > 0) & (own != most) for own in lengths.values()], axis=0)
+            wrong = np.any([(own > 0) & (own != boxes) for own in (boxes, *lengths.values())], axis=0)
             if wrong.any():
                 row = int(wrong.argmax())
                 found = {name: int(own[row]) for name, own in lengths.items() if own[row]}
@@ -354,14 +362,22 @@ def _is_list(kind: pa.DataType) -> bool:
     return any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 
+def _is_number(kind: pa.DataType) -> bool:
+    """Whether values are numbers, flags or absent."""
+    tests = (pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating)
+    return any(test(kind) for test in tests)
+
+
 def _holds_boxes(kind: pa.DataType) -> bool:
-    """Whether a column's type is a struct with lists of four numbers; a list that is always empty has no type."""
+    """Whether a column's type is a struct with lists of lists of numbers; one that is always empty has no type."""
     if not (pa.types.is_struct(kind) and kind.get_field_index("bbox") >= 0):
         return False
     found = kind.field("bbox").type
     for _ in range(2):
-        found = found.value_type if _is_list(found) else found
-    return pa.types.is_null(found) or pa.types.is_floating(found) or pa.types.is_integer(found)
+        if not _is_list(found):
+            return bool(pa.types.is_null(found))
+        found = found.value_type
+    return not pa.types.is_boolean(found) and _is_number(found)
 
 
 def choose_region_source(rows: datasets.Dataset, region_source: str, name: str) -> str:

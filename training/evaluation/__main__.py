@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from modeling_decodepos.memory import named_shortage
 from modeling_decodepos.settings import CommandParser, add_flags, fields, from_values, given, number
 from training.errors import UnusableData
 from training.evaluation.protocols import PROTOCOLS, QUICK, ProtocolEntry
@@ -65,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         call = parse(words)
         from training.evaluation.measure import measure  # torch takes seconds, --help needs none
 
-        measure(*call)
+        _, _, common, _ = call
+        with named_shortage({"size_px": common.size_px, "batch_size": common.batch_size}, ", or take fewer images"):
+            measure(*call)
     except (ValueError, FileNotFoundError, ImportError, UnusableData) as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from dataset_scripts.files import lock_folder, read_json, write_json
+from dataset_scripts.files import lock_folder, read_json, remove_unfinished, write_json
 from training.provenance import now
 
 KEY = ("model", "arm", "protocol", "metric", "seeds")
@@ -74,6 +74,7 @@ def merge_results(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Put rows into a results file, which never is seen half written; rows with equal keys are replaced."""
     # Two evaluations may end at the same time: each reads what the other has written.
     with lock_folder(path.parent, "the folder of results", "evaluation", wait=True, name=f".{path.name}.lock"):
+        remove_unfinished(path.parent, path.name)
         kept = {_key(row): row for row in load_results(path)}
         kept |= {_key(row): dict(row) for row in rows}
         write_json(path, {"results": list(kept.values())})

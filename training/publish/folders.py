@@ -20,7 +20,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError, safe_open
 
 from dataset_scripts.files import file_sha256, read_json
@@ -29,6 +28,7 @@ from model_cards.cards import eval_entries, render_card
 from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.diagnosis.report.eval_results import write_eval_results
 from modeling_decodepos.page import line_chart
+from modeling_decodepos.settings import write_yaml
 from training.export.folders import new_folder
 from training.publish.about import About, is_scenes
 from training.publish.numbers import RESULTS_NAME, Row, objective, probe_sentence
@@ -172,8 +172,7 @@ def _fill(folder: Path, run: RunFiles, facts: Mapping[str, Any], rows: Sequence[
     _write_json(folder / RESULTS_NAME, {"results": list(rows)})
     if entries := eval_entries(facts, rows):
         write_eval_results(folder, "decodepos", entries)
-    recipe = yaml.safe_dump(without_places(run.recipe), sort_keys=False)
-    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    (folder / "recipe.yaml").write_text(write_yaml(without_places(run.recipe)), encoding="utf-8")
     for name in diagnosis_files(run, about):
         (folder / DIAGNOSIS).mkdir(exist_ok=True)
         shutil.copyfile(run.folder / DIAGNOSIS / name, folder / DIAGNOSIS / name)

@@ -59,7 +59,8 @@ class RunFiles:
     @property
     def objective(self) -> Objective | None:
         """The table of loss pairs, if it is one this version knows."""
-        return OBJECTIVES.get(str(self.recipe.get("objective")))
+        objective = OBJECTIVES.get(str(self.recipe.get("objective")))
+        return objective.contrasted() if objective and self.recipe.get("pair_loss") == "contrast" else objective
 
     @property
     def terms(self) -> list[str]:

@@ -37,6 +37,7 @@ def _build_network(args: ModelArguments, seed: int, start: Path | None) -> Decod
         "projection_size",
         "use_predictor",
         "centre_cells",
+        "zero_init_residual",
     )
     heads: dict[str, Any] = {name: getattr(args, name) for name in names}
     objective = OBJECTIVES[args.objective]

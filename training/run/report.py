@@ -33,6 +33,7 @@ if __name__ == "__main__":
 
 from dataset_scripts.files import write_text
 from modeling_decodepos.backbones import BACKBONES
+from modeling_decodepos.losses import CONTRAST_TEMPERATURE
 from modeling_decodepos.page import (
     MINUS,
     NO_NUMBER,
@@ -126,7 +127,7 @@ CURVES = (
     Curve("Waiting for data", "share of the time", ("data_wait",), (0.0, 1.0)),
 )  # fmt: skip
 
-BEST_OF_PAIR = {"attract": -2.0, "repel": 0.0, "match": 0.0}
+BEST_OF_PAIR = {"attract": -2.0, "contrast": 0.0, "repel": 0.0, "match": 0.0}
 """The least loss of a pair of views, by the kind of its term."""
 
 
@@ -258,6 +259,9 @@ def build_tiles(run: RunFiles) -> list[Markup]:
     start, by = (-2.0 * anchor, "at the start") if (anchor := run.setting("anchor_weight")) else (0.0, "by chance")
     if run.objective is not None:
         start += sum(term.weight * len(term.pairs) for term in run.objective.of_features().terms)
+        guessed = 2 * CONTRAST_TEMPERATURE * math.log(run.setting("global_batch_size") * run.setting("num_regions"))
+        contrasted = [term for term in run.objective.terms if term.kind == "contrast"]
+        start += sum(term.weight * len(term.pairs) * guessed for term in contrasted)
     limits = "" if best is None else f"about {format_number(start)} {by}, {format_number(best)} at best"
     spread = f"perfect spread {format_number(perfect)}, collapse 0" if perfect else ""
     items = [

@@ -301,6 +301,13 @@ def plan_batches(accelerator: Accelerator, recipe: Recipe, images: int) -> StepB
 def build_objective(recipe: Recipe) -> Objective:
     """The recipe's table of pairs with its weights."""
     objective = OBJECTIVES[recipe.model.objective]
+    if recipe.model.pair_loss == "contrast":
+        if objective.contrasted() == objective:
+            raise ValueError(
+                f"pair_loss is contrast, but objective {recipe.model.objective!r} attracts nothing: its terms are "
+                f"{', '.join(f'{term.name} ({term.kind})' for term in objective.terms)}. Leave pair_loss out."
+            )
+        objective = objective.contrasted()
     if recipe.views.mixed_share == 0 and "repositioned" in objective.views:
         raise ValueError(
             f"mixed_share is 0, but objective {recipe.model.objective!r} compares the mixed view. Use --objective "

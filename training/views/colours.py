@@ -1,4 +1,4 @@
-"""Colour jitter, grey, blur and solarisation: parameters drawn in one place, applied in another.
+"""Colour jitter, grey, negatives, blur and solarisation: parameters drawn in one place, applied in another.
 
 The operations are those of PIL and torchvision on 8-bit images, done by OpenCV.
 """
@@ -22,6 +22,7 @@ class Photometric:
 
     jitter: tuple[tuple[str, float], ...] = ()  # (operation, factor), in order
     grayscale: bool = False
+    invert: bool = False
     blur_sigma: float = 0.0  # in pixels of a 224-pixel view
     solarize: bool = False
 
@@ -46,6 +47,7 @@ def sample_photometric(rng: np.random.Generator, args: ViewArguments, of_whole_i
     return Photometric(
         jitter=jitter,
         grayscale=to_gray < args.grayscale_probability,
+        invert=args.invert_probability > 0 and bool(rng.random() < args.invert_probability),
         blur_sigma=BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * sigma if blurred else 0.0,
         solarize=to_solarize < (0.0 if of_whole_image else args.solarize_probability),
     )
@@ -57,6 +59,8 @@ def apply_photometric(pixels: np.ndarray, treatment: Photometric) -> np.ndarray:
         pixels = _jitter(pixels, name, factor)
     if treatment.grayscale:
         pixels = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    if treatment.invert:
+        pixels = cv2.bitwise_not(pixels)
     if treatment.blur_sigma > 0:
         sigma = treatment.blur_sigma * pixels.shape[0] / 224
         pixels = cv2.GaussianBlur(pixels, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)

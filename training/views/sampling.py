@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from modeling_decodepos import imagenet
 from modeling_decodepos.background import foreground_mask, limit_coverage
 from modeling_decodepos.region_cutout import enlarge_cut, sample_grid_boxes, sample_region_cut
-from modeling_decodepos.regions import boxes_in_window, boxes_to_pixels, flip_boxes
+from modeling_decodepos.regions import boxes_in_window, boxes_to_pixels, flip_boxes, turn_boxes
 from modeling_decodepos.repositioning import (
     FOREGROUND_SCALES,
     Placement,
@@ -78,12 +78,13 @@ _STRETCH = 1_000_003
 
 @dataclass(frozen=True)
 class PixelSource:
-    """A window of an image (pixels x1, y1, x2, y2), resized to a square, perhaps mirrored, and its colours treated."""
+    """A window of an image (pixels x1, y1, x2, y2), resized to a square, perhaps mirrored and turned, and treated."""
 
     window: tuple[int, int, int, int]
     side_px: int
     flip: bool
     colours: Photometric
+    quarters: int = 0  # of a circle, counter-clockwise, after mirroring
 
 
 @dataclass(frozen=True)
@@ -137,14 +138,15 @@ def sample_views(
         own_flip = bool(rng.random() < 0.5)
         flip = {"own": own_flip, "shared": shared_flip, "none": False}[args.flip]
         colours = Photometric() if rule.plain else sample_photometric(rng, args, rule.of_whole)
+        quarters = int(rng.integers(4)) if args.quarter_turns else 0
         window = whole if rule.of_whole else crop
         size = view_side_px(rule, args)
-        in_view = flip_boxes(inside[window]) if flip else inside[window]
+        in_view = turn_boxes(flip_boxes(inside[window]) if flip else inside[window], quarters)
         if image_level:
             in_view = WHOLE[None]
         parameters = ViewParameters(
             size_px=size,
-            source=PixelSource(window, size, flip, colours),
+            source=PixelSource(window, size, flip, colours, quarters),
             boxes=_pad(in_view, args.num_regions),
             valid=np.arange(args.num_regions) < len(in_view),
         )
@@ -204,7 +206,8 @@ def read_pixels(source: PixelSource, image: np.ndarray) -> np.ndarray:
     side = source.side_px
     resized = F.interpolate(window, size=(side, side), mode="bilinear", antialias=True)
     pixels = resized[0].permute(1, 2, 0).numpy()
-    return apply_photometric(cv2.flip(pixels, 1) if source.flip else pixels, source.colours)
+    pixels = cv2.flip(pixels, 1) if source.flip else pixels
+    return apply_photometric(np.ascontiguousarray(np.rot90(pixels, source.quarters)), source.colours)
 
 
 def _sample_crop(

@@ -11,7 +11,6 @@ train, val or test and its pictures lie in a folder of that name. `coco_parquet`
 import argparse
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from ...build.parquet import DatasetPlan, Row, RowMaker
 from ...build.records import Records, write_records
 from ...build.work_folder import WorkFolder
 from ...files import file_sha256
+from ...pictures.boxes import FARTHEST
 from ...pictures.encoded import LARGEST_CLASS_COUNT, encode_png, picture_row, read_picture, turn_boxes
 from ...pictures.listing import check_folder, files_sha256, walk
 from . import parquet as coco_parquet
@@ -173,7 +173,7 @@ def draw_map(
         outline = annotation.get("segmentation") or [[x, y, x + w, y, x + w, y + h, x, y + h]]
         try:
             outline = encode_outline(outline, height, width)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise ValueError(f"{where}: annotation {annotation.get('id')}: {error}.") from error
         ignore = annotation.get("iscrowd") or not annotation.get("segmentation")
         layers.append((outline, SEGMENTATION_IGNORE if ignore else categories[annotation["category_id"]] + 1))
@@ -185,7 +185,7 @@ def draw_map(
 
 def _area(annotation: Mapping[str, Any]) -> float:
     area = annotation.get("area")
-    if isinstance(area, int | float) and math.isfinite(area) and area >= 0:
+    if isinstance(area, int | float) and 0 <= area <= FARTHEST:
         return float(area)
     return float(annotation["bbox"][2] * annotation["bbox"][3])
 

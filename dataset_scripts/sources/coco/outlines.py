@@ -21,9 +21,10 @@ def encode_outline(outline: Any, height: int, width: int) -> Any:
         raise ValueError(f"the outline is {str(outline)[:40]}, expected a list of polygons, or run lengths")
     polygons = [polygon for polygon in outline if len(polygon) >= 6]  # fewer than three corners enclose nothing
     for polygon in polygons:
-        corners = np.asarray(polygon, np.float64)
-        if corners.ndim != 1 or not (np.abs(corners) <= FARTHEST_PX).all():
+        if not all(type(side) in (int, float) and abs(side) <= FARTHEST_PX for side in polygon):  # true is no 1
             raise ValueError(f"a polygon is not a list of finite numbers up to {FARTHEST_PX:,}")
+        if len(polygon) % 2:
+            raise ValueError(f"a polygon has {len(polygon)} numbers, expected an x and a y for each corner")
     if not polygons:
         return mask.encode(np.zeros((height, width), np.uint8, order="F"))
     return mask.merge(mask.frPyObjects(polygons, height, width))
@@ -39,10 +40,10 @@ def outline_mask(encoded: Any) -> NDArray[np.bool_]:
 def _run_lengths(outline: Mapping[str, Any], height: int, width: int) -> list[int]:
     """Run lengths that cover the picture. pycocotools would fill up with whatever lies in memory."""
     size, counts = outline.get("size"), outline.get("counts")
-    if list(size or []) != [height, width]:
-        raise ValueError(f"run lengths are for height and width {size}, but the image has {[height, width]}")
+    if size != [height, width]:
+        raise ValueError(f"run lengths are for height and width {str(size)[:40]}, but the image has {[height, width]}")
     lengths = _decompress(counts) if isinstance(counts, str) else counts
-    if not isinstance(lengths, list) or not all(isinstance(length, int) for length in lengths):
+    if not isinstance(lengths, list) or not all(type(length) is int for length in lengths):
         raise ValueError(f"the counts of run lengths are {type(counts).__name__}, expected whole numbers or text")
     if min(lengths, default=0) < 0 or sum(lengths) != height * width:
         raise ValueError(f"run lengths cover {sum(lengths)} pixels, but the image has {height * width}")

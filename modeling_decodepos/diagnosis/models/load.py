@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from ...configuration_decodepos import DecodePosConfig
 from ...feature_maps import as_map, patch_size, resizing
 from ...imagenet import IMAGE_MEAN, IMAGE_STD
+from ...memory import is_shortage
 from ...modeling_decodepos import DecodePosModel
 from ...region_pooling import Offset
 from .cells import Cells, find_cells
@@ -157,6 +158,8 @@ def _wrap_transformers(network: Network, size_px: int, layers: int, device: torc
             with torch.no_grad():
                 found = read(module, torch.zeros(1, 3, size, size, device=device))
         except (ValueError, RuntimeError) as error:
+            if is_shortage(error):
+                raise
             problems.append(f"{size} px: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             continue
         break

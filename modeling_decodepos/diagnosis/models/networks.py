@@ -33,6 +33,7 @@ from ...backbones import BACKBONES
 from ...configuration_decodepos import DecodePosConfig
 from ...feature_maps import patch_size
 from ...imagenet import IMAGE_MEAN, IMAGE_STD, pixel_statistics
+from ...memory import is_shortage
 from ...modeling_decodepos import DecodePosModel
 from ...scenes import render_scene, sample_scene
 from ...stored_models import load_whole, read_config, refuse_incomplete
@@ -195,6 +196,8 @@ def maps_of(call: Any, name: str) -> Callable[[Tensor], list[Tensor]]:
         try:
             output = call(pixels)
         except Exception as error:
+            if is_shortage(error):
+                raise
             size = f"{pixels.shape[-1]} x {pixels.shape[-2]}"
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"{name} cannot take pictures of {size} pixels: {reason}") from error

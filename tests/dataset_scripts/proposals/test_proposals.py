@@ -9,6 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from dataset_scripts.proposals import PROVIDERS, Proposals, add_regions, propose, recipe_of
@@ -302,3 +304,48 @@ def test_segment_boxes_are_tight():
     for number, (left, top, right, bottom) in enumerate(segment_boxes(labels)):
         ys, xs = np.nonzero(labels == number)
         assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == (left, top, right, bottom)
+
+
+# --- of any picture
+
+
+pixel_counts = st.integers(1, 30) | st.integers(1, 100_000)
+sides = st.floats(-50, 200, width=32)
+
+
+@given(
+    st.sampled_from(["boxes", "random", "grid", "none"]),
+    st.tuples(pixel_counts, pixel_counts),
+    st.lists(st.tuples(sides, sides, sides, sides), max_size=4),
+    st.integers(0, 2**32),
+)
+def test_regions_of_any_size_lie_in_their_picture(provider, size, annotated, seed):
+    boxes, scores = propose(provider, *size, annotated, np.random.default_rng(seed))
+    again, _ = propose(provider, *size, annotated, np.random.default_rng(seed))
+    np.testing.assert_array_equal(boxes, again)
+    assert boxes.dtype == np.float32 and boxes.shape[1:] == (4,) and scores is None
+    rounding = 1e-6 * max(size)
+    x, y, width, height = boxes.astype(float).T
+    assert (x >= 0).all() and (y >= 0).all() and (width > 0).all() and (height > 0).all()
+    assert (x + width <= size[0] + rounding).all() and (y + height <= size[1] + rounding).all()
+    if provider == "boxes":  # as much of each as the picture shows
+        shown = [
+            (max(x, 0), max(y, 0), min(x + w, size[0]) - max(x, 0), min(y + h, size[1]) - max(y, 0))
+            for x, y, w, h in annotated
+        ]
+        kept = [box for box in shown if min(box[2:]) > 1e-4]
+        assert len(kept) <= len(boxes) <= sum(min(box[2:]) > -1e-4 for box in shown)
+        if len(kept) == len(boxes):
+            np.testing.assert_allclose(boxes, np.reshape(kept, (-1, 4)), atol=1e-3)
+
+
+@settings(max_examples=25)
+@given(st.sampled_from(SEARCHES), st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))
+def test_searches_find_whole_pixels_of_any_picture(provider, width, height, seed):
+    pixels = np.random.default_rng(seed).choice(np.uint8([0, 90, 255]), (height, width, 3))
+    boxes = regions(pixels, provider)
+    np.testing.assert_array_equal(boxes, regions(pixels, provider))
+    x, y, w, h = boxes.T
+    assert len(boxes) and (x >= 0).all() and (y >= 0).all() and (w >= 1).all() and (h >= 1).all()
+    assert (x + w <= width).all() and (y + h <= height).all()
+    assert len(np.unique(boxes, axis=0)) == len(boxes)

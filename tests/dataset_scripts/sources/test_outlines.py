@@ -4,6 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
 
 from dataset_scripts.sources.coco.outlines import encode_outline, outline_mask
 from tests.real_data import COCO_SAMPLE
@@ -111,3 +114,48 @@ def test_what_is_no_outline_is_refused(outline, message):
 
 def test_a_polygon_beyond_the_image_covers_what_is_inside():
     assert drawn([[-50, -50, 90, -50, 90, 90, -50, 90]], 5, 6).all()
+
+
+# -------------------------------------------------------------------------------------------------- any mask, any JSON
+
+
+@given(st.tuples(st.integers(1, 20), st.integers(1, 20)), st.lists(st.integers(1, 40)))
+def test_any_mask_comes_back_from_its_run_lengths(size, runs):
+    height, width = size
+    cells = np.repeat(np.arange(len(runs)) % 2, runs)[: height * width]
+    pixels = np.pad(cells, (0, height * width - len(cells))).astype(np.uint8).reshape(size, order="F")
+    lengths = np.diff(np.flatnonzero(np.diff(pixels.ravel("F"), prepend=0, append=2)), prepend=0).tolist()
+    text = coco_mask.encode(np.asfortranarray(pixels))["counts"].decode()
+    for counts in (lengths, text):
+        np.testing.assert_array_equal(drawn({"size": [height, width], "counts": counts}, height, width), pixels)
+
+
+numbers = st.integers() | st.integers(-9, 20) | st.floats(-9, 20) | st.floats() | st.just(10**400)
+json_values = st.recursive(
+    st.none() | st.booleans() | numbers | st.text("a6☃", max_size=5),
+    lambda inner: st.lists(inner, max_size=9) | st.dictionaries(st.sampled_from(["size", "counts", "a"]), inner),
+    max_leaves=12,
+)
+run_lengths = st.fixed_dictionaries(
+    {"size": st.just([5, 6]) | json_values, "counts": st.text("0123456789PQo`") | json_values}
+)
+corners = st.integers(-9, 20) | st.floats(-9, 20)
+polygons = st.lists(st.lists(corners, max_size=10) | st.lists(corners | numbers, max_size=10), max_size=3)
+
+
+@settings(max_examples=150)
+@given(json_values | run_lengths | polygons)
+def test_any_outline_is_a_mask_or_a_sentence(outline):
+    try:
+        encoded = encode_outline(outline, 5, 6)
+    except ValueError as refused:
+        said = str(refused)
+        assert said.startswith(("the outline is", "a polygon", "run lengths", "the counts", "compressed run"))
+        return
+    covered = outline_mask(encoded)
+    assert covered.shape == (5, 6) and covered.sum() == coco_mask.area(encoded)
+    if isinstance(outline, list):  # polygons: nothing beyond the box of their corners
+        corners = np.concatenate([np.zeros((0, 2)), *(np.reshape(p, (-1, 2)) for p in outline if len(p) >= 6)])
+        rows, columns = np.nonzero(covered)
+        for cells, side in ((columns, corners[:, 0]), (rows, corners[:, 1])):
+            assert not len(cells) or (side.min() - 1 <= cells.min() and cells.max() <= side.max())

@@ -1,20 +1,27 @@
 import io
 import pickle
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from dataset_scripts.build.parquet import data_sha256, load_manifest
 from modeling_decodepos.schema import xywh_to_unit_xyxy
 from tests.training.conftest import save_pictures
+from training.data.batches import RegionDataset
 from training.data.decoding import BrokenImage, decode_image
 from training.data.sources import FolderImages, ParquetImages, describe_regions, open_images, usable_boxes
 from training.errors import UnusableData
+from training.recipe import ViewArguments
 
 
 def write_rows(folder: Path, rows: list[dict], features: datasets.Features | None = None) -> Path:
@@ -300,3 +307,68 @@ def test_other_missing_folders_are_no_question_for_the_hub(path: str, tmp_path: 
     monkeypatch.setattr("training.data.sources.load_split", lambda *_: pytest.fail("asked the Hub"))
     with pytest.raises(FileNotFoundError, match="Give a folder of pictures"):
         open_images(path)
+
+
+# --- any rows
+
+box_numbers = st.sampled_from([0, 1, 2.5, 5, 9, 10, 20, -3, 1e6, float("nan"), float("inf")])
+good_boxes = st.sampled_from([[1, 2, 10, 5], [0, 0, 20, 10], [3.5, 1, 4, 4], [-2, 0, 9, 9]])
+box_lists = st.lists(good_boxes, max_size=3) | st.none()
+odd_boxes = (
+    st.lists(st.lists(box_numbers, min_size=4, max_size=4), max_size=3)
+    | st.lists(st.lists(box_numbers | st.none(), max_size=5) | st.none(), max_size=3)
+    | st.sampled_from([7, "1 2 3 4", [1.0, 2.0, 3.0, 4.0], ["1", "2", "3", "4"], [["1", "2", "3", "4"]], [[[1, 2]]]])
+)
+categories = st.lists(st.integers(-1, 5) | st.none(), max_size=3) | st.sampled_from([None, 3, "cat", [0.5], ["cat"]])
+crowds = st.lists(st.booleans(), max_size=3) | st.lists(st.sampled_from([0, 1, None]), max_size=3) | st.none()
+objects = st.fixed_dictionaries(
+    {"bbox": box_lists | odd_boxes}, optional={"category": categories, "iscrowd": crowds, "area": st.just([1.0])}
+) | st.sampled_from([None, {}, [], 5, "none"])
+plain_objects = st.lists(good_boxes, min_size=1, max_size=3).map(lambda own: {"bbox": own, "category": [0] * len(own)})
+
+
+def open_rows(rows: list[dict[str, Any]], region_source: str) -> ParquetImages:
+    """Rows as `open_images` opens them, in whatever types Arrow finds for them; a file each would take minutes."""
+    try:
+        file = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        reject()  # no Parquet file can hold these
+    held = datasets.Dataset(pq.read_table(file)).cast_column("image", datasets.Image(decode=False))
+    images = ParquetImages(held, "folder", "train", region_source)
+    images.check_boxes()
+    return images
+
+
+def expected_boxes(own: Any) -> list[list[float]]:
+    """What a row's objects give as regions: no crowds, and none that are no boxes."""
+    boxes, crowd = (own or {}).get("bbox") or [], (own or {}).get("iscrowd") or []
+    kept = [box for number, box in enumerate(boxes) if not (crowd and crowd[number])]
+    shown = []
+    for x, y, w, h in kept:
+        left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, 20), min(y + h, 10)
+        if w >= 1 and h >= 1 and right > left and bottom > top and 2 * (right - left) * (bottom - top) >= w * h:
+            shown.append([left / 20, top / 10, right / 20, bottom / 10])
+    return shown
+
+
+@settings(max_examples=60)
+@given(st.lists(plain_objects | objects, min_size=2, max_size=4), st.sampled_from(["auto", "objects"]))
+def test_any_objects_are_read_and_drawn_or_named(given_objects: list[Any], region_source: str):
+    rows = [row(number, objects=own) for number, own in enumerate(given_objects)]
+    try:
+        images = open_rows(rows, region_source)
+    except (ValueError, UnusableData) as refused:
+        said = str(refused)
+        assert said.startswith("folder [train]") and "objects" in said
+        assert re.search(r"column objects|has no regions|(image |of image )id-\d", said), said
+        return
+    dataset = RegionDataset(images, ViewArguments(view_size_px=32, cut_grid_px=16), ["whole_cut", "repositioned"])
+    for index, own in enumerate(given_objects):
+        np.testing.assert_allclose(images.boxes(index, 0), np.reshape(expected_boxes(own), (-1, 4)), atol=1e-6)
+        known = images.classes(index)
+        assert known is None or len(known) == len(images.boxes(index, 0))
+        batch = dataset[(0, index)]
+        assert batch.image_ids == [f"id-{index}"] and not batch.broken
+        for view in batch.views.values():
+            assert view.pixel_values.isfinite().all() and view.boxes[view.valid_regions].isfinite().all()

@@ -1,3 +1,4 @@
+import math
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from training.views.normalise import normalise
     [
         ({"mixed_share": 0.0}, ["mixed_share is 0", "'both'", "--objective decoupling"]),
         ({"backbone": "/no/such/folder"}, ["backbone", "/no/such/folder", "resnet18"]),
+        (
+            {"objective": "isolated", "pair_loss": "contrast"},
+            ["pair_loss is contrast", "'isolated'", "attracts nothing", "isolated (match)"],
+        ),
         ({"global_batch_size": 25}, ["global_batch_size is 25", "24 images", "at most 24"]),
         ({"backbone": "vit_tiny"}, ["view_size_px 64", "64 and, with small_view_scale, 32 pixels", "multiples of 12"]),
         (
@@ -37,6 +42,26 @@ def test_what_a_user_can_get_wrong_is_one_message(make_recipe: Make, tmp_path: P
         build_run(Accelerator(cpu=True), make_recipe(**changes), tmp_path)
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_run_contrasts_where_its_recipe_says_so(make_recipe: Make, tmp_path: Path):
+    run, data, _ = build_run(Accelerator(cpu=True), make_recipe(pair_loss="contrast"), tmp_path)
+    assert {term.kind for term in run.objective.terms} == {"contrast"}
+    loss = training_step(run, [data.__getitems__([(0, i) for i in range(6)])])["loss"]
+    regions, pairs = 6 * run.recipe.views.num_regions, len(run.pairs)
+    assert 0 < loss < 1.5 * pairs * 0.4 * math.log(regions)  # no cosines: those would be below zero or near it
+
+
+@pytest.mark.parametrize("starts_as_identity", [True, False])
+def test_blocks_start_as_the_recipe_says(make_recipe: Make, starts_as_identity: bool):
+    net = small_run(make_recipe(zero_init_residual=starts_as_identity))[0].net
+    for part in (net.decodepos, net.teacher["decodepos"]):
+        (weight,) = {
+            float(layer.layer[-1].normalization.weight.abs().max())
+            for stage in part.backbone.encoder.stages
+            for layer in stage.layers
+        }
+        assert weight == (0.0 if starts_as_identity else 1.0)
 
 
 def test_processes_wait_for_what_only_the_main_one_does(make_recipe: Make, monkeypatch: pytest.MonkeyPatch):

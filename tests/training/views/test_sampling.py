@@ -105,11 +105,31 @@ def test_flips_follow_the_key(flip: str):
         assert sum(len(flips) == 2 for flips in per_image) > 30
 
 
-def test_boxes_lie_on_the_same_pixels_in_every_view():
+def test_turns_are_drawn_for_each_view_alone_and_turn_the_pixels():
+    args = dataclasses.replace(PLAIN, flip="own", quarter_turns=True)
+    drawn = [draw(seed, args) for seed in range(40)]
+    assert {view.source.quarters for views in drawn for view in views.values()} == {0, 1, 2, 3}
+    assert sum(len({view.source.quarters for view in views.values()}) > 1 for views in drawn) > 30
+    whole = drawn[0]["whole"]
+    straight = apply_view(dataclasses.replace(whole, source=dataclasses.replace(whole.source, quarters=0)), image(0))
+    for quarters in range(4):
+        turned = dataclasses.replace(whole, source=dataclasses.replace(whole.source, quarters=quarters))
+        assert torch.equal(apply_view(turned, image(0)), straight.rot90(quarters, (1, 2)))
+
+
+def test_without_turns_views_draw_what_they_drew_before_there_were_any():
+    still, turning = (draw(3, dataclasses.replace(PLAIN, quarter_turns=turns))["crop"] for turns in (False, True))
+    assert still.source.quarters == 0
+    assert (still.source.window, still.source.flip) == (turning.source.window, turning.source.flip)
+
+
+@pytest.mark.parametrize("quarter_turns", [False, True])
+def test_boxes_lie_on_the_same_pixels_in_every_view(quarter_turns: bool):
     """A marked region keeps its colour inside its box, whatever the view does to the image."""
     args = dataclasses.replace(
-        PLAIN, flip="own", crop_scale_min=0.6, crop_aspect=4 / 3, cut_ratio_min=0, cut_ratio_max=0
-    )
+        PLAIN, flip="own", crop_scale_min=0.6, crop_aspect=4 / 3, cut_ratio_min=0, cut_ratio_max=0,
+        quarter_turns=quarter_turns,
+    )  # fmt: skip
     box = np.array([[0.3, 0.25, 0.6, 0.7]])
     picture = np.full((*SIZE, 3), 255, dtype=np.uint8)
     x1, y1, x2, y2 = (box[0] * [128, 96, 128, 96]).round().astype(int)
@@ -365,3 +385,15 @@ def test_the_whole_image_is_blurred_and_never_solarised():
     others = [sample_photometric(np.random.default_rng(s), ViewArguments(), False) for s in range(400)]
     assert 0.05 < np.mean([t.blur_sigma > 0 for t in others]) < 0.15
     assert 0.14 < np.mean([t.solarize for t in others]) < 0.26
+
+
+def test_a_negative_is_the_complement_and_drawn_as_often_as_asked_and_changes_no_other_draw():
+    assert np.array_equal(apply_photometric(image(2), Photometric(invert=True)), 255 - image(2))
+    args = dataclasses.replace(ViewArguments(), invert_probability=0.4)
+    plain, negative = (
+        [sample_photometric(np.random.default_rng(seed), each, False) for seed in range(400)]
+        for each in (ViewArguments(), args)
+    )
+    assert not any(treatment.invert for treatment in plain)
+    assert 0.3 < np.mean([treatment.invert for treatment in negative]) < 0.5
+    assert [dataclasses.replace(treatment, invert=False) for treatment in negative] == plain
