@@ -76,10 +76,9 @@ def machine(options: argparse.Namespace) -> Iterator[Finding]:
     """What every number depends on."""
     from benchmarks.timing import machine as facts
 
-    def version(package: str) -> str:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(package)
-        return "not installed"
+    def packages() -> Finding:
+        found = {one.name: one.version for one in importlib.metadata.distributions()}
+        return {name: found.get(name, "not installed") for name in PACKAGES}
 
     def code() -> Finding:
         from training.provenance import commit
@@ -93,7 +92,7 @@ def machine(options: argparse.Namespace) -> Iterator[Finding]:
         return {"device": about.name, "driver": driver, "cuda": torch.version.cuda, "bf16_in_hardware": bf16}
 
     yield {"name": "machine", **facts()}
-    yield attempt("packages", lambda: {name: version(name) for name in PACKAGES})
+    yield attempt("packages", packages)
     yield attempt("code", code)
     if DEVICE == "cuda":
         yield attempt("device", device)
@@ -314,7 +313,7 @@ def run_apart(options: argparse.Namespace, name: str, limit: float, part: Findin
         f"{found['name']}: CPU and GPU differ" for found in part["findings"] if not found.get("agrees", 1)
     ]
     if late.is_set():
-        errors_found.append(f"ended at its limit of {limit:.0f} s")
+        errors_found.append(f"ended at its limit of {limit:.3g} s")
     elif code:
         errors_found.append(f"ended with code {code}: {log.read_text().strip().splitlines()[-1:]}")
     part |= {"status": "failed" if errors_found else "done", "errors": errors_found}
