@@ -16,6 +16,7 @@ import copy
 import functools
 import multiprocessing
 import resource
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -193,11 +194,18 @@ def convolution_rate(dtype: torch.dtype) -> float:
     return 2 * features.numel() * weight[0].numel() / min(seconds[""]) / 1e9
 
 
-def matmul_rate(dtype: torch.dtype) -> float:
-    """GFLOP per second of a 2048 x 2048 matrix product alone, best of ten."""
-    left, right = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
-    seconds = time_interleaved({"": lambda: left @ right}, rounds=10, clock=clock_for(torch.get_num_threads()))
-    return 2 * 2048**3 / min(seconds[""]) / 1e9
+def matmul_rate(dtype: torch.dtype, device: str = "cpu", side: int = 2048) -> float:
+    """GFLOP per second of a product of two square matrices alone, best of ten."""
+    left, right = (torch.randn(side, side).to(device, dtype) for _ in range(2))
+    on_cpu = device == "cpu"
+
+    def multiply() -> None:
+        product = left @ right
+        if not on_cpu:
+            torch.cuda.synchronize(product.device)
+
+    clock = clock_for(torch.get_num_threads()) if on_cpu else time.perf_counter
+    return 2 * side**3 / min(time_interleaved({"": multiply}, rounds=10, clock=clock)[""]) / 1e9
 
 
 def count_flops(step: Callable[[], Tensor]) -> int:

@@ -3,7 +3,10 @@
 import gc
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from PIL import Image
 import benchmarks.build
 import benchmarks.csv
 import benchmarks.diagnose
+import benchmarks.gpu
 import benchmarks.loader
 import benchmarks.object_features
 import benchmarks.object_knn
@@ -24,6 +28,7 @@ from benchmarks.pil_views import PilViews
 from modeling_decodepos.diagnosis import diagnose
 from modeling_decodepos.diagnosis.data.scenes import build_scene_data
 from modeling_decodepos.diagnosis.measures.metrics import BENCHMARK_TASKS
+from modeling_decodepos.losses import PAIR_LOSSES
 from modeling_decodepos.region_cutout import sample_grid_boxes, sample_region_cut
 from tests.dataset_scripts.small_sources import annotation_entry, coco, image_entry
 from training.evaluation.models import load_model
@@ -217,3 +222,49 @@ def test_the_peer_of_object_features_is_given_all_pictures_at_once(monkeypatch: 
         model.embed(pixels, boxes)
     assert seen["naive"] == [20]
     assert max(seen["fast"]) <= 10
+
+
+@pytest.mark.slow
+def test_a_small_gpu_day_loses_only_the_part_that_fails(tmp_path: Path):
+    options = ["--small", "--output", str(tmp_path), "--data", "no/such/folder"]
+    command = [sys.executable, "-m", "benchmarks.gpu", *options]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    found = {name: {row.pop("name"): row for row in part["findings"]} for name, part in parts.items()}
+    assert {name: part["errors"] for name, part in parts.items() if name != "seeds"} == {
+        "machine": [], "parity": [], "throughput": [], "data_wait": []
+    }, done.stderr  # fmt: skip
+    assert parts["seeds"]["status"] == "failed" and done.returncode == 1
+    assert list(found["seeds"]) == ["byol_region, seed 0"] and "no/such/folder" in parts["seeds"]["errors"][0]
+    assert found["machine"]["machine"]["torch"] == torch.__version__ and found["machine"]["code"]["commit"]
+    losses = [f"loss {kind}" for kind in PAIR_LOSSES]
+    assert list(found["parity"]) == ["region pooling", *losses, "training step"] and "loss match" in losses
+    assert all(row["agrees"] for row in found["parity"].values()) and found["parity"]["training step"]["loss"] > 0
+    eager = found["throughput"]["ResNet-18 at 160 px"]
+    assert 0 < eager["share_of_peak"] < 1 and eager["gflop_per_image"] > 0 and eager["peak_memory_gb"] > 0
+    assert found["throughput"]["ResNet-18 at 160 px, traced"]["images_per_s"] > 0
+    assert {name: 0 <= row["data_wait"] < 1 for name, row in found["data_wait"].items()} == {
+        "0 workers": True, "2 workers": True
+    }  # fmt: skip
+    assert "no/such/folder" in (tmp_path / "gpu.html").read_text()
+
+
+def test_a_gpu_day_trains_and_measures_both_arms(tmp_path: Path):
+    options = benchmarks.gpu.parser().parse_args(["--small", "--work", str(tmp_path), "--limit", "600"])
+    rows = {row["name"]: row for row in benchmarks.gpu.seeds(options)}
+    assert set(rows) == {"byol_region, seed 0", "both, seed 0"}
+    assert all(0 <= row["object_knn"] <= 1 and row["measured_regions"] > 0 for row in rows.values())
+
+
+def test_sides_that_differ_are_told():
+    flaky = iter((0.0, 1e-3))
+    call = lambda values: values * 2 + next(flaky)  # noqa: E731
+    found = benchmarks.gpu.compare(call, torch.ones(3))
+    assert not found["agrees"] and found["gradient"] == 0 and found["values"] == pytest.approx(5e-4, rel=0.01)
+
+
+def test_a_part_that_hangs_ends_at_its_limit_with_what_it_found(tmp_path: Path):
+    options = benchmarks.gpu.parser().parse_args(["--small", "--output", str(tmp_path), "--work", str(tmp_path)])
+    part: dict = {}
+    benchmarks.gpu.run_apart(options, "parity", 0.5, part, lambda: None)
+    assert part["status"] == "failed" and part["errors"] == ["ended at its limit of 0.5 s"] and part["seconds"] < 30
