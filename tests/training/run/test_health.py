@@ -223,9 +223,10 @@ def test_the_spread_of_valid_rows_is_measured():
 
 
 def test_a_run_that_collapses_is_stopped_and_says_so(recipe_values, tmp_path: Path):
-    """No predictor, no averaging, far too high a learning rate: nothing keeps both networks from agreeing on all."""
+    """No contrast, no predictor, no averaging, far too high a rate: nothing keeps both from agreeing on all."""
     folder = tmp_path / "collapsing"
     collapsing = {"use_predictor": "false", "teacher_momentum": 0.0, "base_learning_rate": 3.0, "warmup_share": 0.0}
+    collapsing |= {"pair_loss": "attract", "objective": "both"}
     watch = {"collapse_grace_steps": 8, "collapse_patience": 3, "max_steps": 60, "save_steps": 2}
     done = run_command(recipe_values | collapsing | watch | {"output_dir": folder})
     assert done.returncode == 1, done.stderr[-3000:]

@@ -38,7 +38,8 @@ def run_dir(tmp_path):
         "finished": "2026-01-02T03:09:05+00:00",
         "status": "finished",
         "steps": 100,
-        "recipe": load_recipe(DEFAULT_RECIPE).values() | {"max_steps": 100},
+        "recipe": load_recipe(DEFAULT_RECIPE).values()
+        | {"max_steps": 100, "objective": "both", "pair_loss": "attract"},
         "origins": origins(),
         "terms": ["decoupling", "depositioning"],
         "projection_size": 128,
@@ -112,6 +113,7 @@ def test_loss_ranges_follow_the_table_of_pairs(run_dir):
     assert "about 0 by chance, −4 at best" in read(depositioning_weight=0.0)  # noqa: RUF001
     assert "about −3 at the start, −7 at best" in read(depositioning_weight=0.0, anchor_weight=1.5)  # noqa: RUF001
     assert "−4 at best" in read(["decoupling"], objective="decoupling")  # noqa: RUF001
+    assert "about 7.76 by chance, 0 at best" in read(pair_loss="contrast")  # 4 pairs of 0.4 times ln(32 x 4)
     assert "at best" not in read(["decoupling"], objective="a_later_one")  # unknown table: no range is made up
 
 

@@ -57,7 +57,7 @@ def test_blocks_start_as_the_recipe_says(make_recipe: Make, starts_as_identity: 
     net = small_run(make_recipe(zero_init_residual=starts_as_identity))[0].net
     for part in (net.decodepos, net.teacher["decodepos"]):
         (weight,) = {
-            float(layer.layer[-1].normalization.weight.abs().max())
+            float(layer.layer[-1].normalization.weight.detach().abs().max())
             for stage in part.backbone.encoder.stages
             for layer in stage.layers
         }
