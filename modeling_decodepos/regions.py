@@ -190,7 +190,7 @@ def flip_boxes(boxes: np.ndarray) -> np.ndarray:
     return flipped
 
 
-def turn_boxes(boxes: np.ndarray, quarters: int) -> np.ndarray:
+def rotate_boxes(boxes: np.ndarray, quarters: int) -> np.ndarray:
     """Unit boxes of the view turned counter-clockwise by so many quarters of a circle, as `numpy.rot90` does."""
     for _ in range(quarters % 4):
         x1, y1, x2, y2 = np.moveaxis(boxes, -1, 0)

@@ -12,7 +12,7 @@ from modeling_decodepos.settings import number
 
 from ..build.parquet import DatasetPlan, Row
 from ..build.work_folder import WorkFolder
-from .scenes import LEAST_SIDE, row_of
+from .scenes import add_drawing_arguments, row_of
 
 HELP = "exact pairs of procedural scenes, a benchmark of context and place: no download"
 TITLE = "DecodePos exact pairs"
@@ -66,11 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `prepare pairs`."""
     parser.add_argument("--pairs", type=number(int, 16, 1_000_000), default=512, help="probed objects, four rows each")
     parser.add_argument("--train", type=number(int, 2, 1_000_000), default=128, help="other scenes, for read-outs")
-    parser.add_argument(
-        "--size_px", type=number(int, LEAST_SIDE, 16_384), default=160, help="side of the square images"
-    )
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="another seed gives another benchmark")
-    parser.set_defaults(proposals="boxes")
+    add_drawing_arguments(parser, size_px=160, result="another benchmark")
 
 
 def open_source(arguments: argparse.Namespace, work: WorkFolder) -> DatasetPlan:

@@ -63,10 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `prepare scenes`."""
     parser.add_argument("--train", type=number(int, 0, 10_000_000), default=4000, help="images for training")
     parser.add_argument("--validation", type=number(int, 0, 10_000_000), default=500, help="images for validation")
+    add_drawing_arguments(parser, size_px=128, result="other scenes")
+
+
+def add_drawing_arguments(parser: argparse.ArgumentParser, size_px: int, result: str) -> None:
+    """Flags of whatever is drawn; another seed gives the `result`."""
     parser.add_argument(
-        "--size_px", type=number(int, LEAST_SIDE, 16_384), default=128, help="side of the square images"
+        "--size_px", type=number(int, LEAST_SIDE, 16_384), default=size_px, help="side of the square images"
     )
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="another seed gives other scenes")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help=f"another seed gives {result}")
     parser.set_defaults(proposals="boxes")
 
 

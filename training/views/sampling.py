@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from modeling_decodepos import imagenet
 from modeling_decodepos.background import foreground_mask, limit_coverage
 from modeling_decodepos.region_cutout import enlarge_cut, sample_grid_boxes, sample_region_cut
-from modeling_decodepos.regions import boxes_in_window, boxes_to_pixels, flip_boxes, turn_boxes
+from modeling_decodepos.regions import boxes_in_window, boxes_to_pixels, flip_boxes, rotate_boxes
 from modeling_decodepos.repositioning import (
     FOREGROUND_SCALES,
     Placement,
@@ -141,7 +141,7 @@ def sample_views(
         quarters = int(rng.integers(4)) if args.quarter_turns else 0
         window = whole if rule.of_whole else crop
         size = view_side_px(rule, args)
-        in_view = turn_boxes(flip_boxes(inside[window]) if flip else inside[window], quarters)
+        in_view = rotate_boxes(flip_boxes(inside[window]) if flip else inside[window], quarters)
         if image_level:
             in_view = WHOLE[None]
         parameters = ViewParameters(

@@ -49,7 +49,7 @@ def test_a_run_contrasts_where_its_recipe_says_so(make_recipe: Make, tmp_path: P
     assert {term.kind for term in run.objective.terms} == {"contrast"}
     loss = training_step(run, [data.__getitems__([(0, i) for i in range(6)])])["loss"]
     regions, pairs = 6 * run.recipe.views.num_regions, len(run.pairs)
-    assert 0 < loss < 1.5 * pairs * 0.4 * math.log(regions)  # no cosines: those would be below zero or near it
+    assert 0.5 < loss / (pairs * 0.4 * math.log(regions)) < 1.5  # about chance; cosines would be near 0 or below
 
 
 @pytest.mark.parametrize("starts_as_identity", [True, False])
