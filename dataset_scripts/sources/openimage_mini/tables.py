@@ -145,13 +145,29 @@ def read_boxes(path: Path, class_index: Mapping[str, int], hand_drawn: bool = Fa
         )
     boxes = np.concatenate([np.zeros(0, BOX), *blocks])
     del blocks
-    x1, y1, x2, y2 = boxes["corners"].T
-    boxes = boxes[np.lexsort((y2, x2, y1, x1, boxes["category"], boxes["image"]))]
+    boxes = boxes[_order(boxes)]
     same = [boxes["image"], boxes["category"], *boxes["corners"].T]
     is_first = np.r_[True, np.logical_or.reduce([column[1:] != column[:-1] for column in same])][: len(boxes)]
     counts["duplicate"] = int((~is_first).sum())
     counts["kept"] = len(boxes) - counts["duplicate"]
     return boxes[is_first], counts
+
+
+def _order(boxes: Boxes) -> NDArray[np.intp]:
+    """By image, class and corners. The rows of an image stand together in the table, which is sorted in no time."""
+    by_image = np.argsort(boxes["image"], kind="stable")
+    images = boxes["image"][by_image]
+    key = np.empty(len(boxes), np.uint64)  # the image's number among all, and the class
+    key[by_image] = np.cumsum(np.r_[False, images[1:] != images[:-1]], dtype=np.uint64)[: len(boxes)] << 16
+    key |= boxes["category"].astype(np.uint64)
+    order = np.argsort(key)
+    key = key[order]
+    same = key[1:] == key[:-1]
+    tied = (np.r_[False, same] | np.r_[same, False])[: len(boxes)]
+    rows = order[tied]
+    bits = (boxes["corners"][rows] + np.float32(0)).view(np.uint32).astype(np.uint64)  # no -0; in the order of floats
+    order[tied] = rows[np.lexsort((bits[:, 2] << 32 | bits[:, 3], bits[:, 0] << 32 | bits[:, 1], key[tied]))]
+    return order
 
 
 def _block_boxes(batch: pa.RecordBatch, path: Path, class_index: Mapping[str, int], counts: dict[str, int]) -> Boxes:

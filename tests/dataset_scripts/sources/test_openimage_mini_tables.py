@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from dataset_scripts.sources.openimage_mini.tables import (
+    BOX,
+    _order,
     id_text,
     read_boxes,
     read_classes,
@@ -141,6 +143,22 @@ def test_duplicates_are_found_among_many_boxes_and_in_any_order(tmp_path):
     assert counts["duplicate"] == 600 - len(set(rows)) > 100
     again, _ = read_boxes(table(tmp_path / "b.csv", rng.sample(rows, 600)), CLASSES)
     assert as_tuples(again) == as_tuples(boxes)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 2, 3000])
+def test_boxes_are_in_the_order_of_all_they_are(count, shuffled):
+    rng = np.random.default_rng(count)
+    boxes = np.zeros(count, BOX)
+    images = rng.integers(0, 2**64, 200, dtype=np.uint64)
+    boxes["image"] = rng.choice(images, count)
+    boxes["category"] = rng.integers(0, 3, count)
+    boxes["corners"] = rng.choice(np.float32([0.0, -0.0, 1e-40, 0.1, 0.25, 1.0]), (count, 4))
+    if not shuffled:
+        boxes = boxes[np.argsort(boxes["image"])]
+    x1, y1, x2, y2 = boxes["corners"].T
+    expected = boxes[np.lexsort((y2, x2, y1, x1, boxes["category"], boxes["image"]))]
+    assert (boxes[_order(boxes)] == expected).all()
 
 
 def test_a_table_is_read_in_blocks(tmp_path, monkeypatch):
