@@ -20,6 +20,7 @@ import benchmarks.gpu
 import benchmarks.loader
 import benchmarks.object_features
 import benchmarks.object_knn
+import benchmarks.peers
 import benchmarks.rank
 import benchmarks.remedy_layer
 import benchmarks.views
@@ -31,6 +32,7 @@ from modeling_decodepos.diagnosis.measures.metrics import BENCHMARK_TASKS
 from modeling_decodepos.losses import PAIR_LOSSES
 from modeling_decodepos.region_cutout import sample_grid_boxes, sample_region_cut
 from tests.dataset_scripts.small_sources import annotation_entry, coco, image_entry
+from tests.training.conftest import scenes  # noqa: F401
 from training.evaluation.models import load_model
 from training.recipe import ViewArguments
 from training.views.normalise import IMAGE_MEAN, IMAGE_STD
@@ -268,3 +270,14 @@ def test_a_part_that_hangs_ends_at_its_limit_with_what_it_found(tmp_path: Path):
     part: dict = {}
     benchmarks.gpu.run_apart(options, "parity", 0.5, part, lambda: None)
     assert part["status"] == "failed" and part["errors"] == ["ended at its limit of 0.5 s"] and part["seconds"] < 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["byol", "densecl"])
+def test_a_peer_trains_what_our_measures_take(method, scenes, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """Where `lightly` is installed, which needs an environment of its own."""
+    pytest.importorskip("lightly")
+    options = f"{method} --data {scenes} --backbone resnet_tiny --size_px 64 --batch 4 --steps 2 --output {tmp_path}"
+    _, result = run(benchmarks.peers.main, options, monkeypatch, capsys)
+    assert result["images"] == 8 and np.isfinite(result["loss"]).all()
+    assert load_model(str(tmp_path), 0).reading == "known"
