@@ -63,6 +63,14 @@ def compare(rows: Sequence[Mapping[str, Any]], baseline: str, names: Sequence[st
     return table
 
 
+def contrast(cells: Mapping[str, Mapping[str, Cell]], name: str, weights: Mapping[str, float]) -> Cell | None:
+    """A sum of arms, each times its weight, seed by seed; None where no seed is in all of them."""
+    of_arms = {arm: cells[arm][name].values if name in cells.get(arm, {}) else {} for arm in weights}
+    seeds = sorted(set.intersection(*map(set, of_arms.values())))
+    values = {seed: sum(weight * of_arms[arm][seed] for arm, weight in weights.items()) for seed in seeds}
+    return Cell(values, list(values.values())) if values else None
+
+
 def measure_name(result: Mapping[str, Any]) -> str:
     """`protocol/metric` of a row of results, without version and settings."""
     return f"{result['protocol'].split('-')[0].split(':')[0]}/{result['metric']}"

@@ -18,6 +18,7 @@ STYLE = Markup(
 )
 _TEXT = Markup('<text x="{}" y="{}" text-anchor="end" class="tick">{}</text>')
 _LINE_MARK = Markup('<line x1="{0}" x2="{0}" y1="{1}" y2="{2}" class="{3}"/>')
+_BAR = Markup('<line x1="{0}" x2="{1}" y1="{2}" y2="{2}" class="mean"/>')
 _DOT = Markup('<circle cx="{}" cy="{}" r="4" class="dot"><title>{}, seed {}: {}</title></circle>')
 _PLACED = Markup('<g transform="translate({} {})">{}</g>')
 _FILE = Markup(
@@ -28,13 +29,20 @@ _FILE = Markup(
 Cells = Mapping[str, Mapping[str, Cell]]
 
 
-def dot_plot(name: str, arms: Sequence[str], baseline: str, cells: Cells, title: str = "") -> tuple[Markup, int]:
-    """One number of all arms, as parts of an SVG that is `WIDTH` wide, and how high they are."""
+def dot_plot(
+    name: str, arms: Sequence[str], baseline: str | None, cells: Cells, title: str = ""
+) -> tuple[Markup, int]:
+    """One number of all arms, as parts of an SVG that is `WIDTH` wide, and how high they are.
+
+    Without a baseline the arms are contrasts: each has its interval, and the dashed line is at zero.
+    """
     heading = Markup('<text x="4" y="14" class="name">{}</text>').format(title or name)
     known = {arm: cells[arm][name] for arm in arms if name in cells.get(arm, {})}
     if not known:
         return heading + Markup('\n<text x="4" y="34" class="tick">no run has this number</text>'), 44
     every = [value for cell in known.values() for value in cell.values.values()]
+    if baseline is None:
+        every += [0.0, *(cell.mean + side * (cell.half_width or 0) for cell in known.values() for side in (-1, 1))]
     room = 0.06 * (max(every) - min(every)) or 0.05
     low, high = min(every) - room, max(every) + room
 
@@ -43,18 +51,21 @@ def dot_plot(name: str, arms: Sequence[str], baseline: str, cells: Cells, title:
 
     height = _TOP + _LINE * len(known)
     parts = [heading]
-    if baseline in known:
-        parts.append(_LINE_MARK.format(x(known[baseline].mean), _TOP - 6, height - 4, "reference"))
+    if baseline is None or baseline in known:
+        at = 0.0 if baseline is None else known[baseline].mean
+        parts.append(_LINE_MARK.format(x(at), _TOP - 6, height - 4, "reference"))
     for number, (arm, cell) in enumerate(known.items()):
         y = _TOP + _LINE * number + 8
         parts.append(_TEXT.format(_LEFT - 10, y + 4, arm.replace("_", " ")))
         parts += [_DOT.format(x(value), y, arm, seed, format_number(value)) for seed, value in cell.values.items()]
         parts.append(_LINE_MARK.format(x(cell.mean), y - 8, y + 8, "mean"))
+        if baseline is None and cell.half_width is not None:
+            parts.append(_BAR.format(x(cell.mean - cell.half_width), x(cell.mean + cell.half_width), y))
         parts.append(_TEXT.format(WIDTH - 4, y + 4, format_number(cell.mean)))
     return Markup("\n").join(parts), height
 
 
-def dot_plots(titles: Mapping[str, str], arms: Sequence[str], baseline: str, cells: Cells) -> str:
+def dot_plots(titles: Mapping[str, str], arms: Sequence[str], baseline: str | None, cells: Cells) -> str:
     """An SVG file: the named numbers in two columns, on white."""
     drawn = [dot_plot(name, arms, baseline, cells, title) for name, title in titles.items()]
     parts, top = [], 8

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model_cards.comparison import Cell, compare, measure_name
+from model_cards.comparison import Cell, compare, contrast, measure_name
 from model_cards.dot_plots import dot_plots
 from model_cards.results import load_rows
 from model_cards.tables import cell, code, markdown_table
@@ -78,6 +78,12 @@ def draw(values: Mapping[str, Any]) -> str:
     return dot_plots(titles, list(sweep["arms"]), sweep["baseline"], _cells(values))
 
 
+def draw_contrasts(values: Mapping[str, Any]) -> str:
+    """The drawing of a sweep's contrasts, an SVG file."""
+    titles = {name: _head(name) for name in values["sweep"]["show"]}
+    return dot_plots(titles, list(values["sweep"]["contrasts"]), None, _contrasts(values))
+
+
 def describe(values: Mapping[str, Any]) -> str:
     """The drawing's place, the table, the arms and the cost of a sweep, as Markdown."""
     sweep = values["sweep"]
@@ -105,6 +111,7 @@ def describe(values: Mapping[str, Any]) -> str:
         f"Mean ± standard deviation over seeds; below it the difference from {code(sweep['baseline'])}, paired by "
         "seed, with its 95 % interval (Student's t). **Bold**: the interval leaves zero out; ↑ and ↓ say whether more "
         "or less is better.",
+        *(_table_of_contrasts(values) if sweep.get("contrasts") else ()),
         *failed,
         cost,
         f"```bash\n{sweep['command']}\n```",
@@ -118,12 +125,51 @@ def _table(values: Mapping[str, Any]) -> str:
     sweep, cells = values["sweep"], _cells(values)
     names = [name for name in sweep["show"] if any(name in own for own in cells.values())]
     arms = [arm for arm in sweep["arms"] if arm in cells]
-    heads = {name: f"{TITLES.get(name, name)} {'↓' if LESS_IS_BETTER.match(name) else '↑'}" for name in names}
+    heads = {name: _head(name) for name in names}
     written = {(arm, name): _written(cells[arm].get(name)) for arm in arms for name in names}
     table = [["", *map(code, arms)]]
     table += [[cell(heads[name]), *(written[arm, name] for arm in arms)] for name in names]
     head, *lines = table if len(arms) <= 8 else zip(*table, strict=True)
     return markdown_table(head, lines)
+
+
+def _table_of_contrasts(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Drawing, table and arms of the contrasts."""
+    sweep, found = values["sweep"], _contrasts(values)
+    names = [name for name in sweep["show"] if any(name in own for own in found.values())]
+    lines = [[cell(_head(name)), *(_difference(found[each].get(name)) for each in found)] for name in names]
+    sums = [
+        f"{cell(each)} = {' '.join(f'{weight:+g} {code(arm)}' for arm, weight in weights.items())}"
+        for each, weights in sweep["contrasts"].items()
+    ]
+    return (
+        f"![{cell(sweep['name'])}: contrasts of arms, a dot per seed](evidence/{sweep['name']}_contrasts.svg)",
+        markdown_table(["", *map(cell, found)], lines),
+        f"Sums of arms, seed by seed, with their 95 % intervals: {'; '.join(sums)}.",
+    )
+
+
+def _contrasts(values: Mapping[str, Any]) -> dict[str, dict[str, Cell]]:
+    sweep, cells = values["sweep"], _cells(values)
+    every = {
+        each: {name: contrast(cells, name, weights) for name in sweep["show"]}
+        for each, weights in sweep["contrasts"].items()
+    }
+    return {each: {name: one for name, one in own.items() if one} for each, own in every.items()}
+
+
+def _head(name: str) -> str:
+    return f"{TITLES.get(name, name)} {'↓' if LESS_IS_BETTER.match(name) else '↑'}"
+
+
+def _difference(found: Cell | None) -> str:
+    if found is None or found.difference is None:
+        return ""
+    if found.half_width is None:
+        return f"{found.difference:+.3f}"
+    low, high = found.difference - found.half_width, found.difference + found.half_width
+    text = f"{found.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"**{text}**" if found.verdict in ("higher", "lower") else text
 
 
 def _written(found: Cell | None) -> str:
@@ -132,11 +178,7 @@ def _written(found: Cell | None) -> str:
     text = format_number(found.mean)
     if found.deviation is not None:
         text += f" ± {format_number(found.deviation, 2)}"
-    if found.difference is not None and found.half_width is not None:
-        low, high = found.difference - found.half_width, found.difference + found.half_width
-        against = f"{found.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
-        text += f"<br>**{against}**" if found.verdict in ("higher", "lower") else f"<br>{against}"
-    return text
+    return f"{text}<br>{_difference(found)}" if found.half_width is not None else text
 
 
 def _cells(values: Mapping[str, Any]) -> dict[str, dict[str, Cell]]:

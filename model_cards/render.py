@@ -20,7 +20,7 @@ from pathlib import Path
 
 from model_cards import networks, remedy
 from model_cards.cards import render_card
-from model_cards.evidence import FIGURES, PAGES, draw, is_sweep, load_sweeps, with_sweeps
+from model_cards.evidence import FIGURES, PAGES, draw, draw_contrasts, is_sweep, load_sweeps, with_sweeps
 from model_cards.results import LABELS, Row, load_rows
 from model_cards.tables import before_and_after, metric_list, number_table, origin_table
 from modeling_decodepos.settings import CommandParser
@@ -70,7 +70,10 @@ def render_all(folder: Path) -> dict[Path, str]:
     if sweeps := load_sweeps(folder / "results"):
         for page in (folder.parent / name for name in PAGES):
             pages[page] = with_sweeps(page.read_text(encoding="utf-8"), sweeps)
-        pages |= {folder.parent / FIGURES / f"{name}.svg": draw(values) for name, values in sweeps.items()}
+        for name, values in sweeps.items():
+            pages[folder.parent / FIGURES / f"{name}.svg"] = draw(values)
+            if values["sweep"].get("contrasts"):
+                pages[folder.parent / FIGURES / f"{name}_contrasts.svg"] = draw_contrasts(values)
     if apart.is_file():
         page, found = folder.parent / networks.PAGE, load_rows(apart)
         pages[page] = networks.with_tables(page.read_text(encoding="utf-8"), found)

@@ -46,7 +46,7 @@ def summarise(sweep: Sweep, rows: Finished, command: str) -> dict[str, Any]:
             "name": sweep.name,
             "question": sweep.question,
             "recipe": str(sweep.recipe),
-            **{key: getattr(sweep, key) for key in ("keys", "arms", "seeds", "baseline", "show")},
+            **{key: getattr(sweep, key) for key in ("keys", "arms", "seeds", "baseline", "show", "contrasts")},
             "planned": len(sweep.rows()),
             "finished": len(rows),
             "failed": {f"{row['arm']}, seed {row['seed']}": row["failure"] for row in rows if "failure" in row},

@@ -14,6 +14,8 @@ arms:
 measures:                                     # flags of `python -m training.evaluation` and `decodepos-diagnose`
   object_knn: {size_px: 64}
 show: [object_knn/class_mean_k20]             # the numbers of the table, in this order
+contrasts:                                    # sums of arms, seed by seed, each with its interval
+  both less region BYOL: {both: 1, byol_region: -1}
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class Sweep:
     keys: Keys = field(default_factory=dict)
     show: tuple[str, ...] = ()
     question: str = ""
+    contrasts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def rows(self, output: Path = Path()) -> list[Row]:
         """What is to be trained and measured, all arms of a seed before the next seed: a sweep cut short is fair."""
@@ -148,6 +151,10 @@ def load_sweep(path: Path, changes: Keys | None = None, only: Sequence[str] | No
     values = {name: value for name, value in read_yaml(path).items() if value or name not in fields(Sweep)}
     values["keys"] = {**values.get("keys", {}), **(changes or {})}
     sweep = from_values(Sweep, values, str(path))
+    for name, weights in sweep.contrasts.items():
+        fits = isinstance(weights, Mapping) and all(isinstance(weight, int | float) for weight in weights.values())
+        if not fits or not weights or set(weights) - set(sweep.arms):
+            raise ValueError(f"{path}, contrast {name}: found {weights}; expected arms and their weights.")
     if only:
         if unknown := sorted(set(only) - set(sweep.arms)):
             raise ValueError(f"{path} has no arm {unknown[0]!r}.{nearest(unknown[0], sweep.arms)}")

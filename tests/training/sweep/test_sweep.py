@@ -12,8 +12,8 @@ import scipy.stats
 import yaml
 
 from dataset_scripts.files import write_json
-from model_cards.comparison import compare
-from model_cards.evidence import draw, load_sweeps, with_sweeps
+from model_cards.comparison import compare, contrast
+from model_cards.evidence import draw, draw_contrasts, load_sweeps, with_sweeps
 from training.evaluation.results import KEY
 from training.provenance import commit
 from training.sweep.__main__ import main
@@ -70,6 +70,8 @@ def test_the_sweeps_that_come_along_can_be_read():
         ({"arms": SWEEP["arms"] | {"again": {"weights_of": "noone", "measure_with": {}}}}, "a trained arm"),
         ({"arms": SWEEP["arms"] | {"again": {"weights_of": "start", "measure_with": {}}}}, "a trained arm"),
         ({"arms": SWEEP["arms"] | {"again": {"weights_of": "plain"}}}, "expected weights_of.*measure_with"),
+        ({"contrasts": {"gain": {"both": 1, "plian": -1}}}, "contrast gain: .*plian.*arms and their weights"),
+        ({"contrasts": {"gain": "both - plain"}}, "contrast gain: found both - plain"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused_before_anything_is_trained(write, changes, message):
@@ -248,8 +250,29 @@ def test_a_seed_that_is_not_in_both_is_no_pair():
     assert alone.half_width is None and alone.verdict == "one seed"
 
 
+def test_an_interaction_is_a_sum_over_arms_seed_by_seed():
+    rng = np.random.default_rng(0)
+    of_seed = rng.normal(size=5)  # that all arms share: it must not widen the interval
+    noise = 0.02 * rng.normal(size=(4, 5))
+    names = ("plain", "both", "plain_known", "both_known")
+    values = dict(zip(names, of_seed + noise + np.array([[0.0], [0.3], [0.1], [0.2]]), strict=True))
+    cells = compare(numbers(values), "plain", ["object_knn/micro_k1"])
+    weights = {"both": 1, "plain": -1, "both_known": -1, "plain_known": 1}
+    found = contrast(cells, "object_knn/micro_k1", weights)
+    by_hand = (values["both"] - values["plain"]) - (values["both_known"] - values["plain_known"])
+    expected = scipy.stats.ttest_1samp(by_hand, 0).confidence_interval(0.95)
+    assert found.difference == pytest.approx(by_hand.mean()) and found.verdict == "higher"
+    assert found.difference - found.half_width == pytest.approx(expected.low, rel=1e-3)
+    fewer = compare(numbers(values | {"both": values["both"][:2]}), "plain", ["object_knn/micro_k1"])
+    assert sorted(contrast(fewer, "object_knn/micro_k1", weights).values) == [0, 1]
+    assert contrast(cells, "object_knn/micro_k1", {"both": 1, "nobody": -1}) is None
+
+
 def test_results_and_page_hold_the_rows_that_are_done(write, tmp_path, capsys):
-    path = write(arms={"plain": {"objective": "byol_region"}, "<script>x": {"objective": "both"}})
+    path = write(
+        arms={"plain": {"objective": "byol_region"}, "<script>x": {"objective": "both"}},
+        contrasts={"gain": {"<script>x": 1, "plain": -1}},
+    )
     sweep = load_sweep(path)
     found = numbers({"plain": [0.2, 0.3, 0.4], "<script>x": [0.25, 0.36]})
     for row in sweep.rows(tmp_path / "out"):
@@ -266,6 +289,9 @@ def test_results_and_page_hold_the_rows_that_are_done(write, tmp_path, capsys):
     assert "stale" not in text and text.startswith("a ") and text.endswith(" b")
     assert "0.305 ± 0.078<br>+0.055 [-0.009, +0.119]" in text and "<script>" not in text.replace("`<script>x`", "")
     assert "&lt;script&gt;x" in draw(stored) and draw(stored).count("<circle") == 5
+    assert "evidence/tiny_contrasts.svg" in text
+    assert "| +0.055 [-0.009, +0.119] |" in text and "gain = +1 `<script>x` -1 `plain`" in text
+    assert draw_contrasts(stored).count("<circle") == 2 and 'class="reference"' in draw_contrasts(stored)
     with pytest.raises(ValueError, match="no results/other.json"):
         with_sweeps("<!-- sweep other --> <!-- end of other -->", {"card": stored})
     page = (tmp_path / "out" / "report.html").read_text()
