@@ -33,7 +33,7 @@ from training.run import batch_norms
 from training.run.anchor import START_FOLDER, FeatureAnchor, save_start
 from training.run.checkpoints import find_checkpoint, load_checkpoint, saved_steps
 from training.run.log import count_things
-from training.run.model import build_model, check_view_sizes, compile_stages
+from training.run.model import build_model, check_view_sizes, compile_stages, write_out_attention
 from training.run.optimisation import build_optimizer, learning_rate_at, teacher_momentum_at, weight_decay_at
 from training.run.resume import read_recipe, refuse_other_data, refuse_other_recipe
 
@@ -196,6 +196,8 @@ def build_run(accelerator: Accelerator, recipe: Recipe, output_dir: Path) -> tup
     if isinstance(dataset, RegionStream):
         check_lanes(dataset.source, accelerator.num_processes, recipe.data.num_workers)
     net = net.to(accelerator.device, memory_format=torch.channels_last)
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
+        write_out_attention(net)
     if recipe.model.backbone not in BACKBONES:
         save_start(net.decodepos, start, accelerator, resumed=checkpoint is not None)
     anchor = None

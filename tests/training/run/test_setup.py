@@ -11,11 +11,11 @@ from torch import nn
 
 from dataset_scripts.files import write_json
 from tests.training.runs import Make, small_run
-from training.pretrain import training_step
+from training.pretrain import prepare_views, training_step
 from training.run import batch_norms
 from training.run.model import compile_stages
 from training.run.setup import build_accelerator, build_run
-from training.views.normalise import normalise
+from training.views.normalise import normalise, statistics_of
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,25 @@ def test_a_run_contrasts_where_its_recipe_says_so(make_recipe: Make, tmp_path: P
     loss = training_step(run, [data.__getitems__([(0, i) for i in range(6)])])["loss"]
     regions, pairs = 6 * run.recipe.views.num_regions, len(run.pairs)
     assert 0.5 < loss / (pairs * 0.4 * math.log(regions)) < 1.5  # about chance; cosines would be near 0 or below
+
+
+VIT = {"backbone": "vit_tiny", "view_size_px": 96, "cut_grid_px": 12, "measure_size_px": 96, "centre_cells": False}
+
+
+@pytest.mark.parametrize(("precision", "attention"), [("bf16", "eager"), ("no", "sdpa")])
+def test_a_cpu_writes_attention_out_in_bf16_only(make_recipe: Make, tmp_path: Path, precision: str, attention: str):
+    run, data, _ = build_run(Accelerator(cpu=True, mixed_precision=precision), make_recipe(**VIT), tmp_path)
+    backbones = [run.net.decodepos.backbone, run.net.teacher["decodepos"].backbone]
+    assert {backbone.config._attn_implementation for backbone in backbones} == {attention}
+    batch = data.__getitems__([(0, i) for i in range(4)])
+    views = prepare_views(batch, run.accelerator.device, statistics_of(run.net))
+    maps = []
+    with torch.no_grad(), run.accelerator.autocast():
+        for each in ("eager", "sdpa"):
+            backbones[0].set_attn_implementation(each)
+            maps.append(run.net.decodepos.feature_map(views["crop"].pixel_values).float())
+    apart = float((maps[0] - maps[1]).abs().max() / maps[1].abs().max())
+    assert apart < (0.02 if precision == "bf16" else 1e-5)  # rounding
 
 
 @pytest.mark.parametrize("starts_as_identity", [True, False])
