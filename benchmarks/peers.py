@@ -4,9 +4,9 @@
     .venv-peers/bin/python -m benchmarks.peers densecl --data data/scenes --seed 0 --output runs/peers/densecl_0
     .venv-peers/bin/python -m benchmarks.peers speed --data data/scenes
 
-The same network, images, steps, optimiser and schedule as the runs that they stand beside; a method's losses, heads,
-momentum and views are those of `lightly` 1.6 and its examples. What comes out, `--output`, is a model as ours
-are: every measure takes it, and reads regions from it in the same way. `peer.json` in it says what it cost.
+The same network, images, steps, optimiser and schedule as the runs that they stand beside; a method's losses, heads
+and views are those of `lightly` 1.6. What comes out, `--output`, is a model as ours are: every measure takes it, and
+reads regions from it in the same way. `peer.json` in it says what it cost.
 
 `speed` trains image-level BYOL here and there, turn by turn, and prints how many pixels go through a network in a
 second: a pixel of a view counts once for a forward pass, and twice more for a backward pass. Theirs sends both views
@@ -49,6 +49,9 @@ from training.run.optimisation import build_optimizer, learning_rate_at, set_sch
 HIDDEN, OUT = 512, 128
 """Of every head, as in our small recipes."""
 
+MOMENTUM = 0.99
+"""Of the teacher at first. The examples of `lightly` begin with 0.996: it would hardly move in so few steps."""
+
 ROUND = 10
 
 TEMPERATURE = 0.2
@@ -60,8 +63,6 @@ BANK = 4096
 
 class Byol(nn.Module):
     """Image-level BYOL (Grill et al., 2020)."""
-
-    momentum = 0.99
 
     def __init__(self, backbone: nn.Module, channels: int, hidden: int, out: int):
         from lightly.loss import NegativeCosineSimilarity
@@ -95,8 +96,6 @@ class Byol(nn.Module):
 
 class DenseCL(nn.Module):
     """DenseCL (Wang et al., 2021): MoCo v2 on the image, and on each cell with its nearest of the other view."""
-
-    momentum = 0.996
 
     def __init__(self, backbone: nn.Module, channels: int, hidden: int, out: int):
         from lightly.loss import NTXentLoss
@@ -191,7 +190,7 @@ def steps_of(arguments: argparse.Namespace, method: Byol | DenseCL, half: bool) 
         done = min(step, arguments.steps)
         rate = learning_rate_at(done, arguments.steps, arguments.steps // 10, arguments.learning_rate, 0.0)
         set_schedule(optimizer, rate, 1e-4)
-        update_momentum(method.student, method.teacher, cosine_schedule(done, arguments.steps, method.momentum, 1.0))
+        update_momentum(method.student, method.teacher, cosine_schedule(done, arguments.steps, MOMENTUM, 1.0))
         with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
             loss = method(one, other)
         loss.backward()
@@ -223,13 +222,9 @@ def our_steps(arguments: argparse.Namespace) -> Iterator[int]:
     recipe = Path(__file__).parents[1] / "training/recipes/byol_image.yaml"
     with tempfile.TemporaryDirectory() as folder:
         keys = {"data": arguments.data, "output_dir": f"{folder}/run", "backbone": arguments.backbone, "cpu": True}
-        keys |= {
-            "region_bins": arguments.region_bins,
-            "view_size_px": arguments.size_px,
-            "cache_px": 128,
-            "mixed_precision": "auto",
-        }
-        keys |= {"global_batch_size": arguments.batch, "num_workers": 0, "measure_steps": 0, "probe_count": 0}
+        keys |= {"region_bins": arguments.region_bins, "view_size_px": arguments.size_px, "cache_px": 128}
+        keys |= {"mixed_precision": "auto", "global_batch_size": arguments.batch, "num_workers": 0}
+        keys |= {"measure_steps": 0, "probe_count": 0}
         made = load_recipe(recipe, keys)
         run, data, order = build_run(build_accelerator(made), made, Path(folder) / "run")
         order = replace(order, last_step=made.run.max_steps)
