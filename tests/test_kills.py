@@ -134,7 +134,7 @@ def test_a_run(forks: Forks, scenes: Path, tmp_path: Path) -> None:  # noqa: F81
     out = tmp_path / "runs"
     words = [*SMALL_RUN, "--mixed_precision", "no", "--probe_count", 4, "--save_steps", 1, "--data", scenes]
     words += ["--measure_steps", 1, "--measure_images", 8, "--max_steps", 2, "--output_dir", out / "run"]
-    kill_often(Command(forks, "training.pretrain", tuple(words), out), 26)
+    kill_often(Command(forks, "training.pretrain", tuple(words), out), 28)
 
 
 def test_a_build_of_scenes(forks: Forks, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_diagnosis(forks: Forks, squares: Path, tmp_path: Path) -> None:  # no
     out = tmp_path / "results"
     words = ("random:resnet_tiny", "--data", squares, "--size", 64, "--images", 8, "--measures", "norms")
     words = (*words, "--output", out / "report")
-    kill_often(Command(forks, "modeling_decodepos.diagnosis.command", words, out), 8)
+    kill_often(Command(forks, "modeling_decodepos.diagnosis.command", words, out), 6)  # all there are
 
 
 class KillingHub(HubServer):
