@@ -92,8 +92,8 @@ def spread(steps: list[tuple[str, str]], count: int) -> Iterator[tuple[str, Kill
     for number, step in enumerate(steps):
         (others if seen[place_of(step)] else firsts).append(number)
         seen[place_of(step)] += 1
-    every = max(1, len(firsts) // count)
-    order = [*firsts[::every], *(number for number in firsts if number not in firsts[::every]), *others]
+    chosen = [firsts[number * len(firsts) // count] for number in range(count)] if count < len(firsts) else firsts
+    order = [*chosen, *(number for number in firsts if number not in chosen), *others]
     for turn in range(2):
         for number, step in enumerate(order):
             yield place_of(steps[step]), Kill(step, within=number % 2 != turn)
