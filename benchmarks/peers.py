@@ -4,8 +4,8 @@
     .venv-peers/bin/python -m benchmarks.peers densecl --data data/scenes --seed 0 --output runs/peers/densecl_0
     .venv-peers/bin/python -m benchmarks.peers speed --data data/scenes
 
-`lightly` imports torchvision, which must be of the same build as torch: both from PyTorch's index of CPU wheels, or both
-the default ones.
+`lightly` imports torchvision, which must be of the same build as torch: both from PyTorch's index of CPU wheels, or
+both the default ones.
 
 The same network, images, steps, optimiser and schedule as the runs that they stand beside; a method's losses, heads
 and views are those of `lightly` 1.6. What comes out, `--output`, is a model as ours are: every measure takes it, and
