@@ -20,7 +20,6 @@ from huggingface_hub.hf_api import RepoFile
 from transformers import AutoConfig, AutoModel
 from visitor_pictures import SCENES, VIEW_PX
 
-from modeling_decodepos.batch_norms import fit_batch_norms
 from modeling_decodepos.diagnosis.models.load import FeatureModel, load_model, with_reading
 from modeling_decodepos.diagnosis.models.networks import RANDOM
 from modeling_decodepos.looking.views import scene_view
@@ -90,9 +89,7 @@ def _untrained() -> FeatureModel:
     """Fresh weights of the same network, its batch norms as pictures want them."""
     fresh = load_model(f"{RANDOM}{WEIGHTS}", size_px=VIEW_PX, reading=AS_TRAINED, name="untrained, batch norms fitted")
     scenes = torch.stack([scene_view(number, VIEW_PX)[0] for number in range(SCENES, SCENES + FITTED_ON)])
-    assert fresh.module is not None
-    fit_batch_norms(fresh.module, fresh, scenes.split(16))
-    return fresh
+    return fresh.fit_norms(scenes)
 
 
 def load_from_hub(name: str) -> FeatureModel:

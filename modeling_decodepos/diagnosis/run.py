@@ -44,7 +44,7 @@ from .measures.position import ROWS
 from .models.features import REGION_BINS, StageFeatures, read_features
 from .models.image_statistics import statistics_model
 from .models.load import FeatureModel, load_model
-from .models.networks import Spec, usable_device
+from .models.networks import Spec, is_trained, usable_device
 from .models.readings import choose_reading
 from .results import Debias, Diagnosis, ModelResult
 
@@ -52,6 +52,7 @@ Model = Spec | FeatureModel
 
 # Seeds of random weights: of a draw's first ones, and the way to its next.
 _FIRST_WEIGHTS, _NEXT_WEIGHTS = 1000, 100_000
+_FITTED_ON = 64  # gallery pictures whose statistics the batch norms of random weights have
 _STREAM = 8  # of randomness, beside those of the data
 
 
@@ -96,7 +97,8 @@ def diagnose(
     for spec in wanted:
         name = spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
         with failures.of(name), enough():
-            loaded.append(load_model(spec, size_px=size_px, layers=layers, device=device, reading=reading))
+            model = load_model(spec, size_px=size_px, layers=layers, device=device, reading=reading)
+            loaded.append(model if is_trained(spec) else model.fit_norms(draws[0].gallery.pixels[:_FITTED_ON]))
     failures.refuse_all(loaded)
     settings = {
         "data": draws[0].name,
@@ -206,8 +208,9 @@ def _diagnose_one(
         del features
         if model.fresh is not None:
             for number in range(weights):
-                weights_seed = _FIRST_WEIGHTS + draw.seed + _NEXT_WEIGHTS * number
-                fresh.append(evaluate(model.fresh(weights_seed), draw, measures, control=True)[0])
+                untrained = model.fresh(_FIRST_WEIGHTS + draw.seed + _NEXT_WEIGHTS * number)
+                untrained.fit_norms(draw.gallery.pixels[:_FITTED_ON])
+                fresh.append(evaluate(untrained, draw, measures, control=True)[0])
                 bar.update()
     assert first is not None
     wanted = "debias" in measures and "debias" not in diagnosis.skipped and own[0][-1].verdict == "ok"

@@ -33,6 +33,7 @@ from transformers import (
 
 from benchmarks.known_cases import own_pixels, place_only, scenes, small_resnet, small_vit, with_place
 from modeling_decodepos import DecodePosConfig, DecodePosForPreTraining, DecodePosModel
+from modeling_decodepos.batch_norms import batch_norms
 from modeling_decodepos.diagnosis import diagnose, load_debias, load_model, save_report
 from modeling_decodepos.diagnosis.command import build_parser, main
 from modeling_decodepos.diagnosis.data.photos import build_photo_data
@@ -649,6 +650,39 @@ def test_random_weights_are_as_many_as_asked_for(monkeypatch, seeds, random_seed
     found = diagnose(counted, images=4, size_px=64, measures="norms", seeds=seeds, random_seeds=random_seeds)
     assert len(set(drawn)) == len(drawn) == weights == found.settings["random_seeds"]
     assert 1000 in drawn  # the weights of former versions are still among them
+
+
+def norm_means(model):
+    return torch.cat([norm.running_mean for norm in batch_norms(model.module)])
+
+
+def test_the_norms_of_random_weights_have_seen_the_gallery(tmp_path):
+    seen = []
+    network, data = load_model(small_resnet(), size_px=64), scenes()
+    before, seeds = norm_means(network), []
+
+    def fresh(seed):
+        seeds.append(seed)
+        seen.append(network.fresh(seed))
+        return seen[-1]
+
+    diagnose(dataclasses.replace(network, fresh=fresh), data, size_px=64, measures="norms", random_seeds=2)
+    assert torch.equal(norm_means(network), before)  # a network of somebody else is measured as it is
+    for seed, model in zip(seeds, seen, strict=True):
+        first = batch_norms(model.module)[0]
+        shown: list[torch.Tensor] = []
+        handle = first.register_forward_pre_hook(lambda _, inputs, shown=shown: shown.append(inputs[0]))
+        with torch.no_grad():
+            model(data.gallery.pixels[:64])
+        handle.remove()
+        # What it sees of the gallery has the mean and variance that it takes it to have.
+        torch.testing.assert_close(shown[0].mean((0, 2, 3)), first.running_mean, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(shown[0].var((0, 2, 3)), first.running_var, atol=1e-3, rtol=2e-2)
+        weights = (dict(one.module.named_parameters()) for one in (model, network.fresh(seed)))
+        torch.testing.assert_close(*weights, atol=0, rtol=0)
+    small_resnet().save_pretrained(tmp_path)
+    named = diagnose(f"random:{tmp_path}", data, size_px=64, measures="norms", random_seeds=1).models[0].model
+    assert norm_means(named).abs().max() > 0 == norm_means(load_model(f"random:{tmp_path}", size_px=64)).abs().max()
 
 
 def test_random_weights_that_differ_have_a_wide_interval():

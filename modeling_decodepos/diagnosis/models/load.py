@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ...batch_norms import fit_batch_norms
 from ...configuration_decodepos import DecodePosConfig
 from ...feature_maps import as_map, patch_size, resizing
 from ...imagenet import IMAGE_MEAN, IMAGE_STD
@@ -40,6 +41,7 @@ from .readings import choose_reading
 
 Maps = Callable[[Tensor], Sequence[Tensor]]
 
+_FITTED_AT_ONCE = 16  # pictures
 _CELL = 32  # pixels on a side of a cell of the last map of most CNNs
 
 
@@ -70,6 +72,12 @@ class FeatureModel:
     def at(self, wanted_px: int) -> FeatureModel:
         """The same network for pictures of another side: the nearest to `wanted_px` that it can take."""
         return dataclasses.replace(self, size_px=fitting_side(self.module, wanted_px))
+
+    def fit_norms(self, pictures: Tensor) -> FeatureModel:
+        """The same network, its batch norms as (B, 3, S, S) uint8 pictures want them; no weight changes."""
+        if self.module is not None:
+            fit_batch_norms(self.module, self, pictures.chunk(-(-len(pictures) // _FITTED_AT_ONCE)))
+        return self
 
     @property
     def is_cnn(self) -> bool:

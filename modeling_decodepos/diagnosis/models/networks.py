@@ -55,6 +55,11 @@ class Network:
     std: tuple[float, ...] = IMAGE_STD
 
 
+def is_trained(spec: Any) -> bool:
+    """Whether a specification says nothing else: what stands behind `random:` knows no picture."""
+    return not (isinstance(spec, str) and spec.startswith(RANDOM))
+
+
 def load_network(spec: Spec, *, seed: int = 0, name: str | None = None) -> Network:
     """The network of a specification (see the head of this module); `seed` is that of fresh weights."""
     if not isinstance(spec, str):
@@ -62,7 +67,7 @@ def load_network(spec: Spec, *, seed: int = 0, name: str | None = None) -> Netwo
         return Network(name or str(getattr(spec, "__name__", type(spec).__name__)), call, *_instance_statistics(spec))
     name = name or short_name(spec)
     prefix, _, rest = spec.partition(":")
-    if spec.startswith(RANDOM):
+    if not is_trained(spec):
         known = _known_config(rest)
         return Network(name, build_random(known or load_config(rest), seed), *pixel_statistics("" if known else rest))
     if Path(spec).exists():
