@@ -26,6 +26,9 @@ def build_parser(prog: str = "python -m training.sweep") -> CommandParser:
     add("--jobs", type=number(int, 1, 1000), default=1, help="rows at a time")
     add("--threads", type=number(int, 1, 1000), default=1, help="threads of each")
     add("--results", type=Path, help="also write what is shown, arm by arm, to model_cards/results/NAME.json")
+    add(
+        "--known", type=Path, nargs="+", default=[], metavar="FILE", help="results files whose rows need not run again"
+    )
     add("--only", nargs="+", metavar="ARM", help="these arms only, the baseline among them")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="recipe keys for all arms")
     add("--again", metavar="MEASURE", help="measure rows by this once more where its numbers are of another commit")

@@ -38,7 +38,7 @@ from training.evaluation.results import Measured, build_rows, load_results
 from training.provenance import commit, now
 from training.run.model import build_model
 from training.run.resume import read_recipe, refuse_other_recipe
-from training.sweep.results import write_results
+from training.sweep.results import restore_rows, write_results
 from training.sweep.sweep import Row, Sweep, load_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +64,8 @@ def run_sweep(args: argparse.Namespace) -> int:
         return 0
     queue = Queue(sweep, args.output, args.threads, args.again)
     with lock_folder(args.output):
+        for published in args.known:
+            print(f"{restore_rows(sweep, args.output, published)} rows are known from {published}", flush=True)
         queue.work(args.jobs, args.budget_minutes)
         return write_results(sweep, args.output, args.results)
 

@@ -11,13 +11,16 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dataset_scripts.files import write_json, write_text
+from dataset_scripts.files import read_json, write_json, write_text
 from model_cards.comparison import Cell, all_names, compare, measure_name
 from model_cards.dot_plots import STYLE, WIDTH, dot_plot
 from modeling_decodepos.page import code_block, details, format_number, message, page, table
 from training.sweep.sweep import Sweep
 
 Finished = Sequence[Mapping[str, Any]]
+
+_OF_ROW = ("arm", "seed", "fingerprint", "images", "train_seconds", "measure_seconds", "command")
+"""What a published file says of every row, so that another machine need not run it again."""
 
 
 def write_results(sweep: Sweep, output: Path, results: Path | None) -> int:
@@ -39,6 +42,30 @@ def write_results(sweep: Sweep, output: Path, results: Path | None) -> int:
     return len(every) - len(rows)
 
 
+def restore_rows(sweep: Sweep, output: Path, published: Path) -> int:
+    """Put rows of a published results file where the sweep looks for them; returns how many.
+
+    Those that are there already stay; of other recipes or measures, or without a number that is shown, none is taken.
+    """
+    found = read_json(published)
+    if "sweep" not in found:
+        raise ValueError(f"{published} is no results file of a sweep; expected one that --results has written.")
+    known = {(values["arm"], values["seed"]): values for values in found["sweep"].get("rows", [])}
+    restored = 0
+    for row in sweep.rows(output):
+        values = known.get((row.arm, row.seed), {})
+        results = [
+            {**result, "value": result["values"][result["seeds"].index(row.seed)]}
+            for result in found["results"]
+            if result["arm"] == row.arm and row.seed in result["seeds"]
+        ]
+        wanted = set(sweep.show) <= {measure_name(result) for result in results}
+        if wanted and values.get("fingerprint") == row.fingerprint and row.load() is None:
+            write_json(row.file, {**values, "results": results})
+            restored += 1
+    return restored
+
+
 def summarise(sweep: Sweep, rows: Finished, command: str) -> dict[str, Any]:
     """A results file with a row per arm and number, which also says what was compared with what, and what it cost."""
     return {
@@ -54,6 +81,7 @@ def summarise(sweep: Sweep, rows: Finished, command: str) -> dict[str, Any]:
             "train_hours": sum(row.get("train_seconds") or 0 for row in rows) / 3600,
             "measure_hours": sum(row["measure_seconds"] for row in rows) / 3600,
             "command": command,
+            "rows": [{key: row.get(key) for key in _OF_ROW} for row in _measured(rows)],
         },
         "results": [
             merged
@@ -129,5 +157,5 @@ def _merge(sweep: Sweep, rows: Finished, arm: str, name: str) -> dict[str, Any] 
             "std_over_seeds": statistics.stdev(values) if len(values) > 1 else None,
             "interval_95_over_images": None,
         },
-        "commits": sorted({result["commit"] for result in ordered}),
+        "commits": sorted({commit for result in ordered for commit in result.get("commits", [result["commit"]])}),
     }

@@ -160,7 +160,11 @@ def load_sweep(path: Path, changes: Keys | None = None, only: Sequence[str] | No
             raise ValueError(f"{path} has no arm {unknown[0]!r}.{nearest(unknown[0], sweep.arms)}")
         wanted = {*only, sweep.baseline}
         wanted |= {str((sweep.arms.get(arm) or {}).get(_WEIGHTS)) for arm in wanted}
-        sweep = replace(sweep, arms={arm: keys for arm, keys in sweep.arms.items() if arm in wanted})
+        sweep = replace(
+            sweep,
+            arms={arm: keys for arm, keys in sweep.arms.items() if arm in wanted},
+            contrasts={name: weights for name, weights in sweep.contrasts.items() if set(weights) <= wanted},
+        )
     if sweep.baseline not in sweep.arms:
         raise ValueError(f"{path}: baseline is {sweep.baseline!r}, no arm.{nearest(sweep.baseline, sweep.arms)}")
     if all(keys is None for keys in sweep.arms.values()):

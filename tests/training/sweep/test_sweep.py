@@ -11,14 +11,14 @@ import pytest
 import scipy.stats
 import yaml
 
-from dataset_scripts.files import write_json
+from dataset_scripts.files import read_json, write_json
 from model_cards.comparison import compare, contrast
 from model_cards.evidence import draw, draw_contrasts, load_sweeps, with_sweeps
 from training.evaluation.results import KEY
 from training.provenance import commit
 from training.sweep.__main__ import main
 from training.sweep.queue import Queue, diagnosis_rows, refuse_other_run
-from training.sweep.results import write_results
+from training.sweep.results import restore_rows, write_results
 from training.sweep.sweep import load_sweep
 
 ROOT = Path(__file__).parents[3]
@@ -297,6 +297,43 @@ def test_results_and_page_hold_the_rows_that_are_done(write, tmp_path, capsys):
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<script>x" not in page and "&lt;script&gt;x" in page and "5 of 6 runs" in page
     assert "not told apart" in capsys.readouterr().out
+
+
+def test_another_machine_goes_on_from_a_published_file(write, tmp_path, capsys):
+    arms = {"plain": {"objective": "byol_region"}, "both": {"objective": "both"}}
+    here, there = tmp_path / "here", tmp_path / "there"
+    found = numbers({"plain": [0.2, 0.3, 0.4], "both": [0.25, 0.36, 0.5]})
+
+    def finish(sweep, output, seeds, commit):
+        for row in sweep.rows(output):
+            (values,) = (one for one in found if (one["arm"], one["seed"]) == (row.arm, row.seed))
+            if row.seed in seeds:
+                results = [result | {"commit": commit * 40} for result in values["results"]]
+                write_json(row.file, {**values, "fingerprint": row.fingerprint, "images": 64, "results": results})
+
+    sweep = load_sweep(write(arms=arms))
+    finish(sweep, here, [0, 1], "a")
+    assert write_results(sweep, here, tmp_path / "card.json") == 2
+    # Neither another recipe nor numbers that were not published are taken.
+    for other in ({"keys": {"max_steps": 5}}, {"show": [*SWEEP["show"], "object_knn/micro_k20"]}):
+        assert restore_rows(load_sweep(write(arms=arms, **other)), tmp_path / "other", tmp_path / "card.json") == 0
+    more = load_sweep(write(arms={**arms, "mine": {"objective": "decoupling"}}))
+    assert restore_rows(more, there, tmp_path / "card.json") == 4
+    assert restore_rows(more, there, tmp_path / "card.json") == 0
+    finish(sweep, there, [2], "b")
+    assert write_results(more, there, tmp_path / "joined.json") == 3
+    joined = read_json(tmp_path / "joined.json")
+    assert [row["values"] for row in joined["results"]] == [[0.2, 0.3, 0.4], [0.25, 0.36, 0.5]]
+    assert all(row["commits"] == ["a" * 40, "b" * 40] for row in joined["results"])
+    assert joined["sweep"]["images"] == 6 * 64 and joined["sweep"]["finished"] == 6
+    (tmp_path / "list.json").write_text("{}")
+    with pytest.raises(ValueError, match="no results file of a sweep"):
+        restore_rows(more, there, tmp_path / "list.json")
+
+
+def test_contrasts_of_arms_left_out_are_left_out(write):
+    contrasts = {"gain": {"both": 1, "plain": -1}, "start": {"start": 1, "plain": -1}}
+    assert set(load_sweep(write(contrasts=contrasts), only=["both"]).contrasts) == {"gain"}
 
 
 def test_a_diagnosis_becomes_rows(write, tmp_path):
