@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+Batch = TypeVar("Batch")
 
 
 def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -14,7 +17,7 @@ def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 
 @torch.no_grad()
-def fit_batch_norms(module: nn.Module, call: Callable[[Tensor], object], batches: Iterable[Tensor]) -> None:
+def fit_batch_norms(module: nn.Module, call: Callable[[Batch], object], batches: Iterable[Batch]) -> None:
     """Give batch norms the mean statistics of what `call` shows the module; no weight changes."""
     norms = batch_norms(module)
     before = [(norm.training, norm.momentum) for norm in norms]

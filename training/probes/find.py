@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     names = ("before", "after") if others else ("untrained", "trained")
-    networks = [model, *(others or (untrained(model, seed) for seed in range(args.untrained)))]
+    networks = [model, *(others or (untrained(model, seed, args.size_px) for seed in range(args.untrained)))]
     own, *controls = (
         search_objects(network, seed=args.seed, count=args.count, size_px=args.size_px)
         for network in tqdm(networks, unit=" network")

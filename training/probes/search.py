@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 
+from modeling_decodepos.batch_norms import fit_batch_norms
 from modeling_decodepos.diagnosis.models.features import REGION_BINS
 from modeling_decodepos.diagnosis.models.networks import (
     every_stage,
@@ -30,16 +31,21 @@ from modeling_decodepos.diagnosis.models.networks import (
 from modeling_decodepos.diagnosis.report.figures import colorize, over_grey
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate, estimate, ratio
 from modeling_decodepos.modeling_decodepos import DecodePosModel
-from modeling_decodepos.scenes import Scene, render_scene
+from modeling_decodepos.scenes import Scene, render_scene, sample_scene
 from modeling_decodepos.sheet import BOX, Pixels, Sheet
 from training.probes.before_after import as_pixels, sample_triplet
 from training.probes.during import embed
+from training.views.normalise import normalise, statistics_of
 
 PLACES = 16
 """Boxes per side that cover the second scene."""
 
 ANSWER = "#22d3ee"
 """Colour of the box that a network answers with."""
+
+FITTED_ON = 64
+"""Scenes whose statistics the batch norms of an untrained twin have; ones that saw none would find far less."""
+_FITTED_SEED = 1_000_003  # of those scenes: none that is searched
 
 OVERLAP = 0.5
 """Intersection over union from which on a box counts as the object."""
@@ -116,13 +122,21 @@ def load(name: str, centre_cells: bool) -> DecodePosModel:
     return DecodePosModel.from_backbone(backbone, centre_cells=centred, region_bins=REGION_BINS, **pixels).eval()
 
 
-def untrained(model: DecodePosModel, seed: int) -> DecodePosModel:
-    """The same architecture with random weights."""
+def untrained(model: DecodePosModel, seed: int, size_px: int = 96) -> DecodePosModel:
+    """The same architecture with random weights, its batch norms as scenes of a size and their objects want them."""
     config = copy.deepcopy(model.config)
     config.zero_init_residual = False  # else a network of a few layers, and no control for a deep one
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return DecodePosModel(config).eval()
+        twin = DecodePosModel(config).eval()
+
+    def show(scenes: Sequence[Scene]) -> None:
+        boxes = [torch.from_numpy(scene.boxes) for scene in scenes]
+        twin(normalise(as_pixels(scenes), *statistics_of(twin)), regions=boxes)
+
+    scenes = [render_scene(sample_scene(_FITTED_SEED, index, size_px)) for index in range(FITTED_ON)]
+    fit_batch_norms(twin, show, [scenes[start : start + 16] for start in range(0, FITTED_ON, 16)])
+    return twin
 
 
 # -------------------------------------------------------------------------------------------------------- the picture

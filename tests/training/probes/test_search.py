@@ -7,14 +7,25 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from modeling_decodepos import DecodePosConfig, DecodePosModel
 from modeling_decodepos.backbones import BACKBONES
+from modeling_decodepos.batch_norms import batch_norms
 from modeling_decodepos.region_pooling import pool_regions
 from training.probes.find import main
-from training.probes.search import OVERLAP, cover, load, overlaps, search_objects, share_by_chance, share_found
+from training.probes.search import (
+    OVERLAP,
+    cover,
+    load,
+    overlaps,
+    search_objects,
+    share_by_chance,
+    share_found,
+    untrained,
+)
 
 
 class Planted(nn.Module):
@@ -57,6 +68,27 @@ def test_boxes_cover_the_scene_and_the_object_is_among_them():
     square = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.25, 0.0, 0.75, 0.5], [0.5, 0.5, 1.0, 1.0]])
     assert overlaps(square, square[0]).tolist() == pytest.approx([1.0, 1 / 3, 0.0])
     assert all(search.overlap.max() > OVERLAP for search in search_objects(Planted(content), count=8))
+
+
+def test_an_untrained_twin_has_norms_that_saw_scenes_and_weights_that_learned_nothing():
+    model = DecodePosModel(DecodePosConfig(backbone_config=BACKBONES["resnet_mini"](), region_bins=4)).eval()
+    twin, again, other = (untrained(model, seed, 64) for seed in (0, 0, 1))
+    for key, value in twin.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        fresh = DecodePosModel(twin.config)
+    assert all(torch.equal(one, two) for one, two in zip(twin.parameters(), fresh.parameters(), strict=True))
+    first, last = (norms[k] for norms, k in ((batch_norms(twin), 0), (batch_norms(twin), -1)))
+    assert first.running_mean.abs().min() > 0 and last.running_mean.abs().min() > 0
+    assert not torch.equal(first.running_mean, batch_norms(other)[0].running_mean)
+    assert not any(module.training for module in twin.modules())
+    # What the last norm is shown in a search is about what it was fitted to.
+    shown = []
+    last.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0].mean((0, 2, 3))))
+    search_objects(twin, count=8, size_px=64)
+    found = torch.stack(shown).mean(0)
+    assert F.cosine_similarity(found, last.running_mean, dim=0) > 0.7
 
 
 def test_the_command_compares_with_the_untrained_twin(tmp_path: Path, capsys: pytest.CaptureFixture):
