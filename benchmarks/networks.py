@@ -65,7 +65,7 @@ OTHERS = {
     "ViT-S/16 (DINOv2's form)": "random:vit_small",
     "Swin-T": "random:swin",
 }
-TINY = Path(__file__).parent.parent / "model_cards" / "weights" / "decodepos-scenes-tiny"
+RELEASED = Path(__file__).parent.parent / "model_cards" / "weights" / "decodepos-scenes-mini"
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def table_rows(networks: Path) -> list[Row]:
         for network in NETWORKS
     }
     there = [Row(name, spec) for name, spec in specs.items() if (networks / name).is_dir()]
-    there.append(Row("decodepos-scenes-tiny", str(TINY), stage="regions"))
+    there.append(Row("decodepos-scenes-mini", str(RELEASED), stage="regions"))
     twins = [dataclasses.replace(row, arm="random", seeds=1) for row in there]
     return [*there, *twins, *(Row(name, spec, "random", seeds=1) for name, spec in OTHERS.items())]
 

@@ -35,7 +35,7 @@ from modeling_decodepos.diagnosis.models.load import FeatureModel, load_model
 
 TRAINED = (
     "mobilenet-v2", "mobilenet-v2-deep-sort", "efficientnet-lite0", "efficientnet-lite2", "resnet50-half-open-nsfw",
-    "decodepos-scenes-tiny",
+    "decodepos-scenes-mini",
 )  # fmt: skip
 RANDOM = ("random:resnet18", "random:convnext", "random:vit_small", "random:vit_tiny")
 WANTED = 0.95

@@ -116,7 +116,7 @@ def test_python_blocks_run_as_printed(tmp_path: Path, monkeypatch: pytest.Monkey
         exec(compile(snippet, "README.md", "exec"), values)
         if "features" in values:
             shapes.append(tuple(values["features"].shape))
-    assert shapes == [(1, 2, 256), (1, 2, 64, 7, 7)]
+    assert shapes == [(1, 2, 128), (1, 2, 64, 7, 7)]
 
 
 def test_the_tree_names_files_that_exist():

@@ -30,7 +30,7 @@ OPERATORS_MODEL = "DECODEPOS_MODEL"
 
 _HERE = Path(__file__).resolve().parent
 WEIGHTS = next(
-    (folder for folder in (_HERE / "weights", _HERE.parent / "weights" / "decodepos-scenes-tiny") if folder.is_dir()),
+    (folder for folder in (_HERE / "weights", _HERE.parent / "weights" / "decodepos-scenes-mini") if folder.is_dir()),
     _HERE / "weights",
 )
 """The released weights: beside this file in the Space, and in the checkout with the other weights."""

@@ -29,7 +29,7 @@ from tests.embedding.conftest import write_table
 from tests.hub_server import HubServer, run_python
 
 ROOT = Path(__file__).parents[2]
-OURS = str(ROOT / "model_cards" / "weights" / "decodepos-scenes-tiny")
+OURS = str(ROOT / "model_cards" / "weights" / "decodepos-scenes-mini")
 ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 

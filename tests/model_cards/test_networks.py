@@ -56,7 +56,7 @@ def test_every_network_has_its_random_twin(tmp_path: Path):
     (tmp_path / "mobilenet-v2").mkdir()
     found = table_rows(tmp_path)
     trained, random = ([r.name for r in found if r.arm == arm] for arm in ("trained", "random"))
-    assert trained == ["mobilenet-v2", "decodepos-scenes-tiny"] and set(trained) < set(random)
+    assert trained == ["mobilenet-v2", "decodepos-scenes-mini"] and set(trained) < set(random)
 
 
 @pytest.mark.skipif(not COCO_MULTIOBJECT.is_dir(), reason="the photos are not there")

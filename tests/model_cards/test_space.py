@@ -217,7 +217,7 @@ print(json.dumps(said))
 def test_before_and_after_are_one_network_with_other_weights():
     before, after = models.find_model(models.BEFORE, ""), models.find_model(models.AFTER, "")
     assert before.stages == after.stages and type(before.module) is type(after.module)
-    released = load_model(str(ROOT / "model_cards" / "weights" / "decodepos-scenes-tiny"), size_px=S, reading="known")
+    released = load_model(str(ROOT / "model_cards" / "weights" / "decodepos-scenes-mini"), size_px=S, reading="known")
     pixels = pictures.photo_view()[0][None]
     assert all(torch.equal(a, b) for a, b in zip(after(pixels), released(pixels), strict=True))
     norms = batch_norms(before.module)
@@ -238,7 +238,7 @@ def test_a_token_of_the_operators_reaches_no_request(hub: HubServer, tmp_path: P
         (tmp_path / "home" / "token").write_text(TOKEN)
     space = tmp_path / "space"  # as its README uploads it
     shutil.copytree(SPACE, space)
-    shutil.copytree(ROOT / "model_cards" / "weights" / "decodepos-scenes-tiny", space / "weights")
+    shutil.copytree(ROOT / "model_cards" / "weights" / "decodepos-scenes-mini", space / "weights")
     (space / "modeling_decodepos").symlink_to(ROOT / "modeling_decodepos")
     code = f"""
 import sys
@@ -254,7 +254,7 @@ except models.NoSuchModel as error:
     print(error)
 """
     stages, refused = run_python(code, env).splitlines()[-2:]
-    assert stages == "4" and "There is no model org/secret on the Hub, or it is private" in refused
+    assert stages == "3" and "There is no model org/secret on the Hub, or it is private" in refused
     assert hub.log and not [line.path for line in hub.log if TOKEN in line.headers]
 
 
@@ -301,7 +301,7 @@ def test_the_region_is_compared_as_one_more_among_the_references():
     common = leaks.ask_common(models._untrained(), S)
     view, box = pictures.draw_scene(2)
     found = leaks.ask(common, view, box)
-    assert found.same_content.shape == (4, leaks.DONORS)
+    assert found.same_content.shape == (3, leaks.DONORS)
 
     def feature(picture: Tensor) -> Tensor:
         return leaks.read_features(common.model, picture[None], [box[None]])[-1].regions

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 
 from dataset_scripts.hub.release import card_problems
-from modeling_decodepos.diagnosis import diagnose
+from modeling_decodepos.diagnosis.measures.metrics import BENCHMARK_TASKS
+from training.probes.search import load, search_objects, share_found, untrained
 from training.publish import checks
 
 WEIGHTS = sorted((Path(__file__).parents[2] / "model_cards" / "weights").iterdir())
@@ -70,8 +72,14 @@ def test_the_lines_of_its_card_run_as_they_are_printed(folder, monkeypatch):
     assert names["embeddings"].isfinite().all() and names["model"].config.centre_cells
 
 
-def test_it_leaks_less_than_an_untrained_network(folder):
-    result = diagnose(str(folder), images=24, size_px=96, measures="context,retrieval").models[0]
-    trained, untrained = result.stages[-2].numbers, result.random[-2].numbers
-    assert trained["context_leak"].high < untrained["context_leak"].low
-    assert trained["content_wins"].value > untrained["content_wins"].value
+def test_it_finds_more_objects_again_than_its_untrained_twin(folder):
+    model = load(str(folder), centre_cells=True)
+    own, twin = (share_found(search_objects(net, count=60)) for net in (model, untrained(model, 0)))
+    assert own.value > twin.value + 0.1 and own.low > 0.6
+
+
+def test_it_is_on_the_leaderboard_of_the_exact_pairs(folder):
+    listed = yaml.safe_load((folder / ".eval_results" / "exact-pairs.yaml").read_text(encoding="utf-8"))
+    scores = {one["dataset"]["task_id"]: one["value"] for one in listed}
+    assert set(scores) == set(BENCHMARK_TASKS) and scores["context_leak"] < 0.1
+
