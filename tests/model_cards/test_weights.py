@@ -82,4 +82,3 @@ def test_it_is_on_the_leaderboard_of_the_exact_pairs(folder):
     listed = yaml.safe_load((folder / ".eval_results" / "exact-pairs.yaml").read_text(encoding="utf-8"))
     scores = {one["dataset"]["task_id"]: one["value"] for one in listed}
     assert set(scores) == set(BENCHMARK_TASKS) and scores["context_leak"] < 0.1
-
