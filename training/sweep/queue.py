@@ -65,7 +65,8 @@ def run_sweep(args: argparse.Namespace) -> int:
     queue = Queue(sweep, args.output, args.threads, args.again)
     with lock_folder(args.output):
         for published in args.known:
-            print(f"{restore_rows(sweep, args.output, published)} rows are known from {published}", flush=True)
+            count = restore_rows(sweep, args.output, published)
+            print(f"{published}: {count} rows taken; those of other recipes or measures run again", flush=True)
         queue.work(args.jobs, args.budget_minutes)
         return write_results(sweep, args.output, args.results)
 

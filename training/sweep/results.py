@@ -47,7 +47,7 @@ def restore_rows(sweep: Sweep, output: Path, published: Path) -> int:
 
     Those that are there already stay; of other recipes or measures, or without a number that is shown, none is taken.
     """
-    found = read_json(published)
+    found = read_json(published) if published.is_file() else {}
     if "sweep" not in found:
         raise ValueError(f"{published} is no results file of a sweep; expected one that --results has written.")
     known = {(values["arm"], values["seed"]): values for values in found["sweep"].get("rows", [])}

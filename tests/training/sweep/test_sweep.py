@@ -327,8 +327,9 @@ def test_another_machine_goes_on_from_a_published_file(write, tmp_path, capsys):
     assert all(row["commits"] == ["a" * 40, "b" * 40] for row in joined["results"])
     assert joined["sweep"]["images"] == 6 * 64 and joined["sweep"]["finished"] == 6
     (tmp_path / "list.json").write_text("{}")
-    with pytest.raises(ValueError, match="no results file of a sweep"):
-        restore_rows(more, there, tmp_path / "list.json")
+    for name in ("list.json", "missing.json"):
+        with pytest.raises(ValueError, match=f"{name} is no results file of a sweep"):
+            restore_rows(more, there, tmp_path / name)
 
 
 def test_contrasts_of_arms_left_out_are_left_out(write):
