@@ -10,6 +10,9 @@ from torch import nn
 
 Batch = TypeVar("Batch")
 
+FITTED_ON = 64
+"""Pictures whose statistics the batch norms of an untrained network have: ones that saw none hide what it can tell."""
+
 
 def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """The batch norms in a module."""

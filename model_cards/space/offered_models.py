@@ -20,6 +20,7 @@ from huggingface_hub.hf_api import RepoFile
 from transformers import AutoConfig, AutoModel
 from visitor_pictures import SCENES, VIEW_PX
 
+from modeling_decodepos.batch_norms import FITTED_ON
 from modeling_decodepos.diagnosis.models.load import FeatureModel, load_model, with_reading
 from modeling_decodepos.diagnosis.models.networks import RANDOM
 from modeling_decodepos.looking.views import scene_view
@@ -36,8 +37,6 @@ WEIGHTS = next(
 """The released weights: beside this file in the Space, and in the checkout with the other weights."""
 AS_TRAINED = "known"
 """Where regions were read when the released weights were trained: where a padded network's cells lie."""
-FITTED_ON = 64
-"""Scenes whose statistics the batch norms of the untrained network have; ones that saw nothing would hide the rest."""
 
 FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 LARGEST_WEIGHTS = 400 * 2**20

@@ -15,6 +15,7 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
+from ..batch_norms import FITTED_ON
 from ..memory import named_shortage
 from .data.exchange import draw_changes, largest_regions
 from .data.pairs import build_pair_data
@@ -52,7 +53,6 @@ Model = Spec | FeatureModel
 
 # Seeds of random weights: of a draw's first ones, and the way to its next.
 _FIRST_WEIGHTS, _NEXT_WEIGHTS = 1000, 100_000
-_FITTED_ON = 64  # gallery pictures whose statistics the batch norms of random weights have
 _STREAM = 8  # of randomness, beside those of the data
 
 
@@ -98,7 +98,7 @@ def diagnose(
         name = spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
         with failures.of(name), enough():
             model = load_model(spec, size_px=size_px, layers=layers, device=device, reading=reading)
-            loaded.append(model if is_trained(spec) else model.fit_norms(draws[0].gallery.pixels[:_FITTED_ON]))
+            loaded.append(model if is_trained(spec) else model.fit_norms(draws[0].gallery.pixels[:FITTED_ON]))
     failures.refuse_all(loaded)
     settings = {
         "data": draws[0].name,
@@ -209,7 +209,7 @@ def _diagnose_one(
         if model.fresh is not None:
             for number in range(weights):
                 untrained = model.fresh(_FIRST_WEIGHTS + draw.seed + _NEXT_WEIGHTS * number)
-                untrained.fit_norms(draw.gallery.pixels[:_FITTED_ON])
+                untrained.fit_norms(draw.gallery.pixels[:FITTED_ON])
                 fresh.append(evaluate(untrained, draw, measures, control=True)[0])
                 bar.update()
     assert first is not None

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 
-from modeling_decodepos.batch_norms import fit_batch_norms
+from modeling_decodepos.batch_norms import FITTED_ON, fit_batch_norms
 from modeling_decodepos.diagnosis.models.features import REGION_BINS
 from modeling_decodepos.diagnosis.models.networks import (
     every_stage,
@@ -43,9 +43,7 @@ PLACES = 16
 ANSWER = "#22d3ee"
 """Colour of the box that a network answers with."""
 
-FITTED_ON = 64
-"""Scenes whose statistics the batch norms of an untrained twin have; ones that saw none would find far less."""
-_FITTED_SEED = 1_000_003  # of those scenes: none that is searched
+_FITTED_SEED = 1_000_003  # of the scenes that fit batch norms: none that is searched
 
 OVERLAP = 0.5
 """Intersection over union from which on a box counts as the object."""

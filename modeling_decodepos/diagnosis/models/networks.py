@@ -30,6 +30,7 @@ from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from ...backbones import BACKBONES
+from ...batch_norms import fit_batch_norms
 from ...configuration_decodepos import DecodePosConfig
 from ...feature_maps import patch_size
 from ...imagenet import IMAGE_MEAN, IMAGE_STD, pixel_statistics
@@ -56,7 +57,7 @@ class Network:
 
 
 def is_trained(spec: Any) -> bool:
-    """Whether a specification says nothing else: what stands behind `random:` knows no picture."""
+    """Whether weights may know something: those of `random:` have seen no picture."""
     return not (isinstance(spec, str) and spec.startswith(RANDOM))
 
 
@@ -158,13 +159,9 @@ def keep_signal(model: PreTrainedModel) -> PreTrainedModel:
     if float((output.feature_maps[-1] if last is None else last).std()) < _FADED:
         for layer in (layer for layer in model.modules() if isinstance(layer, nn.Conv2d)):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_parameters()
-            norm.train().momentum = 1.0
-        model(pixels)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.eval().momentum = momentum
+        fit_batch_norms(model, model, [pixels])
     return model
 
 
