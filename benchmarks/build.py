@@ -25,7 +25,7 @@ from dataset_scripts.build.work_folder import WorkFolder
 from dataset_scripts.check import check_dataset
 from dataset_scripts.prepare import BUILDERS, build_parser
 from dataset_scripts.proposals import add_regions
-from modeling_decodepos.schema import build_features
+from modeling_decodepos.data.schema import build_features
 
 PROVIDERS = ("boxes", "grid", "selective_320", "selective")
 MANY = 100_000_000

@@ -41,7 +41,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from dataset_scripts.files import read_json_lines, write_json, write_text
-from modeling_decodepos.page import code_block, format_number, message, page, table
+from modeling_decodepos.drawing.page import code_block, format_number, message, page, table
 
 if TYPE_CHECKING:  # each part imports what it needs: what is not installed costs no other
     from training.data.batches import RegionBatch, RegionDataset, StepBatches

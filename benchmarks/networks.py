@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, or print the tables of what is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", type=Path, help="folder that benchmarks.real_backbones has made")
-    parser.add_argument("--data", help="annotated photos in the layout of modeling_decodepos/schema.py")
+    parser.add_argument("--data", help="annotated photos in the layout of modeling_decodepos/data/schema.py")
     parser.add_argument("--output", type=Path, required=True, help="results file")
     parser.add_argument("--only", nargs="+", help="names of networks")
     parser.add_argument("--arm", choices=["trained", "random"], help="only these weights")

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from benchmarks.photos import SYNTHETIC_SIZE, synthetic_jpeg
 from benchmarks.timing import clock_for, clock_name, print_table, ratio, spread, time_interleaved
+from modeling_decodepos.data.schema import build_features
 from modeling_decodepos.modeling_decodepos import DecodePosModel
-from modeling_decodepos.schema import build_features
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.models import EvaluatedModel, MapModel
 from training.evaluation.object_features import (

@@ -21,7 +21,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
 from benchmarks.roi_align import has_torchvision_operators
-from modeling_decodepos.repositioning import FOREGROUND_SCALES
+from modeling_decodepos.augmentations.repositioning import FOREGROUND_SCALES
 from training.recipe import ViewArguments
 from training.views.colours import BLUR_SIGMA, SOLARIZE_THRESHOLD, Photometric
 from training.views.normalise import IMAGE_MEAN, IMAGE_STD

@@ -212,7 +212,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("start", help="the network that the training began with")
     parser.add_argument("after", nargs="+", help="the same network trained; several are other seeds")
-    parser.add_argument("--data", required=True, help="annotated photos in the layout of modeling_decodepos/schema.py")
+    parser.add_argument(
+        "--data", required=True, help="annotated photos in the layout of modeling_decodepos/data/schema.py"
+    )
     parser.add_argument("--output", type=Path, help="JSON file that gets the entry")
     parser.add_argument("--name", help="of the entry")
     parser.add_argument("--size_px", type=int, default=SIZE_PX)

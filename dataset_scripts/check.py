@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
-from modeling_decodepos.pictures import upright_size
-from modeling_decodepos.schema import COLUMNS, SCHEMA_VERSION, SEGMENTATION_IGNORE, build_features, row_problems
+from modeling_decodepos.data.pictures import upright_size
+from modeling_decodepos.data.schema import COLUMNS, SCHEMA_VERSION, SEGMENTATION_IGNORE, build_features, row_problems
 
 from .build.engines import Count, run_local
 from .build.parquet import CARD_NAME, MANIFEST_NAME, data_sha256, load_manifest, recipe_sha256
@@ -250,7 +250,7 @@ def _read(path: Path, file: _File, contract: _Contract, contents: _Contents, cou
     lacking = [name for name in COLUMNS if name not in found.names]
     if missing := [name for name in lacking if name not in contract.may_lack]:
         contents.problems.append(
-            f"missing columns: {', '.join(missing)}; the layout is in modeling_decodepos/schema.py"
+            f"missing columns: {', '.join(missing)}; the layout is in modeling_decodepos/data/schema.py"
         )
     wrong = [difference for name in set(COLUMNS) - set(lacking) for difference in _differences(found, expected, name)]
     contents.problems += sorted(f"column {name} is {kind}, expected {wanted}" for name, kind, wanted in wrong)

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from modeling_decodepos.pictures import BrokenImage, decode_picture
-from modeling_decodepos.settings import CommandParser, number
+from modeling_decodepos.commands.settings import CommandParser, number
+from modeling_decodepos.data.pictures import BrokenImage, decode_picture
 
 from .build.engines import Count, add_worker_flag, exit_code, run_local
 from .check import parquet_files, split_of

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from modeling_decodepos.outputs import refuse_unwritable
-from modeling_decodepos.settings import CommandParser
+from modeling_decodepos.commands.outputs import refuse_unwritable
+from modeling_decodepos.commands.settings import CommandParser
 
 from .build.engines import ENGINES, add_worker_flag, exit_code
 from .build.parquet import MANIFEST_NAME, DatasetPlan, RowFailed, build_dataset, load_manifest

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from modeling_decodepos.outputs import refuse_unwritable
-from modeling_decodepos.page import page, picture
-from modeling_decodepos.pictures import broken_if_it_fails, decode_picture
-from modeling_decodepos.schema import SEGMENTATION_IGNORE
-from modeling_decodepos.settings import CommandParser, number
+from modeling_decodepos.commands.outputs import refuse_unwritable
+from modeling_decodepos.commands.settings import CommandParser, number
+from modeling_decodepos.data.pictures import broken_if_it_fails, decode_picture
+from modeling_decodepos.data.schema import SEGMENTATION_IGNORE
+from modeling_decodepos.drawing.page import page, picture
 
 from .build.parquet_rows import ParquetRows, class_names_of
 

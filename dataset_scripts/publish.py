@@ -16,7 +16,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from modeling_decodepos.settings import CommandParser
+from modeling_decodepos.commands.settings import CommandParser
 
 from .build.engines import add_worker_flag, exit_code
 from .build.parquet import CARD_NAME, MANIFEST_NAME, load_manifest, recipe_differences

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData
 
 from model_cards.results import Row, measured_on, protocol_name
 from model_cards.tables import cell, code, metric_list, number_table, origin_table
-from modeling_decodepos.page import render
+from modeling_decodepos.drawing.page import render
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 CONTINUED = Path(__file__).with_name("continued_card.md.jinja")

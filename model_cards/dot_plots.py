@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from model_cards.comparison import Cell
-from modeling_decodepos.page import format_number
+from modeling_decodepos.drawing.page import format_number
 
 WIDTH = 480
 _LEFT, _RIGHT, _LINE, _TOP = 150, 60, 22, 26

@@ -16,7 +16,7 @@ from model_cards.comparison import Cell, compare, contrast, measure_name
 from model_cards.dot_plots import dot_plots
 from model_cards.results import load_rows
 from model_cards.tables import cell, code, markdown_table
-from modeling_decodepos.page import format_number
+from modeling_decodepos.drawing.page import format_number
 
 PAGES = (Path("docs") / "evidence.md", Path("docs") / "evidence_tables.md")
 FIGURES = Path("docs") / "evidence"

@@ -23,7 +23,7 @@ from model_cards.cards import render_card
 from model_cards.evidence import FIGURES, PAGES, draw, draw_contrasts, is_sweep, load_sweeps, with_sweeps
 from model_cards.results import LABELS, Row, load_rows
 from model_cards.tables import before_and_after, metric_list, number_table, origin_table
-from modeling_decodepos.settings import CommandParser
+from modeling_decodepos.commands.settings import CommandParser
 
 HERE = Path(__file__).parent
 SMOKE_MODEL = "decodepos-scenes-smoke"

@@ -13,14 +13,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .background import foreground_mask, replace_background
-    from .configuration_decodepos import DecodePosConfig
-    from .losses import DECOUPLING_PAIRS, DEPOSITIONING_PAIRS, OBJECTIVES, region_similarity_loss
-    from .modeling_decodepos import DecodePosBackbone, DecodePosForPreTraining, DecodePosModel, ema_update
-    from .region_cutout import CUT_FORMS, cut_regions, enlarge_cut, sample_region_cut
-    from .region_pooling import pool_regions
-    from .regions import View, boxes_to_pixels
-    from .repositioning import (
+    from .augmentations.background import foreground_mask, replace_background
+    from .augmentations.region_cutout import CUT_FORMS, cut_regions, enlarge_cut, sample_region_cut
+    from .augmentations.repositioning import (
         FOREGROUND_SCALES,
         Placement,
         place_boxes,
@@ -28,6 +23,11 @@ if TYPE_CHECKING:
         reposition_foreground,
         sample_placement,
     )
+    from .configuration_decodepos import DecodePosConfig
+    from .losses import DECOUPLING_PAIRS, DEPOSITIONING_PAIRS, OBJECTIVES, region_similarity_loss
+    from .modeling_decodepos import DecodePosBackbone, DecodePosForPreTraining, DecodePosModel, ema_update
+    from .region_pooling import pool_regions
+    from .regions import View, boxes_to_pixels
 
 __version__ = "0.1.0"
 
@@ -39,8 +39,8 @@ __all__ = [
 ]  # fmt: skip
 
 # Where the names above are looked for, one file after the other.
-_FILES = ("regions", "background", "region_cutout", "repositioning", "region_pooling", "losses",
-          "configuration_decodepos", "modeling_decodepos")  # fmt: skip
+_FILES = ("regions", "augmentations.background", "augmentations.region_cutout", "augmentations.repositioning",
+          "region_pooling", "losses", "configuration_decodepos", "modeling_decodepos")  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

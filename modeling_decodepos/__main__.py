@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from .settings import CommandParser
+from .commands.settings import CommandParser
 
 # Where the `main` of each command is, and what it does. It is imported when it is called: `--help` must be fast.
 COMMANDS = {

@@ -26,11 +26,11 @@ import benchmarks.remedy_layer
 import benchmarks.views
 from benchmarks.photos import Photo, decode_each_time, decode_once, random_boxes, synthetic_jpeg
 from benchmarks.pil_views import PilViews
+from modeling_decodepos.augmentations.region_cutout import sample_grid_boxes, sample_region_cut
 from modeling_decodepos.diagnosis import diagnose
 from modeling_decodepos.diagnosis.data.scenes import build_scene_data
 from modeling_decodepos.diagnosis.measures.metrics import BENCHMARK_TASKS
 from modeling_decodepos.losses import PAIR_LOSSES
-from modeling_decodepos.region_cutout import sample_grid_boxes, sample_region_cut
 from tests.dataset_scripts.small_sources import annotation_entry, coco, image_entry
 from tests.training.conftest import scenes  # noqa: F401
 from training.evaluation.models import load_model

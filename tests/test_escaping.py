@@ -14,7 +14,7 @@ from benchmarks.known_cases import scenes, small_resnet
 from dataset_scripts import prepare, preview
 from modeling_decodepos.diagnosis import diagnose, load_model, save_report
 from modeling_decodepos.diagnosis.report.patches import SCRIPT
-from tests.modeling.test_page import classes_without_a_style
+from tests.modeling.drawing.test_page import classes_without_a_style
 from training.sweep.results import write_page
 from training.sweep.sweep import Sweep
 

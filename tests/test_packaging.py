@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import modeling_decodepos
-from modeling_decodepos.scenes import render_scene, sample_scene
+from modeling_decodepos.data.scenes import render_scene, sample_scene
 
 ROOT = Path(__file__).parents[1]
 NAME = f"decodepos-{modeling_decodepos.__version__}"

@@ -35,8 +35,8 @@ from benchmarks.real_backbones.efficientnet_lite import FOLDER_VARIABLE, Efficie
 from benchmarks.real_backbones.networks import NETWORKS, Network
 from benchmarks.real_backbones.packages import CannotBeHad
 from benchmarks.real_backbones.photos import Photos
+from modeling_decodepos.data.schema import build_features
 from modeling_decodepos.diagnosis.models.load import load_model
-from modeling_decodepos.schema import build_features
 
 
 def norm_tensors(channels: int) -> dict[str, Tensor]:

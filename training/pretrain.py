@@ -35,9 +35,9 @@ from tqdm import tqdm
 from transformers import logging as transformers_logging
 
 from dataset_scripts.files import lock_folder, remove_unfinished, write_json
+from modeling_decodepos.commands.memory import named_shortage
 from modeling_decodepos.imagenet import IMAGE_MEAN, IMAGE_STD
 from modeling_decodepos.losses import Objective
-from modeling_decodepos.memory import named_shortage
 from modeling_decodepos.regions import View
 from training.data.batches import RegionBatch, StepBatches, build_loader
 from training.data.broken_images import TooManyBroken

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modeling_decodepos.settings import (
+from modeling_decodepos.commands.settings import (
     CommandParser,
     add_flags,
     check,

@@ -13,9 +13,9 @@ import math
 import numpy as np
 from PIL import Image
 
+from modeling_decodepos.drawing.sheet import Sheet
 from modeling_decodepos.imagenet import MEAN_COLOUR
 from modeling_decodepos.losses import DECOUPLING_PAIRS, DEPOSITIONING_PAIRS, ISOLATED_PAIRS
-from modeling_decodepos.sheet import Sheet
 from training.data.batches import RegionDataset
 from training.data.streaming import RegionStream
 from training.views.sampling import VIEW_RULES, ViewParameters, apply_view

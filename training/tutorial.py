@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modeling_decodepos.settings import CommandParser
+from modeling_decodepos.commands.settings import CommandParser
 
 if TYPE_CHECKING:
     import torch

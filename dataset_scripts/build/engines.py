@@ -19,7 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from modeling_decodepos.settings import number
+from modeling_decodepos.commands.settings import number
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -1,6 +1,6 @@
 """A data set folder: Parquet shards, a manifest and a card.
 
-    FOLDER/data/train-00000-of-00008.parquet …    rows in the contract of `modeling_decodepos.schema`
+    FOLDER/data/train-00000-of-00008.parquet …    rows in the contract of `modeling_decodepos.data.schema`
     FOLDER/manifest.json                          recipe and its hash; rows, bytes and sha256 of every shard
     FOLDER/README.md                              card; `datasets.load_dataset(FOLDER)` reads its header
 
@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from modeling_decodepos.schema import SCHEMA_VERSION, build_features
+from modeling_decodepos.data.schema import SCHEMA_VERSION, build_features
 
 from ..files import DISK_FULL, file_sha256, lock_folder, read_json, remove_unfinished, whole_file, write_text
 from ..proposals import Proposals, add_regions, recipe_of

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from modeling_decodepos.pictures import broken_if_it_fails, check_value_range, orientation_of, stored_size
-from modeling_decodepos.schema import SEGMENTATION_IGNORE
+from modeling_decodepos.data.pictures import broken_if_it_fails, check_value_range, orientation_of, stored_size
+from modeling_decodepos.data.schema import SEGMENTATION_IGNORE
 
 LARGEST_CLASS_COUNT = SEGMENTATION_IGNORE - 1  # a map has one byte per pixel, and 0 and 255 are taken
 

@@ -5,7 +5,7 @@ import math
 import cv2
 import numpy as np
 
-from modeling_decodepos.schema import SEGMENTATION_IGNORE
+from modeling_decodepos.data.schema import SEGMENTATION_IGNORE
 
 from .inputs import ProposalInput, Regions, as_xywh
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from modeling_decodepos.pictures import BrokenImage, decode_picture
+from modeling_decodepos.data.pictures import BrokenImage, decode_picture
 
 FloatArray = NDArray[np.float32]
 Pixels = NDArray[np.uint8]

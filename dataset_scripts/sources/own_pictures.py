@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from modeling_decodepos.pictures import broken_if_it_fails, read_size, turn_pixels
-from modeling_decodepos.schema import SEGMENTATION_IGNORE
-from modeling_decodepos.settings import number
+from modeling_decodepos.commands.settings import number
+from modeling_decodepos.data.pictures import broken_if_it_fails, read_size, turn_pixels
+from modeling_decodepos.data.schema import SEGMENTATION_IGNORE
 
 from ..build.object_lists import category_number
 from ..build.parquet import DatasetPlan, Row

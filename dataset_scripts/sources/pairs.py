@@ -5,10 +5,10 @@ from functools import partial
 
 import yaml
 
+from modeling_decodepos.commands.settings import number
+from modeling_decodepos.data.scenes import CLASS_NAMES, SCENES_VERSION, sample_scene
 from modeling_decodepos.diagnosis.data.scene_pairs import FIRST_GALLERY, PAIR_ROLES, PAIRS_SPLIT, sample_probed
 from modeling_decodepos.diagnosis.measures.metrics import BENCHMARK_TASKS, BY_KEY
-from modeling_decodepos.scenes import CLASS_NAMES, SCENES_VERSION, sample_scene
-from modeling_decodepos.settings import number
 
 from ..build.parquet import DatasetPlan, Row
 from ..build.work_folder import WorkFolder

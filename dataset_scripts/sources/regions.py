@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from modeling_decodepos.schema import build_features
+from modeling_decodepos.data.schema import build_features
 
 from ..build.parquet import CARD_NAME, DatasetPlan, Row, data_sha256, load_manifest
 from ..build.parquet_rows import rows_of
@@ -78,5 +78,5 @@ def _check_columns(folder: Path, manifest: Mapping[str, Any]) -> None:
         if not found.remove_metadata().equals(wanted.remove_metadata()):
             raise ValueError(
                 f"{folder / path} has the columns {', '.join(found.names)}, or other types than expected in "
-                f"{', '.join(wanted.names)}; the layout is in modeling_decodepos/schema.py."
+                f"{', '.join(wanted.names)}; the layout is in modeling_decodepos/data/schema.py."
             )

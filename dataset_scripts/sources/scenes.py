@@ -1,11 +1,12 @@
-"""The procedural data set `scenes` as rows of the Parquet contract; the drawing is `modeling_decodepos.scenes`."""
+"""The procedural data set `scenes` as Parquet rows; `modeling_decodepos.data.scenes` draws it."""
 
 import argparse
 from functools import partial
 
 import numpy as np
 
-from modeling_decodepos.scenes import (
+from modeling_decodepos.commands.settings import number
+from modeling_decodepos.data.scenes import (
     CLASS_NAMES,
     FIRST_INDEX,
     SCENES_VERSION,
@@ -13,8 +14,7 @@ from modeling_decodepos.scenes import (
     render_scene,
     sample_scene,
 )
-from modeling_decodepos.schema import unit_xyxy_to_xywh
-from modeling_decodepos.settings import number
+from modeling_decodepos.data.schema import unit_xyxy_to_xywh
 
 from ..build.parquet import DatasetPlan, Row
 from ..build.work_folder import WorkFolder

@@ -47,12 +47,12 @@ from modeling_decodepos.diagnosis.report.figures import as_pixels  # noqa: E402
 from modeling_decodepos.diagnosis.report.page import save_report  # noqa: E402
 from modeling_decodepos.diagnosis.report.verdicts import summarise  # noqa: E402
 from modeling_decodepos.diagnosis.run import diagnose as run_diagnosis  # noqa: E402
+from modeling_decodepos.drawing.page import message  # noqa: E402
 from modeling_decodepos.embedding.run import embed as run_embed  # noqa: E402
 from modeling_decodepos.looking.found import FRAME, draw_box, figures, results, show_figure  # noqa: E402
 from modeling_decodepos.looking.leaks import CommonAnswers, ask, ask_common  # noqa: E402
 from modeling_decodepos.looking.run import Seen  # noqa: E402
 from modeling_decodepos.looking.sheet import show_alike  # noqa: E402
-from modeling_decodepos.page import message  # noqa: E402
 
 TITLE = "What leaks into a feature?"
 LEAD = """

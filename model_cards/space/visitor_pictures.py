@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from modeling_decodepos.data.pictures import BrokenImage, decode_picture, read_size
 from modeling_decodepos.looking.views import LARGEST_SIDE, middle_square, scene_view
-from modeling_decodepos.pictures import BrokenImage, decode_picture, read_size
 
 VIEW_PX = 160
 PHOTO = Path(__file__).with_name("coffee.jpg")

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..outputs import refuse_unwritable
-from ..settings import CommandParser, number
+from ..commands.outputs import refuse_unwritable
+from ..commands.settings import CommandParser, number
 from .measures.metrics import MEASURES, choose_measures
 from .models.readings import READINGS
 

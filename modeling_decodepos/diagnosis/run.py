@@ -16,7 +16,7 @@ import transformers
 from tqdm.auto import tqdm
 
 from ..batch_norms import FITTED_ON
-from ..memory import named_shortage
+from ..commands.memory import named_shortage
 from .data.exchange import draw_changes, largest_regions
 from .data.pairs import build_pair_data
 from .data.photos import build_photo_data, open_splits

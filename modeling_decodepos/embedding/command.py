@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..commands.settings import CommandParser, number
 from ..diagnosis.models.readings import READINGS
-from ..settings import CommandParser, number
 from .choices import KINDS, REGIONS
 
 NAME = "decodepos embed"

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..data.pictures import decode_picture, eight_bits, orientation_of, turn_pixels
+from ..data.schema import SEGMENTATION_IGNORE
 from ..diagnosis.data.exchange import resize
 from ..diagnosis.data.photos import open_folder, open_table, read_regions
 from ..diagnosis.models.features import cell_boxes
-from ..pictures import decode_picture, eight_bits, orientation_of, turn_pixels
-from ..schema import SEGMENTATION_IGNORE
 
 Row = Mapping[str, Any]
 COLUMNS = ("image", "image_id", "width", "height", "objects", "regions", "segmentation", "label")

@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import __version__
+from ..data.pictures import BrokenImage
 from ..diagnosis.models.load import FeatureModel
 from ..diagnosis.models.networks import Spec
-from ..pictures import BrokenImage
 from .choices import KINDS
 from .embedder import Embedder, Rows
 from .files import SUFFIXES, Arrays, Parts, parquet, parts_folder, read_settings, refuse_other, write_text_lines

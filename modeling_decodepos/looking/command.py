@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..commands.settings import CommandParser, number
 from ..diagnosis.models.readings import READINGS
-from ..settings import CommandParser, number
 
 NAME = "decodepos look"
 _EXAMPLE = ("0.3", "0.3", "0.7", "0.7")

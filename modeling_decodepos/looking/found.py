@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..diagnosis.report.figures import as_pixels, colorize
-from ..page import MINUS, NO_NUMBER, PERCENT, image_data_uri, message, stat_tile, table, tiles
+from ..drawing.page import MINUS, NO_NUMBER, PERCENT, image_data_uri, message, stat_tile, table, tiles
 from .leaks import CommonAnswers, Leaks
 
 _BOX, _RIM = "#ffd400", "#1c2330"

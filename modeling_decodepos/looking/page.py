@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..diagnosis.report.figures import as_pixels
 from ..diagnosis.report.patches import SCRIPT, patch_row
-from ..page import details, page, table
+from ..drawing.page import details, page, table
 from .found import draw_box, figures, format_share, format_value, results, show_figure
 from .run import Asked, Look
 from .sheet import draw_look

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..data.pictures import decode_picture
 from ..diagnosis.models.features import StageFeatures, read_features
 from ..diagnosis.models.load import FeatureModel, load_model
 from ..diagnosis.models.networks import Spec
-from ..pictures import decode_picture
 from .leaks import CommonAnswers, Leaks, ask, ask_common
 from .views import middle_square, scene_view
 

@@ -16,7 +16,7 @@ from ..diagnosis.report.figures import (
     over_grey,
     similarities,
 )
-from ..sheet import BOX, MUTED, Sheet
+from ..drawing.sheet import BOX, MUTED, Sheet
 from .found import format_share, format_value
 from .run import Look, Point, Seen
 

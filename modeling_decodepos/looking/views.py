@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..scenes import FIRST_INDEX, render_scene, sample_scene
+from ..data.scenes import FIRST_INDEX, render_scene, sample_scene
 
 LARGEST_SIDE = 0.7
 """Of a box; a larger one leaves no surroundings."""

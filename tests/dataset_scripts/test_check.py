@@ -15,8 +15,8 @@ from dataset_scripts.build.parquet import build_dataset, load_manifest, recipe_s
 from dataset_scripts.check import check_dataset, inspect_dataset
 from dataset_scripts.prepare import main
 from dataset_scripts.sources.scenes import scenes_source
-from modeling_decodepos.scenes import CLASS_NAMES
-from modeling_decodepos.schema import build_features
+from modeling_decodepos.data.scenes import CLASS_NAMES
+from modeling_decodepos.data.schema import build_features
 
 SCHEMA = build_features(CLASS_NAMES).arrow_schema
 SOURCE = scenes_source(train=8, validation=4, size_px=32)
@@ -72,7 +72,7 @@ def test_columns_are_named_wherever_they_stand(plain: Path):
     found = inspect_dataset(plain)
     assert found.problems == [
         "data/train-00000-of-00002.parquet: missing columns: regions, author; the layout is in "
-        "modeling_decodepos/schema.py",
+        "modeling_decodepos/data/schema.py",
         "data/train-00000-of-00002.parquet: column width is int64, expected int32",
     ]
     assert any("nothing here reads: note" in note for note in found.notes)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dataset_scripts.overlap import THRESHOLD, find_overlap, hash_folder, main, near_pairs, perceptual_hash
-from modeling_decodepos.scenes import render_scene, sample_scene
+from modeling_decodepos.data.scenes import render_scene, sample_scene
 
 PHOTOS = [Image.fromarray(render_scene(sample_scene(0, index, 128)).pixels) for index in range(40)]
 

@@ -17,8 +17,8 @@ from dataset_scripts.check import check_dataset
 from dataset_scripts.prepare import main
 from dataset_scripts.proposals import propose
 from dataset_scripts.sources.scenes import scene_row, scenes_source
-from modeling_decodepos.scenes import CLASS_NAMES, FIRST_INDEX, render_scene, sample_scene
-from modeling_decodepos.schema import build_features, xywh_to_unit_xyxy
+from modeling_decodepos.data.scenes import CLASS_NAMES, FIRST_INDEX, render_scene, sample_scene
+from modeling_decodepos.data.schema import build_features, xywh_to_unit_xyxy
 
 SOURCE = scenes_source(train=12, validation=4, size_px=48)
 FIRST, SECOND, LAST = (f"data/train-0000{k}-of-00003.parquet" for k in range(3))

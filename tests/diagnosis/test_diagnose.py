@@ -49,7 +49,7 @@ from modeling_decodepos.diagnosis.report.verdicts import compare, find_rows, is_
 from modeling_decodepos.diagnosis.results import ModelResult, describe_debias
 from modeling_decodepos.diagnosis.run import fit_debias
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate
-from tests.modeling.test_page import Reader, classes_without_a_style
+from tests.modeling.drawing.test_page import Reader, classes_without_a_style
 
 FEW = 8
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dataset_scripts import prepare
-from modeling_decodepos.schema import build_features
+from modeling_decodepos.data.schema import build_features
 
 
 @pytest.fixture(scope="session")

@@ -111,7 +111,7 @@ def test_columns(name: str, tmp_path: Path) -> None:
 def test_a_category_that_no_class_has(tmp_path: Path) -> None:
     import datasets
 
-    from modeling_decodepos.schema import build_features
+    from modeling_decodepos.data.schema import build_features
     from tests.training.evaluation.conftest import NAMES
 
     features = build_features(NAMES)

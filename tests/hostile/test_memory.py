@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_decodepos.memory import is_shortage, named_shortage
+from modeling_decodepos.commands.memory import is_shortage, named_shortage
 from tests.hostile.conftest import SMALL_RUN
 from tests.training.runs import ENVIRONMENT, ROOT
 

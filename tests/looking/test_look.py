@@ -16,13 +16,13 @@ from modeling_decodepos.backbones import BACKBONES
 from modeling_decodepos.diagnosis.measures.influence import gradient_energies
 from modeling_decodepos.diagnosis.models.load import load_model
 from modeling_decodepos.diagnosis.report.figures import share_outside
+from modeling_decodepos.drawing.sheet import SCALE, Sheet
 from modeling_decodepos.looking import draw_look, look
 from modeling_decodepos.looking.command import main
 from modeling_decodepos.looking.leaks import BESIDE, _references, ask, ask_common
 from modeling_decodepos.looking.page import look_page
 from modeling_decodepos.looking.run import Look
 from modeling_decodepos.looking.sheet import _like
-from modeling_decodepos.sheet import SCALE, Sheet
 
 
 def colours(pixels: Tensor) -> Tensor:

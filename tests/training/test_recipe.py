@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from modeling_decodepos.augmentations.region_cutout import CUT_FORMS
+from modeling_decodepos.augmentations.repositioning import FOREGROUND_SCALES
+from modeling_decodepos.commands.settings import fields, write_yaml
 from modeling_decodepos.losses import OBJECTIVES
-from modeling_decodepos.region_cutout import CUT_FORMS
-from modeling_decodepos.repositioning import FOREGROUND_SCALES
-from modeling_decodepos.settings import fields, write_yaml
 from training.data.sources import COLUMNS, DRAWN
 from training.recipe import BRIEF, DEFAULT_RECIPE, GROUPS, build_recipe, load_recipe, origins, parse_command_line
 

@@ -30,8 +30,8 @@ from tqdm import tqdm
 from dataset_scripts.build.engines import available_cores
 from dataset_scripts.build.parquet import recipe_differences
 from dataset_scripts.files import DISK_FULL, lock_folder, read_json, whole_file, write_text
-from modeling_decodepos.outputs import refuse_unwritable
-from modeling_decodepos.settings import CommandParser, add_flags, from_values, given, number
+from modeling_decodepos.commands.outputs import refuse_unwritable
+from modeling_decodepos.commands.settings import CommandParser, add_flags, from_values, given, number
 from training.data.decoding import BrokenImage
 from training.data.sources import DRAWN, ImageSource, draw_boxes, open_images
 from training.data.workers import load_in_workers

@@ -1,4 +1,4 @@
-"""Encoded bytes of a picture -> (H, W, 3) uint8 RGB pixels, as `modeling_decodepos.pictures` reads them, but faster.
+"""Encoded bytes of a picture -> (H, W, 3) uint8 RGB pixels, those of `modeling_decodepos.data.pictures`, but faster.
 
 OpenCV decodes JPEG in two thirds of Pillow's time, but hands over a half-grey picture where some of a JPEG's data is
 missing. So it gets whole JPEG files only; Pillow, which refuses what is cut short, reads everything else.
@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from modeling_decodepos.pictures import BrokenImage, decode_picture, read_size
+from modeling_decodepos.data.pictures import BrokenImage, decode_picture, read_size
 
 __all__ = ["BrokenImage", "decode_image", "read_size"]
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from dataset_scripts.build.parquet import MANIFEST_NAME, data_sha256, load_manifest
 from dataset_scripts.pictures.listing import SUFFIXES, files_sha256, is_picture, walk
 from dataset_scripts.proposals import propose
-from modeling_decodepos.schema import xywh_to_unit_xyxy
+from modeling_decodepos.data.schema import xywh_to_unit_xyxy
 from training.data.decoding import BrokenImage, decode_image, read_size
 from training.data.randomness import Purpose, stream
 from training.errors import UnusableData
@@ -35,7 +35,7 @@ DRAWN = {
 COLUMNS = {"regions": "proposals (column `regions`)", "objects": "annotations (column `objects`)"}
 _PER_BOX = ("bbox", "category", "iscrowd", "area")
 _BOXES = pa.list_(pa.list_(pa.float32()))
-_LAYOUT = "The expected layout is in modeling_decodepos/schema.py."
+_LAYOUT = "The expected layout is in modeling_decodepos/data/schema.py."
 
 
 class NoSuchSplit(ValueError):
@@ -92,9 +92,7 @@ def open_images(
     # What does not exist can be a Hub id, ORG/NAME; data/scenes is one of ours.
     elif folder.is_absolute() or str(path).count("/") != 1 or str(path).startswith((".", "data/")):
         make = f"Make it with:\n  python -m dataset_scripts.prepare scenes --output {path}"
-        other = (
-            "Give a folder of pictures, a folder in the layout of modeling_decodepos/schema.py, or a Hub id of one."
-        )
+        other = "Give a folder of pictures, or a folder or Hub id in the layout of modeling_decodepos/data/schema.py."
         raise FileNotFoundError(f"data: no folder at {path}. {make if folder.name == 'scenes' else other}")
     rows = load_split(path, split)
     images = ParquetImages(rows, str(path), split, region_source, seed, strict_jpeg=strict_jpeg)
@@ -128,7 +126,7 @@ def _to_unit(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class ParquetImages:
-    """Rows in the layout of `modeling_decodepos.schema`; boxes and sizes are read without the images' bytes."""
+    """Rows in the layout of `modeling_decodepos.data.schema`; boxes and sizes are read without the images' bytes."""
 
     def __init__(
         self,

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling_decodepos.memory import named_shortage
-from modeling_decodepos.settings import CommandParser, add_flags, fields, from_values, given, number
+from modeling_decodepos.commands.memory import named_shortage
+from modeling_decodepos.commands.settings import CommandParser, add_flags, fields, from_values, given, number
 from training.errors import UnusableData
 from training.evaluation.protocols import PROTOCOLS, QUICK, ProtocolEntry
 from training.evaluation.settings import Common

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modeling_decodepos.data.schema import SEGMENTATION_IGNORE
 from modeling_decodepos.diagnosis.data.exchange import resize
-from modeling_decodepos.schema import SEGMENTATION_IGNORE
 from training.data.sources import FolderImages, ParquetImages, class_names, open_images
 
 LEAST_SIDE = 16 / 224
@@ -170,7 +170,7 @@ def _open(path: str, split: str, objects: bool) -> ParquetImages:
     if isinstance(source, FolderImages):
         raise ValueError(
             f"{path} is a folder of plain pictures without annotations: no protocol can run on it. Bring Parquet in "
-            "the layout of modeling_decodepos/schema.py."
+            "the layout of modeling_decodepos/data/schema.py."
         )
     assert isinstance(source, ParquetImages)
     if not objects:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from modeling_decodepos.scenes import CLASS_NAMES, SHAPES, TEXTURES
+from modeling_decodepos.data.scenes import CLASS_NAMES, SHAPES, TEXTURES
 
 # The list of arXiv 1405.0312, as in the `supercategory` of the released annotations.
 _COCO = {

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modeling_decodepos.schema import SEGMENTATION_IGNORE
+from modeling_decodepos.data.schema import SEGMENTATION_IGNORE
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.learning import learn
 from training.evaluation.results import Measured

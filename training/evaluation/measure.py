@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from transformers import logging as transformers_logging
 
+from modeling_decodepos.commands.outputs import refuse_unwritable
 from modeling_decodepos.diagnosis.models.networks import RANDOM
 from modeling_decodepos.diagnosis.models.readings import choose_reading
-from modeling_decodepos.outputs import refuse_unwritable
 from training.data.sources import open_images
 from training.evaluation.annotated_images import MissingAnnotations
 from training.evaluation.evaluation import Evaluation

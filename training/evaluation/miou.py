@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from modeling_decodepos.schema import SEGMENTATION_IGNORE
+from modeling_decodepos.data.schema import SEGMENTATION_IGNORE
 
 
 def confusion(predicted: Tensor, true: Tensor, classes: int) -> Tensor:

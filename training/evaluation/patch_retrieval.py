@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modeling_decodepos.data.schema import SEGMENTATION_IGNORE
 from modeling_decodepos.diagnosis.statistics.knn import knn_neighbours
-from modeling_decodepos.schema import SEGMENTATION_IGNORE
 from training.evaluation.annotated_images import Picture, seed_of
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.results import Measured

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
-from modeling_decodepos.schema import SEGMENTATION_IGNORE
+from modeling_decodepos.data.schema import SEGMENTATION_IGNORE
 from training.evaluation.annotated_images import Picture
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.finetuning import build_backbone, fine_tune

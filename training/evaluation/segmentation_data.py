@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modeling_decodepos.data.schema import SEGMENTATION_IGNORE
 from modeling_decodepos.diagnosis.statistics.estimates import jackknife_interval
-from modeling_decodepos.schema import SEGMENTATION_IGNORE
 from training.data.decoding import BrokenImage
 from training.evaluation.annotated_images import AnnotatedImages, Picture, batched, count_classes
 from training.evaluation.evaluation import Evaluation

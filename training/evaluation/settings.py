@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
 
+from modeling_decodepos.commands.settings import check, key
 from modeling_decodepos.diagnosis.models.readings import READINGS, choose_reading
-from modeling_decodepos.settings import check, key
 
 STAGES = ("regions", "map")
 
@@ -22,7 +22,7 @@ class Common:
     model: str = key(
         MISSING, "folder or Hub id; random:NAME or random:FOLDER, an untrained network; timm:NAME; module:function"
     )
-    data: str = key(MISSING, "folder or Hub id in the layout of modeling_decodepos/schema.py")
+    data: str = key(MISSING, "folder or Hub id in the layout of modeling_decodepos/data/schema.py")
     seed: int = key(0, "of everything that is drawn", within=_FROM_ZERO)
     size_px: int = key(224, "side that images are resized to", within=_SIDE)
     region_bins: int = key(0, "bins per side of a region; 0: the checkpoint's own, or 14", within=(0, 1000))

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_decodepos.outputs import refuse_unwritable
-from modeling_decodepos.settings import CommandParser, number
+from modeling_decodepos.commands.outputs import refuse_unwritable
+from modeling_decodepos.commands.settings import CommandParser, number
 from training.export.layouts import LAYOUTS, PIXEL_FORMS, READABLE
 
 FORMATS = ("backbone", *LAYOUTS, "onnx", "torch_export", "pretraining")

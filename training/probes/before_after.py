@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from modeling_decodepos.data.scenes import CLASS_NAMES, Scene, SceneSpec, render_scene
 from modeling_decodepos.diagnosis.data.scene_pairs import sample_probed, show
 from modeling_decodepos.diagnosis.measures.context import exchange_cosines
 from modeling_decodepos.diagnosis.statistics.estimates import bootstrap_interval
-from modeling_decodepos.scenes import CLASS_NAMES, Scene, SceneSpec, render_scene
-from modeling_decodepos.sheet import BOX, MUTED, SCALE, Sheet
+from modeling_decodepos.drawing.sheet import BOX, MUTED, SCALE, Sheet
 from training.probes.during import embed
 
 ROLES = ("anchor", "same", "other")

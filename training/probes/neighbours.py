@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageOps
 
-from modeling_decodepos.sheet import SCALE, Sheet
+from modeling_decodepos.drawing.sheet import SCALE, Sheet
 from training.probes.during import MeasuredImages, NearestRegions, OnlineMeasures
 
 _SAME, _EMPTY = "#15803d", "#eef0f4"

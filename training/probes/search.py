@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 
 from modeling_decodepos.batch_norms import FITTED_ON, fit_batch_norms
+from modeling_decodepos.data.scenes import Scene, render_scene, sample_scene
 from modeling_decodepos.diagnosis.models.features import REGION_BINS
 from modeling_decodepos.diagnosis.models.networks import (
     every_stage,
@@ -30,9 +31,8 @@ from modeling_decodepos.diagnosis.models.networks import (
 )
 from modeling_decodepos.diagnosis.report.figures import colorize, over_grey
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate, estimate, ratio
+from modeling_decodepos.drawing.sheet import BOX, Pixels, Sheet
 from modeling_decodepos.modeling_decodepos import DecodePosModel
-from modeling_decodepos.scenes import Scene, render_scene, sample_scene
-from modeling_decodepos.sheet import BOX, Pixels, Sheet
 from training.probes.before_after import as_pixels, sample_triplet
 from training.probes.during import embed
 from training.views.normalise import normalise, statistics_of

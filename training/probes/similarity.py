@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from modeling_decodepos.diagnosis.report.figures import as_pixels
+from modeling_decodepos.drawing.page import MINUS
+from modeling_decodepos.drawing.sheet import BOX, Sheet
 from modeling_decodepos.modeling_decodepos import DecodePosModel
-from modeling_decodepos.page import MINUS
-from modeling_decodepos.sheet import BOX, Sheet
 from training.probes.during import OnlineMeasures, embed
 from training.probes.search import ANSWER, cover, heat
 

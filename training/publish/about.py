@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modeling_decodepos.settings import from_values, read_yaml
+from modeling_decodepos.commands.settings import from_values, read_yaml
 
 ABOUT_NAME = "about.yaml"
 _DEFAULT_DATA = (

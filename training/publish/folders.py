@@ -26,9 +26,9 @@ from dataset_scripts.files import file_sha256, read_json
 from dataset_scripts.hub.release import LocalFile
 from model_cards.cards import eval_entries, render_card
 from modeling_decodepos.backbones import BACKBONES
+from modeling_decodepos.commands.settings import write_yaml
 from modeling_decodepos.diagnosis.report.eval_results import write_eval_results
-from modeling_decodepos.page import line_chart
-from modeling_decodepos.settings import write_yaml
+from modeling_decodepos.drawing.page import line_chart
 from training.export.folders import new_folder
 from training.publish.about import About, is_scenes
 from training.publish.numbers import RESULTS_NAME, Row, objective, probe_sentence

@@ -14,8 +14,8 @@ from modeling_decodepos.diagnosis.measures.metrics import BY_KEY
 from modeling_decodepos.diagnosis.models.networks import short_name
 from modeling_decodepos.diagnosis.report.verdicts import TITLES, write_estimate
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate, overlap
+from modeling_decodepos.drawing.page import MINUS, NO_NUMBER, PERCENT
 from modeling_decodepos.modeling_decodepos import DecodePosModel
-from modeling_decodepos.page import MINUS, NO_NUMBER, PERCENT
 from modeling_decodepos.stored_models import load_whole
 from training.export.folders import export_backbone, new_folder
 from training.probes.during import OnlineMeasures

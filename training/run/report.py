@@ -18,7 +18,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from modeling_decodepos.settings import CommandParser
+from modeling_decodepos.commands.settings import CommandParser
 
 
 def build_parser() -> CommandParser:
@@ -33,8 +33,7 @@ if __name__ == "__main__":
 
 from dataset_scripts.files import write_text
 from modeling_decodepos.backbones import BACKBONES
-from modeling_decodepos.losses import CONTRAST_TEMPERATURE
-from modeling_decodepos.page import (
+from modeling_decodepos.drawing.page import (
     MINUS,
     NO_NUMBER,
     PERCENT,
@@ -45,6 +44,7 @@ from modeling_decodepos.page import (
     render,
     stat_tile,
 )
+from modeling_decodepos.losses import CONTRAST_TEMPERATURE
 from training.run.folder import DEFAULTS, RunFiles, is_number, read_run
 from training.run.gains import DIAGNOSIS, Gain
 from training.run.health import lies_on_a_line

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_decodepos.outputs import refuse_unwritable
-from modeling_decodepos.settings import CommandParser, number
+from modeling_decodepos.commands.outputs import refuse_unwritable
+from modeling_decodepos.commands.settings import CommandParser, number
 from training.errors import EXIT_INTERRUPTED
 
 

@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from dataset_scripts.files import lock_folder, read_json_lines, write_json
 from model_cards.comparison import find_value, measure_name
-from modeling_decodepos.settings import read_value
+from modeling_decodepos.commands.settings import read_value
 from training.errors import EXIT_INTERRUPTED
 from training.evaluation.results import Measured, build_rows, load_results
 from training.provenance import commit, now

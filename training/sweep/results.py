@@ -14,7 +14,7 @@ from markupsafe import Markup
 from dataset_scripts.files import read_json, write_json, write_text
 from model_cards.comparison import Cell, all_names, compare, measure_name
 from model_cards.dot_plots import STYLE, WIDTH, dot_plot
-from modeling_decodepos.page import code_block, details, format_number, message, page, table
+from modeling_decodepos.drawing.page import code_block, details, format_number, message, page, table
 from training.sweep.sweep import Sweep
 
 Finished = Sequence[Mapping[str, Any]]

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset_scripts.files import read_json
-from modeling_decodepos.settings import fields, from_values, nearest, read_yaml
+from modeling_decodepos.commands.settings import fields, from_values, nearest, read_yaml
 from training.recipe import Recipe, build_recipe, load_recipe
 
 Keys = Mapping[str, Any]

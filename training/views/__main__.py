@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_decodepos.outputs import refuse_unwritable
-from modeling_decodepos.settings import CommandParser, add_flags, from_values, given, number
+from modeling_decodepos.commands.outputs import refuse_unwritable
+from modeling_decodepos.commands.settings import CommandParser, add_flags, from_values, given, number
 from training.errors import UnusableData
 from training.recipe import DataArguments, ViewArguments, load_recipe
 

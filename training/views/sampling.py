@@ -22,16 +22,16 @@ import torch
 import torch.nn.functional as F
 
 from modeling_decodepos import imagenet
-from modeling_decodepos.background import foreground_mask, limit_coverage
-from modeling_decodepos.region_cutout import enlarge_cut, sample_grid_boxes, sample_region_cut
-from modeling_decodepos.regions import boxes_in_window, boxes_to_pixels, flip_boxes, rotate_boxes
-from modeling_decodepos.repositioning import (
+from modeling_decodepos.augmentations.background import foreground_mask, limit_coverage
+from modeling_decodepos.augmentations.region_cutout import enlarge_cut, sample_grid_boxes, sample_region_cut
+from modeling_decodepos.augmentations.repositioning import (
     FOREGROUND_SCALES,
     Placement,
     place_boxes,
     placed_pixel_boxes,
     sample_placement,
 )
+from modeling_decodepos.regions import boxes_in_window, boxes_to_pixels, flip_boxes, rotate_boxes
 from training.recipe import ViewArguments
 from training.views.colours import Photometric, apply_photometric, sample_photometric
 

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask
 
-from modeling_decodepos.pictures import turn_pixels
-from modeling_decodepos.schema import SEGMENTATION_IGNORE
+from modeling_decodepos.data.pictures import turn_pixels
+from modeling_decodepos.data.schema import SEGMENTATION_IGNORE
 
 from ...build.parquet import DatasetPlan, Row, RowMaker
 from ...build.records import Records, write_records

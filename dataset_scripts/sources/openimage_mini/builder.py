@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from modeling_decodepos.settings import add_flags, from_values, given, number, read_yaml
+from modeling_decodepos.commands.settings import add_flags, from_values, given, number, read_yaml
 
 from ...build.parquet import DatasetPlan
 from ...build.work_folder import WorkFolder, holds_something

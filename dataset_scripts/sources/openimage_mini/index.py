@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from modeling_decodepos.settings import from_values
+from modeling_decodepos.commands.settings import from_values
 
 from ...files import whole_file, write_text
 from .selection import Rule

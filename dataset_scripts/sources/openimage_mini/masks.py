@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
-from modeling_decodepos.pictures import broken_if_it_fails, read_size
-from modeling_decodepos.schema import SEGMENTATION_IGNORE
+from modeling_decodepos.data.pictures import broken_if_it_fails, read_size
+from modeling_decodepos.data.schema import SEGMENTATION_IGNORE
 
 from ...files import whole_file
 from .tables import MASK_NAME

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm.auto import tqdm
 
-from modeling_decodepos.pictures import broken_if_it_fails
+from modeling_decodepos.data.pictures import broken_if_it_fails
 
 from ...files import whole_file
 from .downloads import Downloader, FetchError, GoneError, StoppedError

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from modeling_decodepos.schema import unit_xyxy_to_xywh
+from modeling_decodepos.data.schema import unit_xyxy_to_xywh
 
 from ...build.parquet import Row
 from ...build.records import Records, write_records

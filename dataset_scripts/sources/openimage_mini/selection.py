@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from modeling_decodepos.settings import check, key
+from modeling_decodepos.commands.settings import check, key
 
 from .tables import Boxes, Ids, id_text
 

@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...background import foreground_mask, replace_background
-from ...regions import boxes_to_pixels
-from ...repositioning import (
+from ...augmentations.background import foreground_mask, replace_background
+from ...augmentations.repositioning import (
     FOREGROUND_SCALES,
     place_boxes,
     placed_pixel_boxes,
     reposition_foreground,
     sample_placement,
 )
+from ...regions import boxes_to_pixels
 from .probe import ObjectProbe, RegionImages, Swaps
 
 LARGEST_AREA = 0.5

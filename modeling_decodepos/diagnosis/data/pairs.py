@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...scenes import CLASS_NAMES, TEXTURES
+from ...data.scenes import CLASS_NAMES, TEXTURES
 from .photos import paste_grid, read_group, read_regions, row_groups, row_pixels
 from .probe import LEAST_SIDE, ProbeData, RegionImages, Swaps
 from .scene_pairs import PAIR_ROLES, PAIRS_SPLIT

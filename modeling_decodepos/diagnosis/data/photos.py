@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...data.pictures import BrokenImage, decode_picture
+from ...data.schema import xywh_to_unit_xyxy
 from ...imagenet import MEAN_COLOUR
-from ...pictures import BrokenImage, decode_picture
-from ...schema import xywh_to_unit_xyxy
 from .balance import Labels, shared_classes, take_balanced
 from .exchange import draw_objects, draw_swaps, has_surroundings, largest_regions, move_before_next, resize
 from .probe import LEAST_SIDE, Grid, ObjectProbe, ProbeData, RegionImages, frequent_groups

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...scenes import FIRST_INDEX, SHAPES, TEXTURES, SceneObject, SceneSpec, sample_object, sample_scene
+from ...data.scenes import FIRST_INDEX, SHAPES, TEXTURES, SceneObject, SceneSpec, sample_object, sample_scene
 
 PAIRS_SPLIT = "exact_pairs"
 """The split of a data set of exact pairs: of each object a row per role, in order, whose id ends in the role."""

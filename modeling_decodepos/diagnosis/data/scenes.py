@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...imagenet import MEAN_COLOUR
-from ...scenes import (
+from ...data.scenes import (
     CLASS_NAMES,
     FIRST_INDEX,
     TEXTURES,
@@ -20,6 +19,7 @@ from ...scenes import (
     sample_object,
     sample_scene,
 )
+from ...imagenet import MEAN_COLOUR
 from .exchange import draw_swaps
 from .probe import LEAST_SIDE, Grid, ProbeData, RegionImages
 from .scene_pairs import FIRST_GALLERY, OBJECT_SHAPES, find_fitting, move_inside, sample_elsewhere

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...scenes import render_scene, sample_scene
+from ...data.scenes import render_scene, sample_scene
 
 Maps = Callable[[Tensor], Sequence[Tensor]]
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...batch_norms import fit_batch_norms
+from ...commands.memory import is_shortage
 from ...configuration_decodepos import DecodePosConfig
 from ...feature_maps import as_map, patch_size, resizing
 from ...imagenet import IMAGE_MEAN, IMAGE_STD
-from ...memory import is_shortage
 from ...modeling_decodepos import DecodePosModel
 from ...region_pooling import Offset
 from .cells import Cells, find_cells

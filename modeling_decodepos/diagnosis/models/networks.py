@@ -31,12 +31,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from ...backbones import BACKBONES
 from ...batch_norms import fit_batch_norms
+from ...commands.memory import is_shortage
 from ...configuration_decodepos import DecodePosConfig
+from ...data.scenes import render_scene, sample_scene
 from ...feature_maps import patch_size
 from ...imagenet import IMAGE_MEAN, IMAGE_STD, pixel_statistics
-from ...memory import is_shortage
 from ...modeling_decodepos import DecodePosModel
-from ...scenes import render_scene, sample_scene
 from ...stored_models import load_whole, read_config, refuse_incomplete
 
 RANDOM = "random:"

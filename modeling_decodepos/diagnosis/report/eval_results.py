@@ -11,7 +11,7 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ...outputs import refuse_unwritable
+from ...commands.outputs import refuse_unwritable
 from ..data.photos import open_splits
 from ..data.scene_pairs import PAIRS_SPLIT
 from ..measures.metrics import BENCHMARK_TASKS, BY_KEY

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ...sheet import BOX, Pixels, Sheet
+from ...drawing.sheet import BOX, Pixels, Sheet
 from ..data.probe import ProbeData
 from ..models.features import StageFeatures
 from ..models.load import FeatureModel

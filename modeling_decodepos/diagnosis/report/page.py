@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
-from ...page import (
+from ...drawing.page import (
     NO_NUMBER,
     Control,
     Points,

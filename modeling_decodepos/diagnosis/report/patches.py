@@ -11,7 +11,7 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from ...page import image_data_uri
+from ...drawing.page import image_data_uri
 from ..models.features import StageFeatures
 from ..models.load import FeatureModel
 from ..results import Diagnosis

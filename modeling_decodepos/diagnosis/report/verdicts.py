@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ...page import NO_NUMBER, PERCENT, format_number
+from ...drawing.page import NO_NUMBER, PERCENT, format_number
 from ..measures.evaluate import StageResult
 from ..measures.metrics import BY_KEY, METRICS, Metric
 from ..results import ModelResult

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_scripts.pictures.boxes import as_box, box_faults
-from modeling_decodepos.schema import row_problems
+from modeling_decodepos.data.schema import row_problems
 from training.data.sources import usable_boxes
 
 numbers = st.integers() | st.floats() | st.floats(-30, 90) | st.integers(-30, 90) | st.just(10**400)

@@ -8,7 +8,7 @@ import pytest
 
 from dataset_scripts.sources.openimage_mini.selection import Rule, select
 from dataset_scripts.sources.openimage_mini.tables import BOX, Boxes, id_text
-from modeling_decodepos.settings import from_values
+from modeling_decodepos.commands.settings import from_values
 
 SMALL = Rule(
     train_images=5, small_images=2, validation_images=2, least_train_boxes=2, least_validation_boxes=1, cap_step=1

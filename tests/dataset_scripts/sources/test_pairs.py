@@ -16,12 +16,12 @@ from huggingface_hub import parse_eval_result_entries
 from dataset_scripts.build.parquet import build_dataset
 from dataset_scripts.check import check_dataset
 from dataset_scripts.sources.pairs import pairs_source
+from modeling_decodepos.data.scenes import FIRST_INDEX, render_scene
 from modeling_decodepos.diagnosis.command import main
 from modeling_decodepos.diagnosis.data.pairs import build_pair_data
 from modeling_decodepos.diagnosis.data.photos import open_splits
 from modeling_decodepos.diagnosis.data.scene_pairs import PAIR_ROLES, PAIRS_SPLIT, sample_probed
 from modeling_decodepos.diagnosis.measures.metrics import BENCHMARK_TASKS
-from modeling_decodepos.scenes import FIRST_INDEX, render_scene
 from tests.hub_server import HubServer, run_python
 
 ROOT = Path(__file__).parents[3]

@@ -21,11 +21,11 @@ from transformers import (
     SwinModel,
 )
 
+from modeling_decodepos.data.schema import SEGMENTATION_IGNORE
 from modeling_decodepos.diagnosis.models.cells import Cells, measure_cells, trace_cells
 from modeling_decodepos.diagnosis.models.features import pool_boxes, pool_stages
 from modeling_decodepos.diagnosis.models.load import load_model, with_reading
 from modeling_decodepos.diagnosis.models.readings import READINGS, choose_reading
-from modeling_decodepos.schema import SEGMENTATION_IGNORE
 from training.evaluation.annotated_images import Picture
 from training.evaluation.segmentation_data import enlarge, stack_labels
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset_scripts.build.parquet import data_sha256, load_manifest
-from modeling_decodepos.schema import xywh_to_unit_xyxy
+from modeling_decodepos.data.schema import xywh_to_unit_xyxy
 from tests.training.conftest import save_pictures
 from training.data.batches import RegionDataset
 from training.data.decoding import BrokenImage, decode_image

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from modeling_decodepos.schema import build_features
+from modeling_decodepos.data.schema import build_features
 from training.evaluation.evaluation import Common, Evaluation
 
 COLOURS = ((220, 30, 30), (30, 200, 40), (40, 60, 230))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from modeling_decodepos.scenes import CLASS_NAMES
+from modeling_decodepos.data.scenes import CLASS_NAMES
 from tests.real_data import COCO_SAMPLE
 from training.evaluation.class_groups import class_groups
 

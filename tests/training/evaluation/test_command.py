@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pytest
 
-from modeling_decodepos.schema import build_features
+from modeling_decodepos.data.schema import build_features
 from tests.training.evaluation.conftest import NAMES, SIDE, squares_row, write_squares
 from training.evaluation.__main__ import main, parse
 from training.evaluation.measure import evaluate, find_arm, protocol_id

@@ -8,8 +8,8 @@ from torch import nn
 from transformers import ResNetConfig
 
 from modeling_decodepos.configuration_decodepos import DecodePosConfig
+from modeling_decodepos.data.scenes import render_scene
 from modeling_decodepos.modeling_decodepos import DecodePosModel
-from modeling_decodepos.scenes import render_scene
 from training.probes.before_after import (
     ProbeResult,
     compare_triplets,

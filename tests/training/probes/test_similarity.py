@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from modeling_decodepos.diagnosis.data.probe import Swaps
-from modeling_decodepos.sheet import BOX, SCALE
+from modeling_decodepos.drawing.sheet import BOX, SCALE
 from tests.training.probes.test_during import Oracle
 from training.probes.during import MeasuredImages, OnlineMeasures
 from training.probes.search import ANSWER, overlaps

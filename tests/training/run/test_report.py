@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from modeling_decodepos.losses import OBJECTIVES, pair_loss
-from tests.modeling.test_page import Reader, classes_without_a_style
+from tests.modeling.drawing.test_page import Reader, classes_without_a_style
 from training.probes.before_after import ProbeResult
 from training.recipe import DEFAULT_RECIPE, load_recipe, origins
 from training.run.folder import read_run

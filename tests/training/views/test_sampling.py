@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from modeling_decodepos.background import replace_background
+from modeling_decodepos.augmentations.background import replace_background
+from modeling_decodepos.augmentations.region_cutout import cut_regions
+from modeling_decodepos.augmentations.repositioning import reposition_foreground
 from modeling_decodepos.losses import OBJECTIVES
-from modeling_decodepos.region_cutout import cut_regions
 from modeling_decodepos.regions import boxes_to_pixels
-from modeling_decodepos.repositioning import reposition_foreground
 from training.recipe import ViewArguments
 from training.views.colours import Photometric, apply_photometric, sample_photometric
 from training.views.sampling import MEAN_COLOUR, VIEW_RULES, PixelSource, apply_view, read_pixels, sample_views

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from modeling_decodepos.region_cutout import (
+from modeling_decodepos.augmentations.region_cutout import (
     CUT_FORMS,
     GRID_BOX_AREA,
     cut_regions,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_decodepos.pictures import BrokenImage, decode_picture, read_size
+from modeling_decodepos.data.pictures import BrokenImage, decode_picture, read_size
 from training.data.decoding import decode_image
 
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Features, Image, List, Value
 
-from modeling_decodepos.schema import COLUMNS, build_features, row_problems, unit_xyxy_to_xywh, xywh_to_unit_xyxy
+from modeling_decodepos.data.schema import COLUMNS, build_features, row_problems, unit_xyxy_to_xywh, xywh_to_unit_xyxy
 
 NAMES = ["cat", "dog", "bird"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .regions import rasterise
+from ..regions import rasterise
 
 
 def replace_background(pixels: Tensor, background: Tensor, foreground: Tensor | np.ndarray) -> Tensor:

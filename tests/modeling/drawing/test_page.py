@@ -6,7 +6,7 @@ from jinja2 import UndefinedError
 from markupsafe import Markup
 from PIL import Image
 
-from modeling_decodepos.page import (
+from modeling_decodepos.drawing.page import (
     MINUS,
     Bar,
     bars,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from .regions import boxes_to_pixels
+from ..regions import boxes_to_pixels
 
 # Range of the foreground's scale. "paper": rigid size, as measured on the paper's figure. "scaled": ours; with rigid
 # size four boxes of a typical photo leave no slack, and moving them by nothing taught a trial network nothing.

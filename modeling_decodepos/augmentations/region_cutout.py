@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .regions import boxes_to_pixels
+from ..regions import boxes_to_pixels
 
 PixelBox = list[int]  # x1, y1, x2, y2, end exclusive
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_decodepos.background import foreground_mask, limit_coverage, replace_background
-from modeling_decodepos.region_cutout import sample_region_cut
+from modeling_decodepos.augmentations.background import foreground_mask, limit_coverage, replace_background
+from modeling_decodepos.augmentations.region_cutout import sample_region_cut
 from modeling_decodepos.regions import boxes_to_pixels, rasterise
 
 BOXES = np.array([[0.1, 0.1, 0.5, 0.6], [0.4, 0.3, 0.9, 0.8]])

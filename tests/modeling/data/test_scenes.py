@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from modeling_decodepos.scenes import (
+from modeling_decodepos.data.scenes import (
     BACKGROUNDS,
     CLASS_NAMES,
     MIN_VISIBLE,

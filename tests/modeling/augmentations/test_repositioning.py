@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from modeling_decodepos.background import foreground_mask, replace_background
-from modeling_decodepos.regions import boxes_to_pixels
-from modeling_decodepos.repositioning import (
+from modeling_decodepos.augmentations.background import foreground_mask, replace_background
+from modeling_decodepos.augmentations.repositioning import (
     FOREGROUND_SCALES,
     LEAST_SLACK,
     Placement,
@@ -16,6 +15,7 @@ from modeling_decodepos.repositioning import (
     reposition_foreground,
     sample_placement,
 )
+from modeling_decodepos.regions import boxes_to_pixels
 
 VIEW = 64
 

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from modeling_decodepos.settings import CommandParser, add_flags, check, from_values, given, key, number, read_yaml
+from modeling_decodepos.commands.settings import (
+    CommandParser,
+    add_flags,
+    check,
+    from_values,
+    given,
+    key,
+    number,
+    read_yaml,
+)
 
 
 @dataclass(frozen=True)

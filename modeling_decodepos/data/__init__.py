@@ -1,0 +1,1 @@
+"""Pictures and their rows: read from files, drawn, and the Parquet contract that every part of decodepos shares."""

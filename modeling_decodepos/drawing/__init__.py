@@ -1,0 +1,1 @@
+"""What results are shown on: pages of one file, and sheets of pictures."""
