@@ -41,6 +41,8 @@ def recipe_values(scenes: Path, tmp_path: Path) -> dict[str, Any]:
         "base_learning_rate": 0.02,
         "log_steps": 1,
         "measure_steps": 0,
+        "measure_size_px": 0,  # the views' size
+        "probe_count": 4,
         "cpu": True,
     }
 
