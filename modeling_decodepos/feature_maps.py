@@ -51,6 +51,16 @@ def patch_size(config: Any) -> int:
 
 def map_channels(config: Any) -> int:
     """Channels of the map that a network of this config gives; ValueError where it gives none."""
+    network = (type(config), config.to_json_string(use_diff=False))
+    if network not in _CHANNELS:  # half a second of building it
+        _CHANNELS[network] = _try_out(config)
+    return _CHANNELS[network]
+
+
+_CHANNELS: dict[tuple[type, str], int] = {}
+
+
+def _try_out(config: Any) -> int:
     own = getattr(config, "image_size", None) or 64
     side = own if isinstance(own, int) else max(own)
     try:

@@ -27,7 +27,7 @@ def values(recipe_values: dict[str, Any], released: Path) -> dict[str, Any]:
     small = {"view_size_px": 64, "alone_size_px": 32, "max_steps": 3, "log_steps": 1, "num_workers": 0}
     posttrain = load_recipe(DEFAULT_RECIPE.parent / "posttrain.yaml").values()
     kept = {name: recipe_values[name] for name in ("data", "output_dir", "global_batch_size", "cpu")}
-    measured = {"measure_images": 16, "measure_steps": 1, "keep_start": 0.0, "warmup_steps": 0}
+    measured = {"measure_images": 16, "measure_steps": 1, "keep_start": 0.0, "warmup_steps": 0, "diagnose": False}
     return {**posttrain, **kept, **small, **measured, "backbone": str(released)}
 
 
