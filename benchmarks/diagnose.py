@@ -40,10 +40,16 @@ def vit_small() -> PreTrainedModel:
     return ViTModel(ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536), add_pooling_layer=False)
 
 
-NETWORKS: dict[str, tuple[Callable[[], PreTrainedModel], float]] = {
+def two_resnet18() -> list[PreTrainedModel]:
+    """Two checkpoints of one network, as somebody compares before and after."""
+    return [resnet18(), resnet18()]
+
+
+NETWORKS: dict[str, tuple[Callable[[], PreTrainedModel | list[PreTrainedModel]], float]] = {
     "ResNet-50": (resnet50, 180.0),
     "ResNet-18": (resnet18, 60.0),
     "ViT-S/16": (vit_small, 60.0),
+    "ResNet-18, two checkpoints": (two_resnet18, 120.0),
 }
 """Networks, and the seconds on two cores that are wanted."""
 

@@ -127,11 +127,12 @@ def diagnose(
     # A model, its random weights and its image statistics are shown every draw.
     shown = (2 + weights) * len(draws)
     count = "{desc} {bar} {n_fmt} of {total_fmt} networks shown, {elapsed}, {remaining} to go"
+    controls: _Controls = {}
     with tqdm(total=shown * len(loaded), bar_format=count, disable=not progress, dynamic_ncols=True) as bar:
         for number, model in enumerate(loaded, start=1):
             bar.set_description(model.name[-24:])
             with failures.of(model.name), enough():
-                diagnosis.models.append(_diagnose_one(model, draws, weights, diagnosis, bar))
+                diagnosis.models.append(_diagnose_one(model, draws, weights, diagnosis, bar, controls))
             bar.update(shown * number - bar.n)
     failures.refuse_all(diagnosis.models)
     diagnosis.failed = {name: str(error) for name, error in failures.found.items()}
@@ -190,11 +191,16 @@ class _Failures:
 
 
 def _diagnose_one(
-    model: FeatureModel, draws: Sequence[ProbeData], weights: int, diagnosis: Diagnosis, bar: tqdm[Any]
+    model: FeatureModel,
+    draws: Sequence[ProbeData],
+    weights: int,
+    diagnosis: Diagnosis,
+    bar: tqdm[Any],
+    controls: _Controls,
 ) -> ModelResult:
     started = time.perf_counter()
     measures = diagnosis.measures
-    own, fresh, plain = [], [], []
+    own, plain = [], []
     first: ProbeFeatures | None = None
     for draw in draws:
         results, features = evaluate(model, draw, measures)
@@ -206,13 +212,8 @@ def _diagnose_one(
         plain.append(evaluate(control, draw, measures, control=True)[0])
         bar.update()
         del features
-        if model.fresh is not None:
-            for number in range(weights):
-                untrained = model.fresh(_FIRST_WEIGHTS + draw.seed + _NEXT_WEIGHTS * number)
-                untrained.fit_norms(draw.gallery.pixels[:FITTED_ON])
-                fresh.append(evaluate(untrained, draw, measures, control=True)[0])
-                bar.update()
     assert first is not None
+    fresh = _untrained(model, draws, weights, measures, bar, controls)
     wanted = "debias" in measures and "debias" not in diagnosis.skipped and own[0][-1].verdict == "ok"
     return ModelResult(
         name=model.name,
@@ -224,6 +225,38 @@ def _diagnose_one(
         features=first,
         seconds=time.perf_counter() - started,
     )
+
+
+# Of networks with random weights: what each of them gave, by all that it depends on.
+_Controls = dict[tuple[Any, ...], list[list[StageResult]]]
+
+
+def _untrained(
+    model: FeatureModel,
+    draws: Sequence[ProbeData],
+    weights: int,
+    measures: Sequence[str],
+    bar: tqdm[Any],
+    known: _Controls,
+) -> list[list[StageResult]]:
+    """Results of the model with random weights, every draw's one after the other. Two checkpoints of one network have
+    the same ones, so they are measured once."""
+    if model.fresh is None:
+        return []
+    network = (model.architecture, model.stages, model.size_px, model.mean, model.std, model.reading)
+    if network in known:
+        bar.update(weights * len(draws))
+        return known[network]
+    found = []
+    for draw in draws:
+        for number in range(weights):
+            untrained = model.fresh(_FIRST_WEIGHTS + draw.seed + _NEXT_WEIGHTS * number)
+            untrained.fit_norms(draw.gallery.pixels[:FITTED_ON])
+            found.append(evaluate(untrained, draw, measures, control=True)[0])
+            bar.update()
+    if model.architecture:
+        known[network] = found
+    return found
 
 
 def judge_debias(

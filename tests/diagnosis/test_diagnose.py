@@ -652,6 +652,25 @@ def test_random_weights_are_as_many_as_asked_for(monkeypatch, seeds, random_seed
     assert 1000 in drawn  # the weights of former versions are still among them
 
 
+def test_checkpoints_of_one_network_share_their_random_weights():
+    data, other = scenes(), small_resnet(seed=1)
+    wider = ResNetConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], embedding_size=8)
+    specs = [small_resnet(), other, ResNetModel(wider), small_resnet(seed=2)]
+    models = [load_model(spec, size_px=64, name=str(k)) for k, spec in enumerate(specs)]
+    models[3] = dataclasses.replace(models[3], mean=(0.1, 0.2, 0.3))
+    drawn = []
+    counted = [
+        dataclasses.replace(model, fresh=lambda seed, model=model: drawn.append(model.name) or model.fresh(seed))
+        for model in models
+    ]
+    how = {"size_px": 64, "measures": "norms,context", "random_seeds": 2}
+    together = diagnose(counted, data, **how)
+    assert drawn == ["0", "0", "2", "2", "3", "3"]  # other widths, or other pixels, are another network
+    for model, result in zip(models, together.models, strict=True):
+        alone = diagnose(model, data, **how).models[0].to_dict()
+        assert {**result.to_dict(), "seconds": 0} == {**alone, "seconds": 0}
+
+
 def norm_means(model):
     return torch.cat([norm.running_mean for norm in batch_norms(model.module)])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -382,7 +383,7 @@ def pool_results(repeats: list[list[StageResult]], *, another: bool = False) -> 
 
     With `another`, intervals are those of one more seed: see `pool_seeds`.
     """
-    first = repeats[0]
+    first = [dataclasses.replace(result) for result in repeats[0]]
     for number, result in enumerate(first):
         others = [results[number] for results in repeats]
         result.numbers = {

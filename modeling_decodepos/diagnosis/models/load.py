@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...batch_norms import fit_batch_norms
 from ...commands.memory import is_shortage
@@ -42,6 +43,8 @@ from .readings import choose_reading
 Maps = Callable[[Tensor], Sequence[Tensor]]
 
 _FITTED_AT_ONCE = 16  # pictures
+# Of a config: where its weights came from, which their fresh counterparts have nothing to do with.
+_ORIGIN = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 _CELL = 32  # pixels on a side of a cell of the last map of most CNNs
 
 
@@ -55,6 +58,7 @@ class FeatureModel:
     size_px: int  # side that pictures are resized to
     module: nn.Module | None = None
     fresh: Callable[[int], FeatureModel] | None = None  # random weights of a seed; None where nobody can know how
+    architecture: str = ""  # all that `fresh` depends on but the fields here; empty where nobody can say
     mean: tuple[float, ...] = IMAGE_MEAN  # of the pixels it was trained on, in [0, 1]
     std: tuple[float, ...] = IMAGE_STD
     note: str = ""  # what a reader should know
@@ -97,7 +101,8 @@ class FeatureModel:
         """One float (B, C, h, w) map per stage, from uint8 pictures."""
         found = [part.float() for part in self.maps(self.prepare(pixels))]
         for stage, part in zip(self.stages, found, strict=True):
-            if not torch.isfinite(part).all():
+            # One sum is a tenth of the work of looking at every value, which is done where it leaves a doubt.
+            if not torch.isfinite(part.sum()) and not torch.isfinite(part).all():
                 raise ValueError(
                     f"{self.name}: stage {stage} gives NaN or infinite features. Load the model in float32, and check "
                     "that its weights are finite."
@@ -191,7 +196,24 @@ def _wrap_transformers(network: Network, size_px: int, layers: int, device: torc
             other = keep_signal(builder(copy.deepcopy(model.config)).eval())
         return _wrap_transformers(_renewed(network, other), size_px, layers, device)
 
-    return FeatureModel(name, tuple(kept), maps, size, module, fresh, network.mean, network.std, note, device)
+    return FeatureModel(
+        name,
+        tuple(kept),
+        maps,
+        size,
+        module,
+        fresh,
+        f"{type(model).__name__} {_describe(model.config)}",
+        mean=network.mean,
+        std=network.std,
+        note=note,
+        device=device,
+    )
+
+
+def _describe(config: PreTrainedConfig) -> str:
+    values = {key: value for key, value in config.to_dict().items() if key not in _ORIGIN}
+    return json.dumps(values, sort_keys=True, default=str)
 
 
 def _renewed(network: Network, call: Any) -> Network:
@@ -221,6 +243,7 @@ def _with_region_stage(model: FeatureModel, config: DecodePosConfig) -> FeatureM
         maps=maps,
         region_net=net,
         fresh=own_fresh and (lambda seed: _with_region_stage(own_fresh(seed), config)),
+        architecture=f"{model.architecture} {_describe(config)}",
     )
 
 
@@ -292,7 +315,7 @@ def _wrap_callable(network: Network, size_px: int, layers: int, device: torch.de
         return _wrap_callable(_renewed(network, _reset(module, seed)), size_px, layers, device)
 
     known = fresh if _can_reset(module) else None
-    return FeatureModel(name, stages, maps, size_px, module, known, network.mean, network.std, device=device)
+    return FeatureModel(name, stages, maps, size_px, module, known, mean=network.mean, std=network.std, device=device)
 
 
 def _can_reset(module: nn.Module | None) -> bool:
