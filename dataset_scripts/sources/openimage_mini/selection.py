@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from modeling_decodepos.commands.settings import check, key
 
-from .tables import Boxes, Ids, id_text
+from .tables import Boxes, Ids
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,10 @@ def _have_sides(corners: NDArray[np.float32], rule: Rule) -> NDArray[np.bool_]:
 
 def _sha1_order(ids: Ids, salt: str) -> NDArray[np.intp]:
     """Order of the images by the SHA-1 of salt and id, in hexadecimal as in a text file."""
-    digests = [hashlib.sha1(f"{salt}{id_text(number)}".encode()).digest() for number in ids.tolist()]
-    return np.array(sorted(range(len(digests)), key=digests.__getitem__), np.intp)
+    text, before = ids.astype(">u8").tobytes().hex().encode(), salt.encode()
+    digests = [hashlib.sha1(before + text[start : start + 16]).digest() for start in range(0, len(text), 16)]
+    parts = np.frombuffer(b"".join(digests), np.dtype([("first", ">u8"), ("second", ">u8"), ("third", ">u4")]))
+    return np.lexsort([parts[name].astype(np.uint64) for name in ("third", "second", "first")])
 
 
 def _greedy(candidates: _Candidates, names: Sequence[str], rule: Rule) -> NDArray[np.intp]:

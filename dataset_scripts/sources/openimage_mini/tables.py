@@ -17,6 +17,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -111,12 +112,17 @@ def stream_csv(
         column_types=types, include_columns=list(types), include_missing_columns=True, null_values=["", "nan", "NaN"]
     )
     try:
-        yield from pa_csv.open_csv(
+        reader = pa_csv.open_csv(
             path,
             pa_csv.ReadOptions(block_size=BLOCK_BYTES),
             pa_csv.ParseOptions(newlines_in_values=multiline),
             convert,
         )
+        with ThreadPoolExecutor(1) as ahead:  # one block is parsed while the one before is made use of
+            coming = ahead.submit(next, reader, None)
+            while (block := coming.result()) is not None:
+                coming = ahead.submit(next, reader, None)
+                yield block
     except pa.ArrowInvalid as error:
         raise ValueError(
             f"{path}: a row cannot be read ({error}). If the file was cut off, delete it: it will be fetched again."
