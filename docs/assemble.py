@@ -62,7 +62,8 @@ def rewrite(text: str, page: str, repository: str = "") -> str:
 
     def link(found: re.Match[str]) -> str:
         target = to_site(found[3], page, repository)
-        return f"{found[1]}[{found[2]}]({target})" if target else found[2]
+        words = _LINK.sub(link, found[2])  # which may be a picture
+        return f"{found[1]}[{words}]({target})" if target else words
 
     parts = _CODE.split(text)
     return "".join(part if at % 2 else _LINK.sub(link, part) for at, part in enumerate(parts))

@@ -62,6 +62,8 @@ def test_every_public_name_has_a_page():
     [
         ("[a](docs/training.md#data)", "README.md", "[a](training.md#data)"),
         ("![a](docs/found.png)", "README.md", "![a](found.png)"),
+        ("[![a](docs/found.png)](docs/start.md)", "README.md", "[![a](found.png)](start.md)"),
+        ("[![a](docs/found.png)](Makefile)", "README.md", "[![a](found.png)](https://x/blob/HEAD/Makefile)"),
         ("[a](../README.md#two-commands)", "docs/start.md", "[a](index.md#two-commands)"),
         ("[a](tour.ipynb)", "docs/start.md", "[a](tour.md)"),
         ("[a](#here), [b](https://arxiv.org/abs/1)", "docs/start.md", "[a](#here), [b](https://arxiv.org/abs/1)"),
@@ -76,6 +78,15 @@ def test_links_lead_to_pages(link: str, page: str, found: str):
 
 def test_without_an_address_words_remain():
     assert assemble.rewrite("see [the `tutorial`](../training/tutorial.py).", "docs/a.md") == "see the `tutorial`."
+
+
+def test_every_link_leads_to_a_file_of_the_site(tmp_path: Path):
+    assemble.assemble(tmp_path)
+    for page in tmp_path.rglob("*.md"):
+        prose = re.sub(r"^```.*?^```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        targets = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", prose)}
+        local = {target for target in targets if target and not re.match(r"[a-z]+:", target)}
+        assert {target for target in local if not (page.parent / target).is_file()} == set(), page.name
 
 
 @pytest.mark.slow
