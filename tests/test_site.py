@@ -122,6 +122,6 @@ def test_the_tour_runs(tmp_path: Path):
         [sys.executable, "tour.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=290
     )
     assert done.returncode == 0, done.stderr
-    assert "last stage stage4" in done.stdout and "diagnosed in" in done.stdout
+    assert "last stage stage3" in done.stdout and "diagnosed in" in done.stdout
     left = ("report/report.html", "look.png", "look.html", "features.safetensors", "run/export/backbone/config.json")
     assert all((tmp_path / name).is_file() for name in (*left, "run/diagnosis/report.html", "run/report.html"))

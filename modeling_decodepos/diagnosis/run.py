@@ -239,8 +239,10 @@ def _untrained(
     bar: tqdm[Any],
     known: _Controls,
 ) -> list[list[StageResult]]:
-    """Results of the model with random weights, every draw's one after the other. Two checkpoints of one network have
-    the same ones, so they are measured once."""
+    """Results of the model with random weights, every draw's one after the other.
+
+    Checkpoints of one network have the same ones, so these are measured once and `known` afterwards.
+    """
     if model.fresh is None:
         return []
     network = (model.architecture, model.stages, model.size_px, model.mean, model.std, model.reading)

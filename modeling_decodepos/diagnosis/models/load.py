@@ -58,7 +58,6 @@ class FeatureModel:
     size_px: int  # side that pictures are resized to
     module: nn.Module | None = None
     fresh: Callable[[int], FeatureModel] | None = None  # random weights of a seed; None where nobody can know how
-    architecture: str = ""  # all that `fresh` depends on but the fields here; empty where nobody can say
     mean: tuple[float, ...] = IMAGE_MEAN  # of the pixels it was trained on, in [0, 1]
     std: tuple[float, ...] = IMAGE_STD
     note: str = ""  # what a reader should know
@@ -66,6 +65,7 @@ class FeatureModel:
     reading: str = "aligned"  # one of `readings.READINGS`
     cells: tuple[Cells, ...] = ()  # of each map, where the reading needs them
     region_net: Any = None  # a `DecodePosModel` whose region embeddings are the last stage, from the map two before it
+    architecture: str = ""  # all that `fresh` depends on but the fields here; empty where nobody can say
 
     def offset(self, stage: int, feature_map: Tensor) -> Offset:
         """Cells that regions are read further right and down on the map of a stage."""
@@ -196,19 +196,8 @@ def _wrap_transformers(network: Network, size_px: int, layers: int, device: torc
             other = keep_signal(builder(copy.deepcopy(model.config)).eval())
         return _wrap_transformers(_renewed(network, other), size_px, layers, device)
 
-    return FeatureModel(
-        name,
-        tuple(kept),
-        maps,
-        size,
-        module,
-        fresh,
-        f"{type(model).__name__} {_describe(model.config)}",
-        mean=network.mean,
-        std=network.std,
-        note=note,
-        device=device,
-    )
+    read_as = FeatureModel(name, tuple(kept), maps, size, module, fresh, network.mean, network.std, note, device)
+    return dataclasses.replace(read_as, architecture=f"{type(model).__name__} {_describe(model.config)}")
 
 
 def _describe(config: PreTrainedConfig) -> str:
@@ -315,7 +304,7 @@ def _wrap_callable(network: Network, size_px: int, layers: int, device: torch.de
         return _wrap_callable(_renewed(network, _reset(module, seed)), size_px, layers, device)
 
     known = fresh if _can_reset(module) else None
-    return FeatureModel(name, stages, maps, size_px, module, known, mean=network.mean, std=network.std, device=device)
+    return FeatureModel(name, stages, maps, size_px, module, known, network.mean, network.std, device=device)
 
 
 def _can_reset(module: nn.Module | None) -> bool:
