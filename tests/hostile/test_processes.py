@@ -43,7 +43,7 @@ def test_processes_end_with_a_sentence(tmp_path: Path, whole_models: Path, scene
             *("-m", "training.evaluation", "object_knn", "--model", "random:resnet_tiny", "--data", scenes),
             *("--output", out, "--temperature", ".nan"),
         ),
-        "--size_px: it is 0": ("-m", "training.export", damaged, "--output", out, "--image_size_px", "0"),
+        "image_size_px: it is 0": ("-m", "training.export", damaged, "--output", out, "--image_size_px", "0"),
         "the Hub takes no repository": ("-m", "dataset_scripts.publish", scenes, "--repo", "org/a--b", "--dry_run"),
     }  # fmt: skip
     with ThreadPoolExecutor(2) as pool:

@@ -183,9 +183,9 @@ def test_of_a_repository_only_harmless_files_of_a_known_size_are_taken(hub: HubS
     add("vit", ViTModel(ViTConfig(**small, image_size=32, patch_size=8)))
     add("pickle", drop="model.safetensors")
     add("code", auto_map={"AutoModel": "modeling_evil.Evil"}, model_type="evil")
-    add("wide", hidden_sizes=[32, 64, 128, 60_000])
-    add("deep", depths=[1, 1, 1, 10**9])
-    add("lying", hidden_sizes=[32, 64, 128, 512])
+    add("wide", hidden_sizes=[32, 64, 60_000])
+    add("deep", depths=[1, 1, 10**9])
+    add("lying", hidden_sizes=[32, 64, 512])
     add("text", BertModel(BertConfig(**small, vocab_size=50)))
     code = f"""
 import json, sys
@@ -202,7 +202,7 @@ said["heavy"] = ask("good")
 print(json.dumps(said))
 """
     said = json.loads(run_python(code, hub.env(tmp_path / "home", token=None)).splitlines()[-1])
-    assert said["good"] == ["stage1", "stage2", "stage3", "stage4"] and len(said["vit"]) == 2
+    assert said["good"] == ["stage1", "stage2", "stage3"] and len(said["vit"]) == 2
     for name, part in {
         "pickle": "Only weights in safetensors", "code": "code of its own, which this page never runs",
         "wide": "million weights, too many", "deep": "more than 64 layers", "lying": "cannot be used here",
