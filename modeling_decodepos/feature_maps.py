@@ -5,6 +5,7 @@ Shapes: B pictures, C channels, h w cells, N tokens.
 
 import copy
 import inspect
+import json
 from typing import Any
 
 import torch
@@ -51,13 +52,21 @@ def patch_size(config: Any) -> int:
 
 def map_channels(config: Any) -> int:
     """Channels of the map that a network of this config gives; ValueError where it gives none."""
-    network = (type(config), config.to_json_string(use_diff=False))
+    network = describe(config)
     if network not in _CHANNELS:  # half a second of building it
         _CHANNELS[network] = _try_out(config)
     return _CHANNELS[network]
 
 
-_CHANNELS: dict[tuple[type, str], int] = {}
+_CHANNELS: dict[str, int] = {}
+# Of a config: where its weights came from and how they are kept, which is no part of the network.
+_ORIGIN = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+
+
+def describe(config: Any) -> str:
+    """A text that is the same for configs of one network, whatever weights they came with."""
+    values = {key: value for key, value in config.to_dict().items() if key not in _ORIGIN}
+    return f"{type(config).__name__} {json.dumps(values, sort_keys=True, default=str)}"
 
 
 def _try_out(config: Any) -> int:

@@ -1,6 +1,7 @@
 """A diagnosis from end to end: what comes out, and what is said when something is missing or wrong."""
 
 import base64
+import copy
 import dataclasses
 import importlib
 import io
@@ -502,6 +503,12 @@ def test_a_model_that_fails_does_not_take_the_others_along(tmp_path, capsys):
     assert main([names[0], *options]) == 2
 
 
+def test_finite_features_whose_sum_is_not_are_no_nan():
+    model = load_model(lambda pixels: torch.full_like(pixels, 1e38))
+    (found,) = model(torch.zeros(1, 3, 160, 160, dtype=torch.uint8))
+    assert not torch.isfinite(found.sum()) and torch.isfinite(found).all()
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1e10])
 def test_the_scale_of_features_changes_nothing(scale):
     def scaled(network, factor):
@@ -654,8 +661,9 @@ def test_random_weights_are_as_many_as_asked_for(monkeypatch, seeds, random_seed
 
 def test_checkpoints_of_one_network_share_their_random_weights():
     data, other = scenes(), small_resnet(seed=1)
-    wider = ResNetConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], embedding_size=8)
-    specs = [small_resnet(), other, ResNetModel(wider), small_resnet(seed=2)]
+    deeper = copy.deepcopy(other.config)  # with the same stages of the same widths
+    deeper.depths = [1, 1, 2, 1]
+    specs = [small_resnet(), other, type(other)(deeper).eval(), small_resnet(seed=2)]
     models = [load_model(spec, size_px=64, name=str(k)) for k, spec in enumerate(specs)]
     models[3] = dataclasses.replace(models[3], mean=(0.1, 0.2, 0.3))
     drawn = []
@@ -665,7 +673,7 @@ def test_checkpoints_of_one_network_share_their_random_weights():
     ]
     how = {"size_px": 64, "measures": "norms,context", "random_seeds": 2}
     together = diagnose(counted, data, **how)
-    assert drawn == ["0", "0", "2", "2", "3", "3"]  # other widths, or other pixels, are another network
+    assert drawn == ["0", "0", "2", "2", "3", "3"]  # other depths, or other pixels, are another network
     for model, result in zip(models, together.models, strict=True):
         alone = diagnose(model, data, **how).models[0].to_dict()
         assert {**result.to_dict(), "seconds": 0} == {**alone, "seconds": 0}

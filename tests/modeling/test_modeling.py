@@ -38,6 +38,7 @@ from modeling_decodepos import (
     DecodePosModel,
     View,
     ema_update,
+    feature_maps,
     pool_regions,
 )
 from modeling_decodepos.regions import Regions, check_regions
@@ -672,6 +673,21 @@ MAP_NETWORKS: dict[str, tuple[PreTrainedConfig, int, int]] = {
     "vit": (ViTConfig(image_size=32, patch_size=8, **SMALL_TRANSFORMER), 64, 8),
     "deit": (DeiTConfig(image_size=32, patch_size=8, **SMALL_TRANSFORMER), 32, 8),
 }
+
+
+def test_a_network_is_tried_out_once_for_its_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    try_out = feature_maps._try_out
+    monkeypatch.setattr(feature_maps, "_CHANNELS", {})
+    monkeypatch.setattr(feature_maps, "_try_out", lambda config: tried.append(config) or try_out(config))
+    widths = [[8, 8, 12, 16], [8, 8, 12, 24]]
+    for number, hidden_sizes in enumerate(widths):
+        config = RegNetConfig(embedding_size=8, hidden_sizes=hidden_sizes, depths=[1, 1, 1, 1], groups_width=4)
+        AutoModel.from_config(config).save_pretrained(tmp_path / str(number))
+        for _ in range(2):
+            model = DecodePosModel.from_backbone(tmp_path / str(number))
+            assert model.config.map_channels == hidden_sizes[-1]
+        assert len(tried) == number + 1
 
 
 @pytest.mark.parametrize("kind", MAP_NETWORKS)

@@ -63,8 +63,10 @@ def test_both_ends_are_measured_and_none_is_taken_for_the_other(
     recipe = make_recipe(**posttrain)
     data = as_probe(build_online(recipe.data, recipe.run, 64), 64, 0)
     found = []
-    for folder, model in zip((released, finished / "export/backbone"), report["models"], strict=True):
-        again = diagnose(load_model(str(folder), size_px=64), data, size_px=64, random_seeds=1, measures="context")
+    ends = [load_model(str(folder), size_px=64) for folder in (released, finished / "export/backbone")]
+    assert ends[0].architecture == ends[1].architecture != "", "their random weights are measured twice"
+    for end, model in zip(ends, report["models"], strict=True):
+        again = diagnose(end, data, size_px=64, random_seeds=1, measures="context")
         found.append(again.models[0].last.numbers["context_leak"].value)
         assert model["stages"][-1]["numbers"]["context_leak"]["value"] == pytest.approx(found[-1], abs=1e-6)
     assert abs(found[0] - found[1]) > 1e-3
