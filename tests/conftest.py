@@ -33,12 +33,15 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_of_commands() -> Iterator[None]:
-    """What commands that are run in this process leave of themselves is gone for the next test.
+def nothing_is_left_of_other_tests() -> Iterator[None]:
+    """What other tests, and commands that they ran in this process, leave of themselves is gone.
 
     They make transformers quiet, whose warnings it may look for, and fix the precision of every later `Accelerator`.
+    Torch's numbers start anew: what a test draws does not depend on which tests this process ran before.
     """
     transformers_logging.set_verbosity_warning()
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
     yield
     if "accelerate.state" in sys.modules:
         sys.modules["accelerate.state"].AcceleratorState._reset_state()

@@ -219,6 +219,7 @@ def test_efficientnet_lite_has_the_tensors_of_its_checkpoints() -> None:
 
 def test_its_convolutions_pad_as_tensorflow() -> None:
     conv, x = SameConv(3, 4, 5, stride=2), torch.randn(1, 3, 32, 33)
+    assert not conv.bias.any()  # not what its memory held before
     expected = F.conv2d(F.pad(x, (2, 2, 1, 2)), conv.weight, conv.bias, stride=2)  # 3 pixels for 32, 4 for 33
     assert torch.equal(conv(x), expected) and expected.shape[2:] == (16, 17)
 

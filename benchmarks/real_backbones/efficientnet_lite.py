@@ -44,6 +44,8 @@ class SameConv(nn.Conv2d):
     def reset_parameters(self) -> None:
         """Fresh weights that keep the scale of what they meet; torch's own fade to nothing over fifty layers."""
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ceil(H / stride), ceil(W / stride))."""

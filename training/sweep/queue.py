@@ -94,8 +94,21 @@ class Queue:
         # The bar counts images, for those are what takes the time: so it can say how much is left.
         every, left = (sum(row.images for row in some) for some in (rows, missing))
         bar = tqdm(total=every, initial=every - left, unit="img", desc=self.sweep.name)
+        over = threading.Event()  # where one fails, those that have not begun are left
+
+        def begin(row: Row) -> None:
+            if over.is_set():
+                raise Stopped
+            try:
+                self.finish_row(row)
+            except Stopped:
+                raise
+            except BaseException:
+                over.set()  # here, for this thread takes the next row before the main one hears of it
+                raise
+
         with bar, ThreadPoolExecutor(jobs) as pool:
-            futures = {pool.submit(self.finish_row, row): row for row in missing}
+            futures = {pool.submit(begin, row): row for row in missing}
             try:
                 for future in as_completed(futures):
                     with suppress(Stopped):
@@ -103,8 +116,8 @@ class Queue:
                         row = futures[future]
                         bar.update(row.images)
                         bar.write(f"{row.name}: {_summary(row)}")
-            finally:  # where one fails, those that have not begun are left
-                pool.shutdown(wait=False, cancel_futures=True)
+            finally:
+                over.set()
 
     def stop_when_asked(self, budget_minutes: float) -> None:
         """Ask all that runs to stop when time is up, and at Ctrl-C and SIGTERM; a second one ends this process."""
