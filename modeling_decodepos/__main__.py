@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from .commands.garbage import collect_less
 from .commands.settings import CommandParser
 
 # Where the `main` of each command is, and what it does. It is imported when it is called: `--help` must be fast.
@@ -48,6 +49,8 @@ def build_parser() -> CommandParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that is named; 2 for one that the installed library has not."""
+    if arguments is None:
+        collect_less()
     words = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = (words[0], words[1:]) if words else ("", [])
     if name in COMMANDS:

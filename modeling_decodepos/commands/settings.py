@@ -27,6 +27,8 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
+from .garbage import collect_less
+
 T = TypeVar("T")
 
 
@@ -250,6 +252,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As in the parent class, but what is left over is an error here, where the nearest flag is known."""
+        if args is None:  # a process of its own, which goes on to import what is heavy
+            collect_less()
         words = sys.argv[1:] if args is None else args
         found, rest = super().parse_known_args([self._spelled(word) for word in words], namespace)
         if rest:
