@@ -1,5 +1,6 @@
 """What every test starts from: no network, and caches that end with the session."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from modeling_decodepos.commands.garbage import collect_less
 from tests.hub_server import TOKEN, HubServer
 
+collect_less()
 # Read by the Hugging Face libraries when they are imported, which the test modules do after this file.
 # `HF_HUB_OFFLINE=0 pytest -m hub` reaches the real Hub.
 CACHE = tempfile.TemporaryDirectory(prefix="decodepos-tests-")
@@ -26,6 +29,10 @@ from transformers import logging as transformers_logging  # noqa: E402
 # The same examples in every run, wherever it is; how long one takes says more of the machine than of the code.
 property_settings.register_profile("suite", derandomize=True, deadline=None, database=None)
 property_settings.load_profile("suite")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what all tests have imported is no garbage
 
 
 def pytest_unconfigure() -> None:

@@ -13,14 +13,14 @@ import os
 import re
 import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from tests.forks import ROOT, Forks
+
 STEPS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate")
 CUT_BYTES = 100
 KILLS = (-signal.SIGKILL, -signal.SIGXFSZ)
@@ -43,28 +43,21 @@ class End:
     steps: list[tuple[str, str]]  # what, and the path in the watched folder
 
 
-class Forks:
-    """The process that forks; a context manager."""
+class Killing:
+    """Starts commands of `modules`, one after the other."""
 
     def __init__(self, modules: list[str], scratch: Path, **environment: str):
-        self.scratch = scratch
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.killing", *modules],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"} | environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self.steps = scratch / "steps.jsonl"
+        self.outputs = (scratch / "output.txt", scratch / "errors.txt")
+        environment |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
+        self.forks = Forks([__name__, *modules], **environment)
+        self.environment = os.environ | environment
 
-    def __enter__(self) -> Forks:
+    def __enter__(self) -> Killing:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.close()
-        self.process.wait(60)
-        self.process.stdout.close()
+        self.forks.close()
 
     def start(self, main: str, words: tuple[object, ...], watched: Path, kill: Kill | None = None) -> int:
         """Starts MODULE.main with these words; its process id."""
@@ -73,20 +66,17 @@ class Forks:
             "words": [str(word) for word in words],
             "watched": str(watched),
             "kill": None if kill is None else [kill.step, kill.within],
-            "output": str(self.scratch / "output.txt"),
-            "steps": str(self.scratch / "steps.jsonl"),
+            "steps": str(self.steps),
         }
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        code = "import json, sys; from tests.killing import watched; sys.exit(watched(json.loads(sys.argv[1])))"
+        self.started = self.forks.start(["-c", code, json.dumps(order)], ROOT, self.environment, self.outputs)
+        return self.started.pid
 
     def end(self) -> End:
         """Waits for what was started last."""
-        assert self.process.stdout
-        code = int(self.process.stdout.readline())
-        steps = [tuple(json.loads(line)) for line in (self.scratch / "steps.jsonl").read_text().splitlines()]
-        return End(code, (self.scratch / "output.txt").read_text(errors="replace"), steps)
+        code, text = self.started.wait(), "".join(path.read_text(errors="replace") for path in self.outputs)
+        assert code is not None
+        return End(code, text, [tuple(json.loads(line)) for line in self.steps.read_text().splitlines()])
 
     def run(self, main: str, words: tuple[object, ...], watched: Path, kill: Kill | None = None) -> End:
         """Both."""
@@ -163,23 +153,7 @@ def _watch(order: dict[str, Any]) -> None:
     sys.addaudithook(look)
 
 
-def _serve(modules: list[str]) -> object:
-    for module in modules:
-        importlib.import_module(module)
-    orders, answers = os.dup(0), os.dup(1)
-    for line in os.fdopen(orders):
-        order = json.loads(line)
-        if (child := os.fork()) == 0:
-            output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(output, 1), os.dup2(output, 2), os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.close(answers)
-            _watch(order)
-            return importlib.import_module(order["main"]).main(order["words"])
-        os.write(answers, f"{child}\n".encode())
-        _, status = os.waitpid(child, 0)
-        os.write(answers, f"{os.waitstatus_to_exitcode(status)}\n".encode())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_serve(sys.argv[1:]))
+def watched(order: dict[str, Any]) -> object:
+    """The command of an order, in the process that it may kill."""
+    _watch(order)
+    return importlib.import_module(order["main"]).main(order["words"])

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -23,8 +22,8 @@ import training.probes.find
 import training.publish.__main__
 import training.sweep.__main__
 import training.views.__main__
+from tests.forks import ROOT, python
 
-ROOT = Path(__file__).parents[1]
 COMMANDS = [
     *("training.pretrain", "training.evaluation", "training.evaluation object_knn", "training.evaluation ablation"),
     *("training.export", "training.publish", "training.views", "training.run.report", "training.report"),
@@ -122,8 +121,7 @@ def test_former_spellings_are_taken():
 
 
 def test_the_probe_says_that_it_is_no_command():
-    command = [sys.executable, "-W", "ignore", "-m", "training.probe", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = python().run(["-m", "training.probe", "--help"])
     assert done.returncode == 1 and "decodepos-diagnose MODEL" in done.stderr and "probe_count" in done.stderr
 
 

@@ -21,7 +21,7 @@ import pytest
 from tests.dataset_scripts.small_sources import annotation_entry, coco, image_entry
 from tests.hostile.conftest import SMALL_RUN
 from tests.hub_server import TOKEN, HubServer, Reply, Request
-from tests.killing import KILLS, Forks, Kill, contents, differences
+from tests.killing import KILLS, Kill, Killing, contents, differences
 from tests.training.conftest import scenes  # noqa: F401
 from tests.training.evaluation.conftest import squares  # noqa: F401
 from training.publish.folders import KINDS
@@ -35,7 +35,7 @@ Tree = dict[str, bytes | None]
 class Command:
     """A command whose every output lies in one folder."""
 
-    forks: Forks
+    forks: Killing
     main: str
     words: tuple[object, ...]
     output: Path
@@ -121,29 +121,29 @@ def show(command: Command) -> None:
 
 
 @pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killing]:
     modules = ["dataset_scripts.prepare", "dataset_scripts.sources.scenes", "dataset_scripts.sources.coco.builder"]
     modules += ["training.pretrain", "training.run.setup", "training.run.finish", "training.run.report"]
     modules += ["training.evaluation.__main__", "training.evaluation.measure", "training.evaluation.object_knn"]
     modules += ["modeling_decodepos.diagnosis.command", "modeling_decodepos.diagnosis.run", "transformers"]
-    with Forks(modules, tmp_path_factory.mktemp("forks"), OMP_NUM_THREADS="1") as started:
+    with Killing(modules, tmp_path_factory.mktemp("forks"), OMP_NUM_THREADS="1") as started:
         yield started
 
 
-def test_a_run(forks: Forks, scenes: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_run(forks: Killing, scenes: Path, tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "runs"
     words = [*SMALL_RUN, "--mixed_precision", "no", "--probe_count", 4, "--save_steps", 1, "--data", scenes]
     words += ["--measure_steps", 1, "--measure_images", 8, "--max_steps", 2, "--output_dir", out / "run"]
     kill_often(Command(forks, "training.pretrain", tuple(words), out), 28)
 
 
-def test_a_build_of_scenes(forks: Forks, tmp_path: Path) -> None:
+def test_a_build_of_scenes(forks: Killing, tmp_path: Path) -> None:
     out = tmp_path / "built"
     words = ("scenes", "--train", 6, "--validation", 3, "--size-px", 32, "--workers", 1, "--output", out / "scenes")
     kill_often(Command(forks, "dataset_scripts.prepare", words, out), 20)
 
 
-def test_a_build_of_coco(forks: Forks, tmp_path: Path) -> None:
+def test_a_build_of_coco(forks: Killing, tmp_path: Path) -> None:
     images = [image_entry(number) for number in range(1, 5)]
     boxes = [annotation_entry(number, number, [3, 4, 20, 15]) for number in range(1, 5)]
     source, out = coco(tmp_path / "coco", images, boxes), tmp_path / "built"
@@ -151,13 +151,13 @@ def test_a_build_of_coco(forks: Forks, tmp_path: Path) -> None:
     kill_often(Command(forks, "dataset_scripts.prepare", words, out), 20)
 
 
-def test_an_evaluation(forks: Forks, squares: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_an_evaluation(forks: Killing, squares: Path, tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "results"
     words = ("object_knn", "--model", "random:resnet_tiny", "--data", squares, "--size_px", 64)
     kill_often(Command(forks, "training.evaluation.__main__", (*words, "--output", out / "knn.json"), out), 6)
 
 
-def test_a_diagnosis(forks: Forks, squares: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_diagnosis(forks: Killing, squares: Path, tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "results"
     words = ("random:resnet_tiny", "--data", squares, "--size", 64, "--images", 8, "--measures", "norms")
     words = (*words, "--output", out / "report")
@@ -192,7 +192,7 @@ def publishing(run: Path, tmp_path: Path) -> Iterator[tuple[Command, KillingHub]
     with KillingHub() as hub:
         environment = {name: value for name, value in hub.env(tmp_path / "home", TOKEN).items() if "HF" in name}
         modules = ["training.publish.__main__", "training.publish.command", "dataset_scripts.build.engines"]
-        with Forks([*modules, "transformers"], tmp_path, NO_PROXY="127.0.0.1", **environment) as forks:
+        with Killing([*modules, "transformers"], tmp_path, NO_PROXY="127.0.0.1", **environment) as forks:
             out = tmp_path / "out"
 
             def prepare() -> None:
@@ -209,7 +209,7 @@ def publishing(run: Path, tmp_path: Path) -> Iterator[tuple[Command, KillingHub]
             yield Command(forks, "training.publish.__main__", words, out, prepare, read), hub
 
 
-def test_a_release(forks: Forks, scenes: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_release(forks: Killing, scenes: Path, tmp_path: Path) -> None:  # noqa: F811
     run = tmp_path / "made"
     run.mkdir()
     words = [*SMALL_RUN, "--mixed_precision", "no", "--data", scenes, "--output_dir", run / "run", "--probe_count", 4]

@@ -26,9 +26,9 @@ from modeling_decodepos.embedding import embed, load_features
 from modeling_decodepos.embedding.run import _map_ahead
 from modeling_decodepos.imagenet import IMAGE_MEAN, IMAGE_STD
 from tests.embedding.conftest import write_table
+from tests.forks import ROOT, python
 from tests.hub_server import HubServer, run_python
 
-ROOT = Path(__file__).parents[2]
 OURS = str(ROOT / "model_cards" / "weights" / "decodepos-scenes-mini")
 ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -174,8 +174,7 @@ def test_killed_and_run_again_it_ends_in_the_same_file(
     monkeypatch.delitem(sys.modules, "slow", raising=False)
     kinds = "image,regions,patches" + (",maps" if name.endswith("safetensors") else "")
     words = ["slow:network", "--data", photos, "--size_px", "32", "--features", kinds, "--output", f"cut/{name}"]
-    command = [sys.executable, "-m", "modeling_decodepos", "embed", *map(str, words)]
-    process = subprocess.Popen(command, cwd=tmp_path, env=ENV, stderr=subprocess.DEVNULL)
+    process = python().start(["-m", "modeling_decodepos", "embed", *words], tmp_path, ENV)
     parts = tmp_path / "cut" / f".{name}.parts"
     deadline = time.monotonic() + 60
     while not list(parts.glob("0*.safetensors")) and time.monotonic() < deadline:

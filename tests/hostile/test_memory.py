@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from modeling_decodepos.commands.memory import is_shortage, named_shortage
+from tests.forks import ROOT
 from tests.hostile.conftest import SMALL_RUN
-from tests.training.runs import ENVIRONMENT, ROOT
+from tests.training.runs import ENVIRONMENT
 
 MORE_BYTES = 400 * 2**20
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.runs import ENVIRONMENT, ROOT
+from tests.forks import ROOT
+from tests.training.runs import ENVIRONMENT
 
 
 def process(folder: Path, *words: object) -> subprocess.CompletedProcess:

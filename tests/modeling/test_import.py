@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
+
+from tests.forks import Forks
 
 IS_KNOWN = """
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForPreTraining
@@ -23,14 +26,26 @@ STARTS = {
 }
 
 
-def run(code: str) -> None:
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+# What takes long of what transformers imports.
+BELOW_TRANSFORMERS = ("torch._dynamo", "torch.distributed.tensor", "torch.export", "datasets", "scipy.optimize")
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks(BELOW_TRANSFORMERS) as forks:
+        yield forks
 
 
 @pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
-def test_auto_classes_know_the_models_whatever_comes_first(start: str):
-    run(f"{start}\n{IS_KNOWN}")
+def test_auto_classes_know_the_models_whatever_comes_first(start: str, forks: Forks):
+    new = "import sys, warnings; warnings.simplefilter('error'); assert 'transformers' not in sys.modules"
+    done = forks.run(["-c", f"{new}\n{start}\n{IS_KNOWN}"])
+    assert done.returncode == 0, done.stderr
+
+
+def run(code: str) -> None:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_import_alone_is_light_and_has_every_name():

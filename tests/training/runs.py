@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -13,6 +12,7 @@ from torch import nn
 from transformers import logging as transformers_logging
 
 from modeling_decodepos.losses import OBJECTIVES
+from tests.forks import python
 from training import pretrain
 from training.data.batches import RegionDataset
 from training.data.sources import open_images
@@ -21,7 +21,6 @@ from training.run.model import build_model
 from training.run.optimisation import build_optimizer
 from training.run.setup import Run
 
-ROOT = Path(__file__).parents[2]
 Make = Callable[..., Recipe]
 
 
@@ -68,11 +67,4 @@ def run_here(values: dict[str, Any]) -> int | str | None:
 
 
 def run_command(values: dict[str, Any], *launcher: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command_line(values, *launcher),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=ENVIRONMENT | environment,
-    )
+    return python().run(command_line(values, *launcher)[1:], env=ENVIRONMENT | environment)

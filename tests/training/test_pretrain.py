@@ -8,6 +8,7 @@ import torch
 
 import training.pretrain as pretrain
 from modeling_decodepos.losses import OBJECTIVES
+from tests.forks import call_in_two
 from tests.training.runs import Make, freeze_statistics, small_run
 from training.errors import RunStopped
 from training.recipe import Recipe
@@ -109,7 +110,7 @@ def test_two_processes_make_the_same_update_as_one(make_recipe: Make, tmp_path: 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_train_as_one_of_two, (recipe, tmp_path, port), nprocs=2)
+    call_in_two(_train_as_one_of_two, recipe, tmp_path, port)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     run, data = small_run(recipe)
     freeze_statistics(run.net)

@@ -1,20 +1,16 @@
 """The tutorial does what it says, as a newcomer runs it."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from safetensors.torch import load_file
 
-from tests.training.runs import ENVIRONMENT, ROOT
-
-OFFLINE = ENVIRONMENT | {"HF_HUB_OFFLINE": "1"}
+from tests.forks import ROOT, python
+from tests.training.runs import ENVIRONMENT
 
 
 def test_the_tutorial_goes_from_nothing_to_a_number(tmp_path: Path):
-    command, environment = [sys.executable, "-m", "training.tutorial"], OFFLINE | {"TMPDIR": str(tmp_path)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    done = python().run(["-m", "training.tutorial"], env=ENVIRONMENT | {"TMPDIR": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.glob("decodepos-tutorial-*")
     printed = {Path(path) for path in re.findall(rf"{folder}[\w/.-]*\w", done.stdout)}

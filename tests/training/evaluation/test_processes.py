@@ -13,6 +13,7 @@ import torch.distributed as dist
 from transformers import ConvNextConfig
 
 from modeling_decodepos import DecodePosConfig, DecodePosModel
+from tests.forks import call_in_two
 from tests.training.evaluation.conftest import SIDE, FakeModel, inside, write_squares
 from training.evaluation import (
     detection,
@@ -123,7 +124,7 @@ def on_one_and_on_two(measure: Measure, folder: Path) -> list[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_one_of_two, (measure, data, folder, port), nprocs=2)
+    call_in_two(_one_of_two, measure, data, folder, port)
     return [measure(data, Processes())] + [pickle.loads((folder / f"{n}.pkl").read_bytes()) for n in range(2)]
 
 

@@ -5,7 +5,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,8 @@ from transformers import AutoModel, AutoModelForPreTraining, ResNetModel
 
 import modeling_decodepos  # noqa: F401  registers the Auto classes
 from modeling_decodepos import DecodePosForPreTraining
-from tests.training.runs import ENVIRONMENT, ROOT, Make, command_line, run_command, run_here, small_run
+from tests.forks import ROOT, Fork, python
+from tests.training.runs import ENVIRONMENT, Make, command_line, run_command, run_here, small_run
 from training.data.sources import open_images
 from training.errors import EXIT_INTERRUPTED, RunStopped
 from training.pretrain import start_tracker
@@ -108,16 +108,14 @@ def test_a_change_is_made_only_when_it_is_named(
 
 
 @contextmanager
-def started(command: list[str], **environment: str) -> Iterator[subprocess.Popen]:
+def started(command: list[str], **environment: str) -> Iterator[Fork]:
     """The command as a process group of its own, gone when this closes."""
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=ENVIRONMENT | environment, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = python().start(command[1:], env=ENVIRONMENT | environment)
     try:
         yield process
     finally:
-        process.kill()
-        process.communicate()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -131,7 +129,7 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+def wait_for(condition: Callable[[], bool], process: Fork) -> None:
     while process.poll() is None and not condition():
         time.sleep(0.001)
     assert process.poll() is None, "it ended before it could be stopped"
@@ -182,7 +180,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
     stopped = straight | {"output_dir": tmp_path / "stopped"}
     with started(command_line(stopped)) as run:
         wait_for(writes_a_later_checkpoint(tmp_path / "stopped"), run)
-        run.kill()
+        run.send_signal(signal.SIGKILL)
         run.wait()
     left = [path.name for path in (tmp_path / "stopped/checkpoints").iterdir()]
     assert any(name.startswith((".writing_", ".deleting_")) for name in left), left
@@ -213,9 +211,9 @@ def test_two_processes_that_were_killed_continue_as_if_they_had_not(
         else:
             wait_for(lambda: logged_steps(tmp_path / "stopped") >= 3, run)
         if moment == "SIGTERM":
-            run.terminate()  # torchrun hands it on
+            run.send_signal(signal.SIGTERM)  # torchrun hands it on
         else:
-            for number in processes_of(tmp_path / "stopped"):
+            for number in (run.pid, *processes_of(tmp_path / "stopped")):
                 os.kill(number, signal.SIGKILL)
         run.wait()
     assert run.returncode != 0
@@ -240,15 +238,13 @@ def test_a_full_disk_costs_no_checkpoint(recipe_values: dict[str, Any], tmp_path
     assert run_here(values) == run_here(straight) == 0
     shutil.rmtree(tmp_path / "run/checkpoints/step_0000006")
     limited = [
-        sys.executable,
         "-c",
         "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)); "
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')",
         *command_line(values)[1:],
     ]
-    with started(limited, PYTHONPATH=str(ROOT)) as run:
-        run.communicate(timeout=200)
-    assert run.returncode == 1
+    done = python().run(limited, env=ENVIRONMENT)
+    assert done.returncode == 1
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_0000003"]
     described = json.loads((tmp_path / "run/run.json").read_text())
     assert described["status"] == "stopped"
