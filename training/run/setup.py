@@ -164,7 +164,17 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
             "give this one its own: --main_process_port (accelerate) or --master_port (torchrun)."
         ) from error
     check_world(accelerator, settings.processes)
+    if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
+        take_free_cores(recipe.data.num_workers)
     return accelerator
+
+
+def take_free_cores(num_workers: int) -> None:
+    """Torch computes in every core but one, which is for the workers if there are any, unless OMP_NUM_THREADS says."""
+    said, launched = os.environ.get("OMP_NUM_THREADS"), "ACCELERATE_MIXED_PRECISION" in os.environ
+    if said is None or (said == "1" and launched):  # which is what `accelerate launch` says by itself
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores - min(num_workers, 1)))
 
 
 def check_world(accelerator: Accelerator, processes: int) -> None:

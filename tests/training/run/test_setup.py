@@ -96,6 +96,37 @@ def test_processes_wait_for_what_only_the_main_one_does(make_recipe: Make, monke
     assert wait >= timedelta(hours=1)
 
 
+@pytest.mark.parametrize(
+    ("environment", "cores", "workers", "threads"),
+    [
+        ({}, 16, 4, 15),
+        ({}, 16, 0, 16),
+        ({}, 2, 1, 1),
+        ({}, 1, 1, 1),
+        ({"OMP_NUM_THREADS": "1"}, 16, 4, None),  # as a sweep gives each of its rows
+        ({"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}, 16, 4, 15),
+        ({"OMP_NUM_THREADS": "3", "ACCELERATE_MIXED_PRECISION": "no"}, 16, 4, None),
+    ],
+)
+def test_a_process_alone_on_a_cpu_takes_the_cores_that_are_free(
+    make_recipe: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    cores: int,
+    workers: int,
+    threads: int | None,
+):
+    for name in ("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    build_accelerator(make_recipe(num_workers=workers))
+    assert chosen == ([] if threads is None else [threads])
+
+
 @pytest.mark.filterwarnings("ignore")  # what torch warns of when it compiles is not ours
 def test_every_stage_is_compiled(make_recipe: Make, monkeypatch: pytest.MonkeyPatch):
     """Student and teacher, full and small views: torch gives up silently on a function with too many versions."""
