@@ -1,6 +1,7 @@
 import math
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,6 +126,15 @@ def test_a_process_alone_on_a_cpu_takes_the_cores_that_are_free(
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)), raising=False)
     build_accelerator(make_recipe(num_workers=workers))
     assert chosen == ([] if threads is None else [threads])
+
+
+def test_processes_beside_each_other_keep_their_threads(make_recipe: Make, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    both = SimpleNamespace(device=torch.device("cpu"), num_processes=2)
+    monkeypatch.setattr("training.run.setup.Accelerator", lambda **_: both)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: pytest.fail(f"it took {threads} threads"))
+    assert build_accelerator(make_recipe()) is both
 
 
 @pytest.mark.filterwarnings("ignore")  # what torch warns of when it compiles is not ours
