@@ -1,4 +1,4 @@
-"""Python's search for garbage, kept out of the start and the end of a command, of which it takes two fifths."""
+"""Python's search for garbage, kept out of the start and the end of a command, of which it takes a third."""
 
 from __future__ import annotations
 
