@@ -38,7 +38,11 @@ class Fork:
         self.pid = self._number()
 
     def _number(self) -> int:
-        return int.from_bytes(self.line.recv(4), "big", signed=True)
+        told = self.line.recv(4)
+        if not told:  # read as a number, it would be the exit code of a success
+            self.line.close()
+            raise RuntimeError("what started this process, or waited for it, has ended itself.")
+        return int.from_bytes(told, "big", signed=True)
 
     def poll(self) -> int | None:
         """The exit code, a negative one for a signal, once it has ended."""
@@ -107,10 +111,14 @@ class Forks:
         order = {"words": [str(word) for word in command], "cwd": str(cwd), "env": env or dict(os.environ)}
         order["outputs"] = [str(path) for path in outputs]
         line, theirs = socket.socketpair()
-        with theirs:
-            socket.send_fds(self.orders, [b"."], [theirs.fileno()])
-        line.sendall(json.dumps(order).encode() + b"\n")
-        return Fork(line, outputs)
+        try:
+            with theirs:
+                socket.send_fds(self.orders, [b"."], [theirs.fileno()])
+            line.sendall(json.dumps(order).encode() + b"\n")
+            return Fork(line, outputs)
+        except BaseException:
+            line.close()
+            raise
 
     def run(
         self, command: Sequence[str | Path], cwd: Path = ROOT, env: dict[str, str] | None = None, timeout: float = 240
@@ -118,7 +126,8 @@ class Forks:
         """The same, once it has ended."""
         fork = self.start(command, cwd, env)
         output, errors = fork.communicate(timeout)
-        return subprocess.CompletedProcess(command, fork.returncode or 0, output, errors)
+        assert fork.returncode is not None
+        return subprocess.CompletedProcess(command, fork.returncode, output, errors)
 
 
 @functools.cache

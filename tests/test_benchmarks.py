@@ -1,6 +1,5 @@
 """The benchmarks of the data path run, and both of their sides make the same views."""
 
-import gc
 import json
 import random
 import subprocess
@@ -57,7 +56,6 @@ def run(main: Callable[[], None], options: str, monkeypatch: pytest.MonkeyPatch,
         main()
     finally:
         torch.set_num_threads(threads)
-        gc.unfreeze()
     printed = capsys.readouterr().out
     return printed, json.loads(printed.splitlines()[-1])
 

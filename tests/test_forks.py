@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.forks import python
+from tests.forks import Forks, python
 
 CODE = """
 import os, sys
@@ -44,11 +45,27 @@ def test_a_module_and_a_file_are_run_as_such(tmp_path: Path) -> None:
         assert done.stdout.startswith("__main__ ['x'] ") and "beside.py" in done.stdout, done.stderr
 
 
-def test_it_is_waited_for_and_killed(tmp_path: Path) -> None:
+def test_it_is_waited_for_and_killed() -> None:
     fork = python().start(["-c", "import time; print('begun', flush=True); time.sleep(60)"])
-    assert fork.poll() is None and os.getpgid(fork.pid) in (fork.pid, os.getpgid(os.getpid()))
+    while fork.poll() is None and not fork.outputs[0].read_text():
+        time.sleep(0.01)
+    assert fork.poll() is None and os.getpgid(fork.pid) == fork.pid
     with pytest.raises(subprocess.TimeoutExpired):
-        fork.communicate(0.2)
+        fork.communicate(0.1)
     assert fork.wait(20) == -signal.SIGKILL == fork.returncode
-    assert fork.communicate()[0] in ("", "begun\n")
+    assert fork.communicate() == ("begun\n", "")
     fork.send_signal(signal.SIGTERM)  # too late, and no error
+
+
+def test_an_end_that_nobody_tells_is_no_success() -> None:
+    fork = python().start(["-c", "import time; time.sleep(60)"])
+    parent = int(Path(f"/proc/{fork.pid}/stat").read_text().split()[3])
+    os.kill(parent, signal.SIGKILL)  # it waits for the fork, and would tell
+    with pytest.raises(RuntimeError, match="has ended itself"):
+        fork.wait(20)
+    os.kill(fork.pid, signal.SIGKILL)
+
+
+def test_what_cannot_start_is_no_success() -> None:
+    with Forks(["no_such_module"]) as forks, pytest.raises((RuntimeError, OSError)):
+        forks.run(["-c", ""])

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -49,7 +50,6 @@ from modeling_decodepos.diagnosis.report.verdicts import compare, find_rows, is_
 from modeling_decodepos.diagnosis.results import ModelResult, describe_debias
 from modeling_decodepos.diagnosis.run import fit_debias
 from modeling_decodepos.diagnosis.statistics.estimates import Estimate
-from tests.forks import python
 from tests.modeling.drawing.test_page import Reader, classes_without_a_style
 
 FEW = 8
@@ -745,8 +745,8 @@ def test_the_command_is_quiet_about_weights_that_it_does_not_need(tmp_path):
     ResNetForImageClassification(config).save_pretrained(tmp_path / "network")
     options = ["--images", "4", "--size", "64", "--measures", "norms", "--output", str(tmp_path / "out")]
     # In a process of its own: what transformers says goes past pytest's capture.
-    done = python().run(["-m", "modeling_decodepos.diagnosis.command", tmp_path / "network", *options])
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "modeling_decodepos.diagnosis.command", str(tmp_path / "network"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     said = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
     assert said and all("networks shown" in line for line in said)
     assert "5 of 5 networks shown" in said[-1] and "Outlier tokens" in done.stdout

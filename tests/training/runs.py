@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -47,8 +46,9 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def command_line(values: dict[str, Any], *launcher: str) -> list[str]:
+    """What Python is given to run."""
     flags = [part for key, value in values.items() for part in (f"--{key}", str(value))]
-    return [sys.executable, *launcher, "training/pretrain.py", *flags]
+    return [*launcher, "training/pretrain.py", *flags]
 
 
 def run_here(values: dict[str, Any]) -> int | str | None:
@@ -56,7 +56,7 @@ def run_here(values: dict[str, Any]) -> int | str | None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     verbosity = transformers_logging.get_verbosity()
     try:
-        pretrain.main(command_line(values)[2:])
+        pretrain.main(command_line(values)[1:])
     except SystemExit as end:
         return end.code
     finally:
@@ -67,4 +67,4 @@ def run_here(values: dict[str, Any]) -> int | str | None:
 
 
 def run_command(values: dict[str, Any], *launcher: str, **environment: str) -> subprocess.CompletedProcess:
-    return python().run(command_line(values, *launcher)[1:], env=ENVIRONMENT | environment)
+    return python().run(command_line(values, *launcher), env=ENVIRONMENT | environment)

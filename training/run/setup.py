@@ -170,7 +170,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def take_free_cores(num_workers: int) -> None:
-    """Torch computes in every core but one, which is for the workers if there are any, unless OMP_NUM_THREADS says."""
+    """Torch takes every core but one, which is for the workers if there are any; OMP_NUM_THREADS decides otherwise."""
     said, launched = os.environ.get("OMP_NUM_THREADS"), "ACCELERATE_MIXED_PRECISION" in os.environ
     if said is None or (said == "1" and launched):  # which is what `accelerate launch` says by itself
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,7 +111,7 @@ def test_a_change_is_made_only_when_it_is_named(
 @contextmanager
 def started(command: list[str], **environment: str) -> Iterator[Fork]:
     """The command as a process group of its own, gone when this closes."""
-    process = python().start(command[1:], env=ENVIRONMENT | environment)
+    process = python().start(command, env=ENVIRONMENT | environment)
     try:
         yield process
     finally:
@@ -241,7 +242,7 @@ def test_a_full_disk_costs_no_checkpoint(recipe_values: dict[str, Any], tmp_path
         "-c",
         "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)); "
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')",
-        *command_line(values)[1:],
+        *command_line(values),
     ]
     done = python().run(limited, env=ENVIRONMENT)
     assert done.returncode == 1
@@ -313,7 +314,7 @@ def test_two_machines_work_together(recipe_values: dict[str, Any], tmp_path: Pat
         line = command_line(values | {"output_dir": tmp_path / "nodes"}, *command)
         nodes.append(
             subprocess.Popen(
-                line,
+                [sys.executable, *line],
                 cwd=ROOT,
                 env=ENVIRONMENT | {"ACCELERATE_USE_CPU": "true"},
                 stdout=subprocess.PIPE,
